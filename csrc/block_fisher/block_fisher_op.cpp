@@ -1,0 +1,133 @@
+// The block-diagonal Fisher: one task a block, start to end in one thread's cache. A block of B columns is
+// dual where m < B and primal where m >= B; the last block may be narrower and of the other form.
+#include "adapter.h"
+
+namespace mfac {
+namespace {
+
+struct Blocks {
+  int64_t rank, dim, block_size;
+  int64_t count() const { return ceil_div(dim, block_size); }
+  int64_t order() const { return std::min(rank, block_size); }  // of the largest factor
+  int64_t begin(int64_t b) const { return b * block_size; }
+  int64_t cols(int64_t b) const { return std::min(block_size, dim - begin(b)); }
+  BlockForm form(int64_t b) const { return rank < cols(b) ? BlockForm::kDual : BlockForm::kPrimal; }
+};
+
+// Calls f(block number, Block) for every block on all threads; each thread has scratch of `scratch` doubles.
+template <typename T, typename F>
+void for_each_block(const Tensor& window, const Blocks& blocks, double* factors, double damping, double num_terms,
+                    int64_t scratch, int64_t work, const F& f) {
+  const T* data = window.const_data_ptr<T>();
+  parallel_tasks(blocks.count(), work, [&](int64_t begin, int64_t end) {
+    std::vector<double> buffer(scratch);
+    for (int64_t b = begin; b < end; ++b) {
+      double* factor = factors == nullptr ? nullptr : factors + b * blocks.order() * blocks.order();
+      f(b, Block<T>{data + blocks.begin(b), window.stride(0), blocks.rank, blocks.cols(b), damping, num_terms,
+                    blocks.form(b), factor, blocks.order(), buffer.data()});
+    }
+  });
+}
+
+Blocks check_blocks(const char* op, const Tensor& window, int64_t block_size) {
+  check_rows(op, "window", window);
+  STD_TORCH_CHECK(block_size >= 1, op, ": Parameter `block_size` should be >= 1. Found ", block_size, ".");
+  return {window.size(0), window.size(1), std::min(block_size, std::max<int64_t>(1, window.size(1)))};
+}
+
+double* check_factors(const char* op, const Tensor& factors, const Blocks& blocks) {
+  check_dense_f64(op, "factors", factors);
+  check_size(op, "factors", factors.numel(), blocks.count() * blocks.order() * blocks.order());
+  return const_cast<double*>(factors.const_data_ptr<double>());  // read only by the three products below
+}
+
+void check_vectors(const char* op, const Tensor& vectors, const Blocks& blocks) {
+  check_dense_f64(op, "vectors", vectors);
+  STD_TORCH_CHECK(vectors.dim() == 2, op, ": Parameter `vectors` should be a matrix.");
+  check_size(op, "vectors", vectors.size(1), blocks.dim);
+}
+
+std::tuple<Tensor, Tensor> block_factor_cpu(const Tensor& window, int64_t block_size, double damping,
+                                            double num_terms) {
+  const Blocks blocks = check_blocks("block_factor", window, block_size);
+  const int64_t count = blocks.count(), order = blocks.order();
+  Tensor factors = empty_f64(window, {count, order, order});
+  Tensor info = torch::stable::new_empty(window, {count}, ScalarType::Long);
+  double* factor = factors.mutable_data_ptr<double>();
+  std::fill(factor, factor + factors.numel(), 0.0);
+  int64_t* failed = info.mutable_data_ptr<int64_t>();
+  dispatch_float(window, [&](auto* type) {
+    using T = element_t<decltype(type)>;
+    for_each_block<T>(window, blocks, factor, damping, num_terms, blocks.rank * blocks.block_size,
+                      blocks.rank * blocks.block_size * order,
+                      [&](int64_t b, const Block<T>& block) { failed[b] = kernels_for<T>().block_factor(block); });
+  });
+  return {factors, info};
+}
+
+Tensor block_ihvp_cpu(const Tensor& window, const Tensor& factors, const Tensor& vectors, int64_t block_size,
+                      double damping, double num_terms) {
+  const Blocks blocks = check_blocks("block_ihvp", window, block_size);
+  double* factor = check_factors("block_ihvp", factors, blocks);
+  check_vectors("block_ihvp", vectors, blocks);
+  const int64_t k = vectors.size(0), d = blocks.dim;
+  Tensor out = empty_f64(vectors, {k, d});
+  const double* v = vectors.const_data_ptr<double>();
+  double* x = out.mutable_data_ptr<double>();
+  dispatch_float(window, [&](auto* type) {
+    using T = element_t<decltype(type)>;
+    for_each_block<T>(window, blocks, factor, damping, num_terms, blocks.rank, k * blocks.rank * blocks.block_size,
+                      [&](int64_t b, const Block<T>& block) {
+                        for (int64_t i = 0; i < k; ++i)
+                          kernels_for<T>().block_ihvp(block, v + i * d + blocks.begin(b), x + i * d + blocks.begin(b));
+                      });
+  });
+  return out;
+}
+
+Tensor block_matvec_cpu(const Tensor& window, const Tensor& vectors, int64_t block_size, double damping,
+                        double num_terms) {
+  const Blocks blocks = check_blocks("block_matvec", window, block_size);
+  check_vectors("block_matvec", vectors, blocks);
+  const int64_t k = vectors.size(0), d = blocks.dim;
+  Tensor out = empty_f64(vectors, {k, d});
+  const double* v = vectors.const_data_ptr<double>();
+  double* x = out.mutable_data_ptr<double>();
+  dispatch_float(window, [&](auto* type) {
+    using T = element_t<decltype(type)>;
+    for_each_block<T>(window, blocks, nullptr, damping, num_terms, blocks.rank, k * blocks.rank * blocks.block_size,
+                      [&](int64_t b, const Block<T>& block) {
+                        for (int64_t i = 0; i < k; ++i)
+                          kernels_for<T>().block_matvec(block, v + i * d + blocks.begin(b), x + i * d + blocks.begin(b));
+                      });
+  });
+  return out;
+}
+
+Tensor block_inverse_diagonal_cpu(const Tensor& window, const Tensor& factors, int64_t block_size, double damping,
+                                  double num_terms) {
+  const Blocks blocks = check_blocks("block_inverse_diagonal", window, block_size);
+  double* factor = check_factors("block_inverse_diagonal", factors, blocks);
+  Tensor out = empty_f64(window, {blocks.dim});
+  double* x = out.mutable_data_ptr<double>();
+  const int64_t scratch = blocks.order() * blocks.block_size;
+  dispatch_float(window, [&](auto* type) {
+    using T = element_t<decltype(type)>;
+    for_each_block<T>(window, blocks, factor, damping, num_terms, scratch, scratch * blocks.order(),
+                      [&](int64_t b, const Block<T>& block) {
+                        kernels_for<T>().block_inverse_diagonal(block, x + blocks.begin(b));
+                      });
+  });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(mfac, CPU, m) {
+  m.impl("block_factor", TORCH_BOX(&block_factor_cpu));
+  m.impl("block_ihvp", TORCH_BOX(&block_ihvp_cpu));
+  m.impl("block_matvec", TORCH_BOX(&block_matvec_cpu));
+  m.impl("block_inverse_diagonal", TORCH_BOX(&block_inverse_diagonal_cpu));
+}
+
+}  // namespace mfac

@@ -1,0 +1,26 @@
+// The kernels for avx512. Compiled on every x86-64 machine, chosen at run time (dispatch.cpp).
+#if defined(__x86_64__)
+#include <cmath>
+#include <cstdint>
+
+#include "isa/kernels.h"
+
+#define MFAC_ISA avx512
+#define MFAC_LANES 8
+#define MFAC_GRAM_ROWS 8
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,prefer-vector-width=512")
+#endif
+
+#include "isa/table.inl"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

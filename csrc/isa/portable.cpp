@@ -1,0 +1,11 @@
+// The kernels for the compiler's baseline: SSE2 on x86-64, NEON on AArch64, plain code elsewhere.
+#include <cmath>
+#include <cstdint>
+
+#include "isa/kernels.h"
+
+#define MFAC_ISA portable
+#define MFAC_LANES 2
+#define MFAC_GRAM_ROWS 4
+
+#include "isa/table.inl"

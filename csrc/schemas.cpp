@@ -1,0 +1,29 @@
+// Every operator of torch.ops.mfac, in one place. Shapes: window [m, d] with contiguous rows, float32 or
+// float64; everything m x m is float64. Fake implementations: mfac/ops.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(mfac, m) {
+  // G Gᵀ -> [m, m]
+  m.def("gram(Tensor window) -> Tensor");
+  // vectors [k, d] -> vectors Gᵀ, [k, m]
+  m.def("window_dot(Tensor window, Tensor vectors) -> Tensor");
+  // out [k, d] <- alpha out + beta coefficients G, coefficients [k, m]
+  m.def("window_combine_(Tensor(a!) out, Tensor window, Tensor coefficients, float alpha, float beta) -> ()");
+  // lower [m, m] of a symmetric A, x [m] -> A x
+  m.def("symmetric_matvec(Tensor lower, Tensor x) -> Tensor");
+  // row and column `row` of the Gram matrix become `products` [m]; `inverse` follows as the inverse of
+  // shift I + gram. Lower triangles. -> the new pivot, [1]
+  m.def("capacitance_replace_(Tensor(a!) inverse, Tensor(b!) gram, int row, Tensor products, float shift) -> Tensor");
+  // Block-diagonal Fisher -> Cholesky factors [blocks, r, r] with r = min(m, block_size), and the failing
+  // pivot of each block, [blocks], -1 where there is none
+  m.def("block_factor(Tensor window, int block_size, float damping, float num_terms) -> (Tensor, Tensor)");
+  // vectors [k, d] float64 -> [k, d]
+  m.def(
+      "block_ihvp(Tensor window, Tensor factors, Tensor vectors, int block_size, float damping, float num_terms) -> "
+      "Tensor");
+  m.def("block_matvec(Tensor window, Tensor vectors, int block_size, float damping, float num_terms) -> Tensor");
+  // -> [d]
+  m.def(
+      "block_inverse_diagonal(Tensor window, Tensor factors, int block_size, float damping, float num_terms) -> "
+      "Tensor");
+}
