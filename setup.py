@@ -51,7 +51,7 @@ def extension() -> Extension:
         "mfac._C",
         sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp")),
         depends=sorted(str(path) for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".inl"}),
-        include_dirs=[str(ROOT / "csrc"), pybind11.get_include(), *include_paths()],
+        include_dirs=[str(ROOT / "csrc")],
         library_dirs=library_paths(),
         libraries=["torch_cpu"],
         define_macros=[
@@ -59,7 +59,10 @@ def extension() -> Extension:
             ("TORCH_TARGET_VERSION", f"{(major << 56) | (minor << 48):#018x}"),
             ("MFAC_OLDEST_TORCH", f"{major}.{minor}"),
         ],
-        extra_compile_args=["-std=c++20", "-O3", "-g0", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden"],
+        extra_compile_args=[
+            *(f"-isystem{path}" for path in [pybind11.get_include(), *include_paths()]),
+            *["-std=c++20", "-O3", "-g0", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden"],
+        ],
         language="c++",
     )
 

@@ -10,6 +10,7 @@ void gram_pack(const T* window, int64_t stride, int64_t rows, int64_t cols, doub
     const int64_t width = cols - k0 < kLanes ? cols - k0 : kLanes;
     for (int64_t r = 0; r < rows && r < kGramPanelRows; ++r) {
       const T* x = window + r * stride + k0;
+      if (k0 % (64 / int64_t(sizeof(T))) == 0) __builtin_prefetch(x + cols, 0, 2);  // the next tile, for its own packing
       double* y = panel + k0 * kGramPanelRows + r;
       if (width == kLanes) {
         for (int64_t k = 0; k < kLanes; ++k) y[k * kGramPanelRows] = x[k];
@@ -20,10 +21,9 @@ void gram_pack(const T* window, int64_t stride, int64_t rows, int64_t cols, doub
   }
 }
 
-// One register tile: kGramRows rows of panel a from row i0, the first kVectors·kLanes rows of panel b.
+// One register tile: kGramRows rows of panel a, the first kVectors·kLanes rows of panel b.
 template <int kVectors>
-MFAC_INLINE void gram_tile(const double* a, const double* b, int64_t depth, int64_t rows, int64_t cols,
-                           double* gram, int64_t stride) {
+MFAC_INLINE void gram_tile(const double* a, const double* b, int64_t depth, double* sums) {
   f64v sum[kGramRows][kVectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
     f64v y[kVectors];
@@ -35,27 +35,23 @@ MFAC_INLINE void gram_tile(const double* a, const double* b, int64_t depth, int6
       for (int v = 0; v < kVectors; ++v) sum[i][v] += a[k * kGramPanelRows + i] * y[v];
     }
   }
-  if (rows >= kGramRows && cols >= kVectors * kLanes) {
 #pragma GCC unroll 8
-    for (int64_t i = 0; i < kGramRows; ++i) {
-      double* row = gram + i * stride;
+  for (int64_t i = 0; i < kGramRows; ++i) {
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) store(row + v * kLanes, load(row + v * kLanes) + sum[i][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      double* to = sums + i * kGramPanelRows + v * kLanes;
+      store(to, load(to) + sum[i][v]);
     }
-    return;
   }
-  for (int64_t i = 0; i < kGramRows && i < rows; ++i)
-    for (int64_t j = 0; j < kVectors * kLanes && j < cols; ++j) gram[i * stride + j] += sum[i][j / kLanes][j % kLanes];
 }
 
-// gram += aᵀb. On the diagonal a tile stops at the last vector that holds an entry with j <= i; what it
-// writes above the diagonal is overwritten when the caller mirrors the triangle.
-void gram_panels(const double* a, const double* b, int64_t depth, int64_t rows_a, int64_t rows_b, bool diagonal,
-                 double* gram, int64_t stride) {
-  for (int64_t i = 0; i < kGramPanelRows && i < rows_a; i += kGramRows) {
-    if (diagonal && i + kGramRows <= kLanes)
-      gram_tile<1>(a + i, b, depth, rows_a - i, rows_b, gram + i * stride, stride);
+// sums[i, j] += Σ_k a[k, i]·b[k, j], one contiguous square of kGramPanelRows. On the diagonal (a = b) a tile stops
+// at the last vector that holds an entry with j <= i.
+void gram_panels(const double* a, const double* b, int64_t depth, double* sums) {
+  for (int64_t i = 0; i < kGramPanelRows; i += kGramRows) {
+    if (a == b && i + kGramRows <= kLanes)
+      gram_tile<1>(a + i, b, depth, sums + i * kGramPanelRows);
     else
-      gram_tile<2>(a + i, b, depth, rows_a - i, rows_b, gram + i * stride, stride);
+      gram_tile<2>(a + i, b, depth, sums + i * kGramPanelRows);
   }
 }

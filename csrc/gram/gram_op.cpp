@@ -1,47 +1,65 @@
 // gram(window) -> G Gᵀ in float64.
 //
-// Column tiles are packed once (all threads), then every pair of panels of the lower triangle is
-// accumulated (all threads). Work is split by pairs, never by columns, so the sum's order and so its last bit
-// do not depend on the number of threads. Flops: m²d, half of a general product. Extra memory: m·kTileColumns
-// float64.
+// The columns are cut into slabs, one task each: a thread packs a tile of its slab, adds the products of every
+// pair of panels of the lower triangle to its own sums, all in its own L2, and goes on to the next tile. The slabs'
+// sums are added in order. The number of slabs depends on the shape alone, so the last bit does not depend on the number of
+// threads. Flops: m²d, half of a general product. Extra memory: slabs·(m²/2 + m·kTileColumns) float64.
 #include "adapter.h"
 
 namespace mfac {
 namespace {
 
-constexpr int64_t kTileColumns = 1536;  // packed at a time: with m = 256, 3 MiB
-constexpr int64_t kDepth = 192;         // columns of a panel that a register tile sweeps: both panels in L1
+constexpr int64_t kTileColumns = 256;  // with m = 256 a packed tile takes 512 KiB
+constexpr int64_t kDepth = 128;        // columns of a panel that a register tile sweeps: both panels in L1
+
+// As many slabs as keep threads busy and their sums, m²/2 each, within 32 MiB; four where m is larger than that allows.
+int64_t slab_count(int64_t m, int64_t d) {
+  const int64_t affordable = std::clamp<int64_t>((int64_t{1} << 23) / (m * m + 1), 4, 32);
+  return std::min(affordable, std::max<int64_t>(1, ceil_div(d, 4 * kTileColumns)));
+}
+
+// sums [pairs, panel_rows, panel_rows] += the products over the slab's columns
+template <typename T>
+void accumulate_slab(const T* window, int64_t stride, int64_t m, int64_t cols, double* sums) {
+  const Kernels& kernel = kernels();
+  const int64_t panel_rows = kernel.gram_panel_rows, panels = ceil_div(m, panel_rows);
+  std::vector<double> packed(panels * panel_rows * std::min(kTileColumns, cols));
+  for (int64_t tile = 0; tile < cols; tile += kTileColumns) {
+    const int64_t width = std::min(kTileColumns, cols - tile);
+    for (int64_t p = 0; p < panels; ++p)
+      kernels_for<T>().gram_pack(window + p * panel_rows * stride + tile, stride, std::min(panel_rows, m - p * panel_rows),
+                                 width, packed.data() + p * panel_rows * width);
+    for (int64_t k = 0; k < width; k += kDepth) {
+      double* square = sums;
+      for (int64_t p = 0; p < panels; ++p)
+        for (int64_t q = 0; q <= p; ++q, square += panel_rows * panel_rows)
+          kernel.gram_panels(packed.data() + (p * width + k) * panel_rows, packed.data() + (q * width + k) * panel_rows,
+                             std::min(kDepth, width - k), square);
+    }
+  }
+}
 
 template <typename T>
 void accumulate(const T* window, int64_t stride, int64_t m, int64_t d, double* gram) {
-  const Kernels& kernel = kernels();
-  const int64_t panel_rows = kernel.gram_panel_rows;
-  const int64_t panels = ceil_div(m, panel_rows), pairs = panels * (panels + 1) / 2;
-  std::vector<double> packed(panels * panel_rows * std::min(kTileColumns, d));
-  std::vector<std::pair<int64_t, int64_t>> pair_of;
-  for (int64_t p = 0; p < panels; ++p)
-    for (int64_t q = 0; q <= p; ++q) pair_of.emplace_back(p, q);
+  const int64_t panel_rows = kernels().gram_panel_rows, panels = ceil_div(m, panel_rows);
+  const int64_t size = panels * (panels + 1) / 2 * panel_rows * panel_rows;
+  const int64_t slabs = slab_count(m, d);
+  std::vector<double> sums(slabs * size, 0.0);
+  parallel_tasks(slabs, m * m * (d / slabs), [&](int64_t begin, int64_t end) {
+    for (int64_t s = begin; s < end; ++s) {
+      const int64_t first = d * s / slabs, last = d * (s + 1) / slabs;
+      accumulate_slab(window + first, stride, m, last - first, sums.data() + s * size);
+    }
+  });
 
-  for (int64_t tile = 0; tile < d; tile += kTileColumns) {
-    const int64_t cols = std::min(kTileColumns, d - tile);
-    const auto panel = [&](int64_t p) { return packed.data() + p * panel_rows * cols; };
-    parallel_tasks(panels, panel_rows * cols, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p)
-        kernels_for<T>().gram_pack(window + p * panel_rows * stride + tile, stride,
-                                   std::min(panel_rows, m - p * panel_rows), cols, panel(p));
-    });
-    parallel_tasks(pairs, panel_rows * cols, [&](int64_t begin, int64_t end) {
-      for (int64_t k = 0; k < cols; k += kDepth)
-        for (int64_t t = begin; t < end; ++t) {
-          const auto [p, q] = pair_of[t];
-          const int64_t i = p * panel_rows, j = q * panel_rows;
-          kernel.gram_panels(panel(p) + k * panel_rows, panel(q) + k * panel_rows, std::min(kDepth, cols - k), m - i,
-                             m - j, p == q, gram + i * m + j, m);
-        }
-    });
-  }
-  for (int64_t i = 0; i < m; ++i)
-    for (int64_t j = 0; j < i; ++j) gram[j * m + i] = gram[i * m + j];
+  for (int64_t s = 1; s < slabs; ++s)
+    for (int64_t i = 0; i < size; ++i) sums[i] += sums[s * size + i];
+  const double* square = sums.data();
+  for (int64_t p = 0; p < panels; ++p)
+    for (int64_t q = 0; q <= p; ++q, square += panel_rows * panel_rows)
+      for (int64_t i = p * panel_rows; i < std::min((p + 1) * panel_rows, m); ++i)
+        for (int64_t j = q * panel_rows; j < std::min((q + 1) * panel_rows, i + 1); ++j)
+          gram[i * m + j] = gram[j * m + i] = square[(i % panel_rows) * panel_rows + j % panel_rows];
 }
 
 Tensor gram_cpu(const Tensor& window) {
@@ -49,7 +67,6 @@ Tensor gram_cpu(const Tensor& window) {
   const int64_t m = window.size(0), d = window.size(1);
   Tensor gram = empty_f64(window, {m, m});
   double* out = gram.mutable_data_ptr<double>();
-  std::fill(out, out + m * m, 0.0);
   dispatch_float(window, [&](auto* type) {
     using T = element_t<decltype(type)>;
     accumulate(window.const_data_ptr<T>(), window.stride(0), m, d, out);

@@ -56,11 +56,10 @@ struct Kernels {
   TypedKernels<float> f32;
   TypedKernels<double> f64;
 
-  // gram/: gram[i, j] += Σ_k a[k, i]·b[k, j] for two packed panels; only entries with j <= i when
-  // `diagonal`, and only rows < rows_a, columns < rows_b.
+  // gram/: sums[i, j] += Σ_k a[k, i]·b[k, j] for two packed panels, [panel_rows, panel_rows]; where a and b
+  // are the same panel, at least the entries with j <= i.
   int64_t gram_panel_rows;
-  void (*gram_panels)(const double* a, const double* b, int64_t depth, int64_t rows_a, int64_t rows_b,
-                      bool diagonal, double* gram, int64_t stride);
+  void (*gram_panels)(const double* a, const double* b, int64_t depth, double* sums);
 
   // capacitance/: rows [begin, end) of a symmetric matrix of which the lower triangle is stored.
   // y += the part of A·x that those rows hold.
