@@ -2,6 +2,7 @@
 #if defined(__x86_64__)
 #include <cmath>
 #include <cstdint>
+#include <utility>
 
 #include "isa/kernels.h"
 

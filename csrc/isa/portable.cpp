@@ -1,6 +1,7 @@
 // The kernels for the compiler's baseline: SSE2 on x86-64, NEON on AArch64, plain code elsewhere.
 #include <cmath>
 #include <cstdint>
+#include <utility>
 
 #include "isa/kernels.h"
 
