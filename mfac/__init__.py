@@ -1,0 +1,22 @@
+"""mfac: products with the inverse of the empirical Fisher in O(dm), for pruning and optimisation.
+
+`ihvp` and `EmpiricalFisher` (static), `GradientWindow` (dynamic), `MFAC` (optimizer), `collect_gradients` and `prune`.
+"""
+
+import torch  # noqa: F401  loads the libraries that the extension links to
+
+from mfac._C import build_info
+from mfac.damping import RelativeDamping, relative
+from mfac.fisher import EmpiricalFisher, ihvp
+from mfac.window import GradientWindow
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EmpiricalFisher",
+    "GradientWindow",
+    "RelativeDamping",
+    "build_info",
+    "ihvp",
+    "relative",
+]

@@ -1,0 +1,118 @@
+"""The inverse capacitance C⁻¹ = (shift·I + K)⁻¹ of a sliding window, kept up to date in O(m²) a replaced row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mfac import ops
+from mfac.dual import factor_capacitance
+
+_EPS = torch.finfo(torch.float64).eps
+_MOST_REFINEMENTS = 4
+_GUARD = 1e-12  # backward error above which the inverse is computed anew
+
+
+class InverseCapacitance:
+    """K = GGᵀ and A = (shift·I + K)⁻¹ in float64, both as lower triangles in ring order (docs/derivation.md, "Replacing a row").
+
+    A replaced row costs O(m²). Three things keep A exact over any number of replacements: every solve is refined with C itself
+    until its residual is at rounding; a residual that does not get there has A computed anew by Cholesky; and so do every
+    m replacements, which costs O(m²) each when shared among them.
+
+    Args:
+        rank: m.
+        shift: nλ while the window is empty.
+
+    Attributes:
+        gram: K, [m, m], of which the lower triangle counts.
+        inverse: A, [m, m], likewise.
+        shift: The shift that `inverse` is for.
+        replaced: Rows replaced since A was last computed anew; negative where A is out of date.
+        refactorisations: How often A was computed anew.
+    """
+
+    def __init__(self, rank: int, shift: float) -> None:
+        self.gram = torch.zeros((rank, rank), dtype=torch.float64)
+        self.inverse = torch.eye(rank, dtype=torch.float64) / shift
+        self.shift = shift
+        self.replaced = 0
+        self.refactorisations = 0
+
+    @property
+    def trace(self) -> float:
+        """tr K, the sum of the rows' squared norms."""
+        return float(self.gram.diagonal().sum())
+
+    def replace(self, row: int, products: Tensor, shift: float) -> None:
+        """Makes `products` the row and column `row` of K.
+
+        Args:
+            row: Which.
+            products: G g, [m] float64, the new row's products with every row, its own squared norm included.
+            shift: nλ from now on. Where it differs from before, A is left to be computed anew by the next solve.
+        """
+        if self.replaced < 0 or shift != self.shift:
+            self.gram[row, : row + 1] = products[: row + 1]
+            self.gram[row:, row] = products[row:]
+            self.replaced = -1
+            return
+        pivot = float(ops.capacitance_replace_(self.inverse, self.gram, row, products, shift))
+        self.replaced += 1
+        # In exact arithmetic the pivot is at least the shift. One far below it says that A has drifted.
+        if self.replaced >= self.gram.shape[0] or not pivot >= 0.5 * shift:
+            self.replaced = -1
+
+    def solve(self, b: Tensor, shift: float) -> Tensor:
+        """(shift·I + K)⁻¹ b, backward stable.
+
+        Args:
+            b: [k, m] float64.
+            shift: nλ.
+
+        Returns:
+            [k, m] float64. O(km²), and O(m³) where A has to be computed anew.
+
+        Raises:
+            torch.linalg.LinAlgError: If C is not numerically positive definite.
+        """
+        if self.replaced < 0 or shift != self.shift:
+            self._refactor(shift)
+        solutions = torch.empty_like(b)
+        for i, rhs in enumerate(b):
+            x, error = self._refined(rhs)
+            if error > _GUARD and self.replaced > 0:
+                self._refactor(shift)
+                x, error = self._refined(rhs)
+            solutions[i] = x
+        return solutions
+
+    def _refined(self, b: Tensor) -> tuple[Tensor, float]:
+        """A b, refined until the residual stops falling, and its backward error ‖b - Cx‖/(‖C‖‖x‖ + ‖b‖)."""
+        norm = self.shift + self.trace  # >= ‖C‖
+        norm_b = float(torch.linalg.vector_norm(b))
+        best, least = torch.zeros_like(b), 1.0
+        x = ops.symmetric_matvec(self.inverse, b)
+        for _ in range(_MOST_REFINEMENTS):
+            residual = b - self.shift * x - ops.symmetric_matvec(self.gram, x)
+            scale = norm * float(torch.linalg.vector_norm(x)) + norm_b
+            error = float(torch.linalg.vector_norm(residual)) / scale if scale > 0 else 0.0
+            if not error < least:
+                break
+            best, least = x, error
+            if error <= _EPS:
+                break
+            x = x + ops.symmetric_matvec(self.inverse, residual)
+        return best, least
+
+    def _refactor(self, shift: float) -> None:
+        """A from K by Cholesky, over the rows up to the last that is not empty."""
+        used = int(self.gram.diagonal().nonzero().max()) + 1 if self.trace > 0 else 0
+        inverse = torch.zeros_like(self.gram)
+        inverse.diagonal().fill_(1 / shift)
+        if used:
+            inverse[:used, :used] = torch.cholesky_inverse(factor_capacitance(self.gram[:used, :used], shift))
+        self.inverse = inverse
+        self.shift = shift
+        self.replaced = 0
+        self.refactorisations += 1

@@ -1,0 +1,211 @@
+"""The checks of arguments that every public function shares, and the one form their errors take.
+
+Every message names the parameter, what it should be and what was found::
+
+    Parameter `v` should have last dimension d=1000. Found shape [5, 999].
+
+Shapes and values raise `ValueError`, types and dtypes `TypeError`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+WINDOW_DTYPES = (torch.float32, torch.float64)
+
+
+def names_of(choices: Sequence[object]) -> str:
+    """Joins choices for a message: ``'a', 'b' or 'c'``."""
+    words = [str(choice).removeprefix("torch.") if isinstance(choice, torch.dtype) else repr(choice) for choice in choices]
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
+
+
+def check_dtype(name: str, dtype: torch.dtype) -> None:
+    """Accepts the dtypes that have kernels.
+
+    Args:
+        name: The parameter's name.
+        dtype: What was given for it.
+
+    Raises:
+        TypeError: If `dtype` is not float32 or float64.
+    """
+    if dtype not in WINDOW_DTYPES:
+        raise TypeError(f"Parameter `{name}` should be {names_of(WINDOW_DTYPES)}. Found {dtype}.")
+
+
+def check_device(name: str, device: torch.device) -> None:
+    """Accepts the devices that have kernels.
+
+    Args:
+        name: The parameter's name.
+        device: What was given for it.
+
+    Raises:
+        ValueError: If `device` is not a CPU.
+    """
+    if device.type != "cpu":
+        raise ValueError(
+            f"Parameter `{name}` should be on the CPU: this version of mfac has CPU kernels only. Found device {device}."
+        )
+
+
+def check_rows(name: str, tensor: Tensor) -> None:
+    """Accepts a real floating-point CPU tensor whose last dimension is contiguous.
+
+    Args:
+        name: The parameter's name.
+        tensor: What was given for it.
+
+    Raises:
+        TypeError: If `tensor` is not a strided tensor of float32 or float64.
+        ValueError: If it is on another device or its last dimension is not contiguous.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"Parameter `{name}` should be a tensor. Found {type(tensor).__name__}.")
+    check_dtype(name, tensor.dtype)
+    if tensor.layout != torch.strided:
+        raise TypeError(f"Parameter `{name}` should be a strided tensor. Found layout {tensor.layout}.")
+    check_device(name, tensor.device)
+    if tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise ValueError(
+            f"Parameter `{name}` should be contiguous in its last dimension. Found strides {tuple(tensor.stride())} "
+            f"for shape {list(tensor.shape)}; pass `{name}.contiguous()`."
+        )
+
+
+def check_window(name: str, window: Tensor) -> Tensor:
+    """Accepts a window of gradients, [m, d] with m, d >= 1.
+
+    Args:
+        name: The parameter's name.
+        window: What was given for it.
+
+    Returns:
+        The window, detached from autograd; never a copy.
+
+    Raises:
+        ValueError: If it is not a matrix or has no row or no column.
+    """
+    check_rows(name, window)
+    if window.dim() != 2:
+        raise ValueError(f"Parameter `{name}` should have shape [m, d]. Found shape {list(window.shape)}.")
+    if window.shape[0] < 1 or window.shape[1] < 1:
+        raise ValueError(f"Parameter `{name}` should have at least one row and one column. Found shape {list(window.shape)}.")
+    return window.detach()
+
+
+def check_vectors(name: str, vectors: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """Accepts one vector [d] or several [k, d].
+
+    Args:
+        name: The parameter's name.
+        vectors: What was given for it.
+        dim: d.
+        dtype: The dtype it should have.
+
+    Returns:
+        The vectors as [k, d], detached from autograd; a view.
+
+    Raises:
+        TypeError: If the dtype differs.
+        ValueError: If the shape is neither [d] nor [k, d].
+    """
+    check_rows(name, vectors)
+    if vectors.dtype != dtype:
+        raise TypeError(f"Parameter `{name}` should have the gradients' dtype {dtype}. Found {vectors.dtype}.")
+    if vectors.dim() not in {1, 2}:
+        raise ValueError(f"Parameter `{name}` should have shape [d] or [k, d]. Found shape {list(vectors.shape)}.")
+    if vectors.shape[-1] != dim:
+        raise ValueError(f"Parameter `{name}` should have last dimension d={dim}. Found shape {list(vectors.shape)}.")
+    return vectors.detach().reshape(-1, dim)
+
+
+def check_count(name: str, value: int, least: int = 0) -> int:
+    """Accepts an integer that is not too small.
+
+    Args:
+        name: The parameter's name.
+        value: What was given for it.
+        least: The smallest value allowed.
+
+    Returns:
+        The value.
+
+    Raises:
+        TypeError: If `value` is not an integer.
+        ValueError: If it is below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"Parameter `{name}` should be an integer. Found {value!r}.")
+    if value < least:
+        raise ValueError(f"Parameter `{name}` should be at least {least}. Found {value}.")
+    return value
+
+
+def check_number(name: str, value: float, *, above: float | None = None, least: float | None = None, below: float | None = None) -> float:
+    """Accepts a finite real number in a range.
+
+    Args:
+        name: The parameter's name.
+        value: What was given for it.
+        above: The value must be greater.
+        least: The value must be at least this.
+        below: The value must be smaller.
+
+    Returns:
+        The value, as a float.
+
+    Raises:
+        TypeError: If `value` is not a real number.
+        ValueError: If it is not finite or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Parameter `{name}` should be a real number. Found {value!r}.")
+    bounds = [f"> {above:g}" if above is not None else "", f">= {least:g}" if least is not None else "", f"< {below:g}" if below is not None else ""]
+    inside = (above is None or value > above) and (least is None or value >= least) and (below is None or value < below)
+    if not math.isfinite(value) or not inside:
+        raise ValueError(f"Parameter `{name}` should be finite and {' and '.join(filter(None, bounds))}. Found {value!r}.")
+    return float(value)
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """Accepts one of several words.
+
+    Args:
+        name: The parameter's name.
+        value: What was given for it.
+        choices: The words allowed.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If `value` is none of `choices`.
+    """
+    if value not in choices:
+        raise ValueError(f"Parameter `{name}` should be {names_of(choices)}. Found {value!r}.")
+    return value
+
+
+def check_finite_rows(name: str, window: Tensor, squared_norms: Tensor) -> None:
+    """Refuses a window that holds a NaN or an infinity.
+
+    Args:
+        name: The parameter's name.
+        window: The window, [m, d], looked through only to word the message.
+        squared_norms: Sums of squares that are finite if and only if all rows are; any shape.
+
+    Raises:
+        ValueError: If `squared_norms` is not finite, naming the first bad row.
+    """
+    if bool(torch.isfinite(squared_norms).all()):
+        return
+    for row in range(window.shape[0]):
+        if not bool(torch.isfinite(window[row]).all()):
+            raise ValueError(f"Parameter `{name}` should be finite. Found a NaN or infinity in row {row}.")
+    raise ValueError(f"Parameter `{name}` should have rows whose squared norm is finite in float64. Found an overflow.")

@@ -1,0 +1,151 @@
+"""The full Fisher in its dual form: everything through the m x m capacitance C = nλI + GGᵀ (docs/derivation.md, "Static")."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from mfac import ops
+
+_TILE_ENTRIES = 1 << 20  # of a float64 column tile: 8 MiB
+_MOST_FUSED_VECTORS = 8  # above this a matrix product over tiles beats the fused passes (bench/passes.py)
+
+
+def column_tiles(window: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Goes over a window in tiles of columns, widened to float64.
+
+    Args:
+        window: [m, d].
+
+    Yields:
+        The columns, and the tile [m, columns] in float64; its storage may be overwritten by the next.
+    """
+    rank, dim = window.shape
+    width = max(1, min(dim, _TILE_ENTRIES // rank))
+    buffer = window.new_empty((rank, width), dtype=torch.float64)
+    for start in range(0, dim, width):
+        columns = slice(start, min(start + width, dim))
+        tile = buffer[:, : columns.stop - start]
+        tile.copy_(window[:, columns])
+        yield columns, tile
+
+
+def window_dot(window: Tensor, vectors: Tensor) -> Tensor:
+    """`vectors` [k, d] times Gᵀ, accumulated in float64: [k, m]. The fused pass, or GEMM over tiles for large k."""
+    if vectors.shape[0] <= _MOST_FUSED_VECTORS:
+        return ops.window_dot(window, vectors)
+    result = vectors.new_zeros((vectors.shape[0], window.shape[0]), dtype=torch.float64)
+    for columns, tile in column_tiles(window):
+        result.addmm_(vectors[:, columns].double(), tile.T)
+    return result
+
+
+def window_combine_(out: Tensor, window: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
+    """In place: out [k, d] <- alpha·out + beta·coefficients [k, m] G. The fused pass, or GEMM over tiles for large k."""
+    if out.shape[0] <= _MOST_FUSED_VECTORS:
+        return ops.window_combine_(out, window, coefficients, alpha, beta)
+    for columns, tile in column_tiles(window):
+        product = coefficients @ tile
+        out[:, columns] = (product.mul_(beta) if alpha == 0 else product.mul_(beta).add_(out[:, columns], alpha=alpha)).to(out.dtype)
+    return out
+
+
+def factor_capacitance(gram: Tensor, shift: float) -> Tensor:
+    """The lower Cholesky factor of shift·I + K.
+
+    Args:
+        gram: K = GGᵀ, [m, m] float64; only the lower triangle is read.
+        shift: nλ.
+
+    Returns:
+        L, [m, m] float64. O(m³/3).
+
+    Raises:
+        torch.linalg.LinAlgError: If the matrix is not numerically positive definite.
+    """
+    capacitance = gram.clone()
+    capacitance.diagonal().add_(shift)
+    factor, failed = torch.linalg.cholesky_ex(capacitance)
+    if int(failed) != 0:
+        raise torch.linalg.LinAlgError(
+            f"The capacitance nλI + GGᵀ is not numerically positive definite at row {int(failed) - 1}: the largest squared row "
+            f"norm is {float(gram.diagonal().max()):.3g}, nλ only {shift:.3g}. Increase `damping`."
+        )
+    return factor
+
+
+class DualFisher:
+    """F⁻¹ = (I - Gᵀ C⁻¹ G)/λ for m < d.
+
+    Args:
+        window: G, [m, d], kept by reference.
+        gram: K = GGᵀ, [m, m] float64.
+        damping: λ.
+        num_terms: n.
+        store_columns: Whether to hold U = L⁻¹G, [m, d] float64.
+
+    Raises:
+        torch.linalg.LinAlgError: If C is not numerically positive definite.
+    """
+
+    def __init__(self, window: Tensor, gram: Tensor, damping: float, num_terms: float, store_columns: bool) -> None:
+        self.window = window
+        self.damping = damping
+        self.num_terms = num_terms
+        self.factor = factor_capacitance(gram, num_terms * damping)  # [m, m]
+        self.stored: Tensor | None = None  # U
+        if store_columns:
+            self.stored = torch.empty(window.shape, dtype=torch.float64)
+            for columns, tile in column_tiles(window):
+                self.stored[:, columns] = self._whiten(tile)
+
+    def _whiten(self, tile: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.factor, tile, upper=False)
+
+    def ihvp(self, v: Tensor) -> Tensor:
+        """F⁻¹v for float64 v [k, d]; two passes."""
+        c = torch.cholesky_solve(window_dot(self.window, v).T, self.factor)  # [m, k]
+        return window_combine_(v.clone(), self.window, c.T.contiguous(), 1 / self.damping, -1 / self.damping)
+
+    def ihvp_of_combination(self, a: Tensor) -> Tensor:
+        """F⁻¹Gᵀa = n Gᵀ C⁻¹ a for float64 a [k, m], in the push-through form, which does not subtract; one pass."""
+        c = torch.cholesky_solve(a.T, self.factor)  # [m, k]
+        out = a.new_empty((a.shape[0], self.window.shape[1]))
+        return window_combine_(out, self.window, c.T.contiguous(), 0.0, self.num_terms)
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """Fv for float64 v [k, d]; two passes."""
+        return window_combine_(v.clone(), self.window, window_dot(self.window, v), self.damping, 1 / self.num_terms)
+
+    def inverse_diagonal(self) -> Tensor:
+        """diag(F⁻¹), [d] float64; a triangular solve of m²d flops, tile by tile."""
+        diagonal = self.window.new_empty((self.window.shape[1],), dtype=torch.float64)
+        for columns, tile in column_tiles(self.window):
+            whitened = self._whiten(tile) if self.stored is None else self.stored[:, columns]
+            diagonal[columns] = (1 - whitened.square().sum(0)) / self.damping
+        return diagonal
+
+    def _columns(self, index: Tensor) -> Tensor:
+        """U[:, index], [m, len(index)]."""
+        if self.stored is not None:
+            return self.stored[:, index]
+        return self._whiten(self.window[:, index].double())
+
+    def inverse_elements(self, i: Tensor, j: Tensor) -> Tensor:
+        """(F⁻¹)_ij for index vectors of one length."""
+        dots = (self._columns(i) * self._columns(j)).sum(0)
+        return ((i == j).double() - dots) / self.damping
+
+    def inverse_submatrix(self, rows: Tensor, cols: Tensor) -> Tensor:
+        """F⁻¹[rows][:, cols]."""
+        dots = self._columns(rows).T @ self._columns(cols)
+        return ((rows[:, None] == cols[None, :]).double() - dots) / self.damping
+
+    def logdet(self) -> float:
+        """log det F = d log λ + log det C - m log(nλ)."""
+        rank, dim = self.window.shape
+        log_det_capacitance = 2 * float(self.factor.diagonal().log().sum())
+        return dim * math.log(self.damping) + log_det_capacitance - rank * math.log(self.num_terms * self.damping)

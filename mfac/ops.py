@@ -1,0 +1,133 @@
+"""The compiled operators `torch.ops.mfac.*` as typed functions, and their fake implementations.
+
+Importing this module loads the extension. Schemas: csrc/schemas.cpp. The functions below add nothing but types;
+arguments are checked by their callers.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from mfac import _C
+
+_WANTED_ISA = os.environ.get("MFAC_CPU_ISA")
+if _WANTED_ISA and _WANTED_ISA != _C.build_info()["isa_chosen"]:
+    raise ImportError(
+        f"Environment variable MFAC_CPU_ISA should name an instruction set that was built ({_C.build_info()['isas_built']}) and "
+        f"that this CPU has. Found {_WANTED_ISA!r}."
+    )
+
+_ops = torch.ops.mfac
+
+
+def gram(window: Tensor) -> Tensor:
+    """G Gᵀ in float64, [m, m]. O(m²d), extra memory O(m²)."""
+    result: Tensor = _ops.gram(window)
+    return result
+
+
+def window_dot(window: Tensor, vectors: Tensor) -> Tensor:
+    """Products of `vectors` [k, d] with every row of the window, accumulated in float64: [k, m]. One pass."""
+    result: Tensor = _ops.window_dot(window, vectors)
+    return result
+
+
+def window_combine_(out: Tensor, window: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
+    """In place: out [k, d] <- alpha · out + beta · coefficients [k, m] G, accumulated in float64. One pass."""
+    _ops.window_combine_(out, window, coefficients, alpha, beta)
+    return out
+
+
+def symmetric_matvec(lower: Tensor, x: Tensor) -> Tensor:
+    """A x for a symmetric float64 A of which the lower triangle is given: [m]. O(m²)."""
+    result: Tensor = _ops.symmetric_matvec(lower, x)
+    return result
+
+
+def capacitance_replace_(inverse: Tensor, gram: Tensor, row: int, products: Tensor, shift: float) -> Tensor:
+    """Replaces a row and column of K and updates (shift·I + K)⁻¹, both lower triangles, in place. O(m²)."""
+    pivot: Tensor = _ops.capacitance_replace_(inverse, gram, row, products, shift)
+    return pivot
+
+
+def block_factor(window: Tensor, block_size: int, damping: float, num_terms: float) -> tuple[Tensor, Tensor]:
+    """Cholesky factors of every diagonal block, [blocks, r, r], and the failing pivot of each or -1."""
+    factors, failed = _ops.block_factor(window, block_size, damping, num_terms)
+    return factors, failed
+
+
+def block_ihvp(window: Tensor, factors: Tensor, vectors: Tensor, block_size: int, damping: float, num_terms: float) -> Tensor:
+    """Block-diagonal F⁻¹ times float64 `vectors` [k, d]. One pass over the window."""
+    result: Tensor = _ops.block_ihvp(window, factors, vectors, block_size, damping, num_terms)
+    return result
+
+
+def block_matvec(window: Tensor, vectors: Tensor, block_size: int, damping: float, num_terms: float) -> Tensor:
+    """Block-diagonal F times float64 `vectors` [k, d]. One pass over the window."""
+    result: Tensor = _ops.block_matvec(window, vectors, block_size, damping, num_terms)
+    return result
+
+
+def block_inverse_diagonal(window: Tensor, factors: Tensor, block_size: int, damping: float, num_terms: float) -> Tensor:
+    """The diagonal of the block-diagonal F⁻¹, [d] float64."""
+    result: Tensor = _ops.block_inverse_diagonal(window, factors, block_size, damping, num_terms)
+    return result
+
+
+def _float64(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape, dtype=torch.float64)
+
+
+def _block_order(window: Tensor, block_size: int) -> tuple[int, int]:
+    rank, dim = window.shape
+    size = min(block_size, dim)
+    return -(-dim // size), min(rank, size)
+
+
+@torch.library.register_fake("mfac::gram")
+def _(window: Tensor) -> Tensor:
+    return _float64(window, window.shape[0], window.shape[0])
+
+
+@torch.library.register_fake("mfac::window_dot")
+def _(window: Tensor, vectors: Tensor) -> Tensor:
+    return _float64(window, vectors.shape[0], window.shape[0])
+
+
+@torch.library.register_fake("mfac::window_combine_")
+def _(out: Tensor, window: Tensor, coefficients: Tensor, alpha: float, beta: float) -> None:
+    return None
+
+
+@torch.library.register_fake("mfac::symmetric_matvec")
+def _(lower: Tensor, x: Tensor) -> Tensor:
+    return _float64(x, x.shape[0])
+
+
+@torch.library.register_fake("mfac::capacitance_replace_")
+def _(inverse: Tensor, gram: Tensor, row: int, products: Tensor, shift: float) -> Tensor:
+    return _float64(products, 1)
+
+
+@torch.library.register_fake("mfac::block_factor")
+def _(window: Tensor, block_size: int, damping: float, num_terms: float) -> tuple[Tensor, Tensor]:
+    blocks, order = _block_order(window, block_size)
+    return _float64(window, blocks, order, order), window.new_empty((blocks,), dtype=torch.int64)
+
+
+@torch.library.register_fake("mfac::block_ihvp")
+def _(window: Tensor, factors: Tensor, vectors: Tensor, block_size: int, damping: float, num_terms: float) -> Tensor:
+    return torch.empty_like(vectors)
+
+
+@torch.library.register_fake("mfac::block_matvec")
+def _(window: Tensor, vectors: Tensor, block_size: int, damping: float, num_terms: float) -> Tensor:
+    return torch.empty_like(vectors)
+
+
+@torch.library.register_fake("mfac::block_inverse_diagonal")
+def _(window: Tensor, factors: Tensor, block_size: int, damping: float, num_terms: float) -> Tensor:
+    return _float64(window, window.shape[1])

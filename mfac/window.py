@@ -1,0 +1,305 @@
+"""The dynamic empirical Fisher: a sliding window of gradients, O(dm + m²) a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfac import ops
+from mfac.capacitance import InverseCapacitance
+from mfac.checks import check_choice, check_count, check_device, check_dtype, check_number, check_vectors
+from mfac.damping import Damping, check_damping, resolve_damping
+from mfac.dual import window_combine_, window_dot
+from mfac.fisher import EmpiricalFisher
+
+_EMPTY = -1  # the age of a row that holds no gradient
+
+
+class GradientWindow:
+    r"""The damped empirical Fisher of the last m gradients, and products with its inverse.
+
+    .. math:: F = \lambda I + \frac{1}{n} \sum_i g_i g_i^\top
+
+    A push replaces the oldest row: one pass over the window and O(m²) for the inverse of the m x m capacitance.
+    `precondition` is a second pass. Memory: the window, 2m² float64 and O(d).
+
+    Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 3.2, with the differences that docs/derivation.md numbers:
+    (3) O(dm + m²) in place of O(dm + m³); (4) the push-through form n Gᵀ C⁻¹ eⱼ for the newest gradient, which does
+    not subtract.
+
+    Args:
+        rank: m, the rows of the window.
+        dim: d.
+        damping: λ > 0, or `mfac.relative(c)`; the latter follows the window and so has the capacitance factored
+            anew, O(m³), before the first product after a push.
+        dtype: Of the window, the gradients and the results: float32 or float64.
+        density: 1.0. Sparse rows are not implemented in this version.
+        device: A CPU device.
+        normalize: n: "rank" divides by m from the first gradient on, as the paper does, so that early steps are damped less
+            and scaled larger; "filled" divides by the number of rows held.
+
+    Attributes:
+        rows: The window, [m, d], in ring order; read it, do not write to it.
+        newest: The row of the newest gradient, or None.
+        num_filled: How many rows hold a gradient.
+        nbytes: Bytes that window and capacitance take.
+
+    Raises:
+        TypeError: If a type or dtype is wrong.
+        ValueError: If a value is out of range.
+
+    Example:
+        >>> import torch, mfac
+        >>> W = mfac.GradientWindow(rank=2, dim=3, damping=0.5)
+        >>> W.push(torch.tensor([1.0, 0.0, 1.0]))
+        >>> W.push(torch.tensor([0.0, 2.0, 0.0]))
+        >>> W.precondition()
+        tensor([0.0000, 0.8000, 0.0000])
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        dim: int,
+        damping: Damping = 1e-5,
+        dtype: torch.dtype = torch.float32,
+        density: float = 1.0,
+        device: str | torch.device = "cpu",
+        normalize: str = "rank",
+    ) -> None:
+        self.rank = check_count("rank", rank, least=1)
+        self.dim = check_count("dim", dim, least=1)
+        self._damping = check_damping(damping)
+        check_dtype("dtype", dtype)
+        check_device("device", torch.device(device))
+        if check_number("density", density, above=0) != 1:
+            raise ValueError(f"Parameter `density` should be 1.0: this version of mfac has dense windows only. Found {density}.")
+        self.normalize = check_choice("normalize", normalize, ("rank", "filled"))
+        self.rows = torch.zeros((self.rank, self.dim), dtype=dtype)
+        self.newest: int | None = None
+        self._ages = torch.full((self.rank,), _EMPTY, dtype=torch.int64)  # the number of the push that wrote each row
+        self._pushes = 0
+        # A relative damping has no value yet; the first solve factors with the one it has then.
+        shift = self.rank * self._damping if isinstance(self._damping, float) else 1.0
+        self._capacitance = InverseCapacitance(self.rank, shift)
+
+    def __repr__(self) -> str:
+        return f"GradientWindow(rank={self.rank}, dim={self.dim}, num_filled={self.num_filled}, dtype={self.rows.dtype})"
+
+    @property
+    def num_filled(self) -> int:
+        """How many rows hold a gradient, 0 to m."""
+        return int((self._ages != _EMPTY).sum())
+
+    @property
+    def num_terms(self) -> int:
+        """n, what the sum over gradients is divided by."""
+        return self.rank if self.normalize == "rank" else max(1, self.num_filled)
+
+    @property
+    def damping(self) -> float:
+        """λ as it stands now."""
+        return resolve_damping(self._damping, self._capacitance.trace, self.num_terms, self.dim)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the window and the two m x m matrices take."""
+        return self.rows.nbytes + 2 * 8 * self.rank**2
+
+    def push(self, gradient: Tensor) -> None:
+        """Writes a gradient over the oldest row, or into an empty one while there is one.
+
+        Args:
+            gradient: [d], in the window's dtype.
+
+        Raises:
+            TypeError: If the dtype is wrong.
+            ValueError: If the shape is wrong or the gradient holds a NaN or infinity; the window is as it was.
+        """
+        g = check_vectors("gradient", gradient, self.dim, self.rows.dtype)  # [1, d]
+        if gradient.dim() != 1:
+            raise ValueError(f"Parameter `gradient` should have shape [d={self.dim}]. Found shape {list(gradient.shape)}.")
+        squared_norm = float(ops.window_dot(g, g))
+        if not squared_norm < float("inf"):
+            found = "a squared norm that overflows float64" if bool(torch.isfinite(g).all()) else "a NaN or infinity"
+            raise ValueError(f"Parameter `gradient` should be finite. Found {found}; the window is unchanged.")
+
+        row = int(self._ages.argmin())  # an empty row, or the oldest
+        self.rows[row] = g[0]
+        self._ages[row] = self._pushes
+        self._pushes += 1
+        self.newest = row
+        self._replace(row, ops.window_dot(self.rows, self.rows[row : row + 1])[0])
+
+    def remove(self, row: int) -> None:
+        """Takes a gradient out of the window; its row is empty and the next to be written.
+
+        Args:
+            row: Its row in ring order, 0 <= row < m: while nothing has been overwritten, the number of the push.
+
+        Raises:
+            TypeError: If `row` is not an integer.
+            ValueError: If it is out of range or the row is empty.
+        """
+        if check_count("row", row) >= self.rank or self._ages[row] == _EMPTY:
+            filled = (self._ages != _EMPTY).nonzero()[:, 0].tolist()
+            raise ValueError(f"Parameter `row` should be one of the {len(filled)} filled rows of {self.rank}. Found {row}.")
+        self.rows[row] = 0
+        self._ages[row] = _EMPTY
+        if self.newest == row:
+            self.newest = None
+        self._replace(row, torch.zeros(self.rank, dtype=torch.float64))
+
+    def ihvp(self, v: Tensor, refine: int = 0) -> Tensor:
+        """Products F⁻¹v for any vectors.
+
+        Args:
+            v: [d] or [k, d], in the window's dtype.
+            refine: Steps of iterative refinement y <- y + F⁻¹(v - Fy), two more passes each.
+
+        Returns:
+            Like `v`. Two passes over the window for each vector.
+
+        Raises:
+            RuntimeError: If the window is empty.
+            TypeError: If the dtype is wrong.
+            ValueError: If the shape is wrong.
+        """
+        vectors = check_vectors("v", v, self.dim, self.rows.dtype).double()
+        check_count("refine", refine)
+        self._check_filled()
+        if self.rank >= self.dim:
+            return self._as_static(v, refine)
+        result = self._solve_any(vectors)
+        for _ in range(refine):
+            result += self._solve_any(vectors - self._multiply(result))
+        return result.to(v.dtype).reshape(v.shape)
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """Products Fv with the Fisher itself.
+
+        Args:
+            v: [d] or [k, d], in the window's dtype.
+
+        Returns:
+            Like `v`. Two passes over the window for each vector.
+
+        Raises:
+            RuntimeError: If the window is empty.
+            TypeError: If the dtype is wrong.
+            ValueError: If the shape is wrong.
+        """
+        vectors = check_vectors("v", v, self.dim, self.rows.dtype).double()
+        self._check_filled()
+        return self._multiply(vectors).to(v.dtype).reshape(v.shape)
+
+    def precondition(self) -> Tensor:
+        """F⁻¹g for the newest gradient g, in the push-through form n Gᵀ C⁻¹ eⱼ, accurate at any λ.
+
+        Returns:
+            [d] in the window's dtype, in units of the parameters. One pass over the window and O(m²).
+
+        Raises:
+            RuntimeError: If there is no newest gradient: nothing was pushed, or it was removed.
+            ValueError: If a relative damping meets a window of zeros.
+        """
+        out = self.rows.new_empty(self.dim)
+        self.precondition_into_(out, keep=0.0, scale=1.0)
+        return out
+
+    def precondition_into_(self, out: Tensor, *, keep: float, scale: float) -> None:
+        """In place: out <- keep · out + scale · F⁻¹g for the newest gradient g, in one pass over the window.
+
+        Args:
+            out: [d], float32 or float64, contiguous.
+            keep: What `out` is multiplied with; 0 does not read it.
+            scale: What the preconditioned gradient is multiplied with.
+
+        Raises:
+            RuntimeError: If there is no newest gradient.
+            TypeError: If `out` has another dtype.
+            ValueError: If it has another shape.
+        """
+        check_vectors("out", out, self.dim, out.dtype)
+        if self.newest is None:
+            raise RuntimeError("The window has no newest gradient to precondition. Call push() first.")
+        unit = torch.zeros((1, self.rank), dtype=torch.float64)
+        unit[0, self.newest] = 1
+        c = self._capacitance.solve(unit, self._shift())  # [1, m]
+        ops.window_combine_(out.unsqueeze(0), self.rows, c, keep, scale * self.num_terms)
+
+    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
+        """Everything that a window of the same rank, dim and dtype needs to go on bit by bit as this one would.
+
+        Args:
+            copy: Whether tensors are copied, which takes the window's memory once more, or given by reference.
+
+        Returns:
+            Tensors and numbers, as `load_state_dict` takes them.
+        """
+        tensors = {"rows": self.rows, "gram": self._capacitance.gram, "inverse": self._capacitance.inverse, "ages": self._ages}
+        return {
+            **({name: tensor.clone() for name, tensor in tensors.items()} if copy else tensors),
+            "shift": self._capacitance.shift,
+            "replaced": self._capacitance.replaced,
+            "pushes": self._pushes,
+            "newest": self.newest,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up the state of another window.
+
+        Args:
+            state: What `state_dict` returned. Copied.
+
+        Raises:
+            KeyError: If an entry is missing.
+            ValueError: If it is of another shape or dtype; the window is as it was.
+        """
+        mine = self.state_dict(copy=False)
+        for name in mine:
+            if name not in state:
+                raise KeyError(f"Parameter `state` should have an entry {name!r}. Found {sorted(state)}.")
+            given = state[name]
+            if isinstance(mine[name], Tensor) and (given.shape != mine[name].shape or given.dtype != mine[name].dtype):
+                raise ValueError(
+                    f"Parameter `state` should have {name!r} of shape {list(mine[name].shape)} and {mine[name].dtype}. Found "
+                    f"shape {list(given.shape)} and {given.dtype}."
+                )
+        self.rows.copy_(state["rows"])
+        self._ages.copy_(state["ages"])
+        self._capacitance.gram.copy_(state["gram"])
+        self._capacitance.inverse.copy_(state["inverse"])
+        self._capacitance.shift = float(state["shift"])
+        self._capacitance.replaced = int(state["replaced"])
+        self._pushes = int(state["pushes"])
+        self.newest = None if state["newest"] is None else int(state["newest"])
+
+    def _shift(self) -> float:
+        return self.num_terms * self.damping
+
+    def _replace(self, row: int, products: Tensor) -> None:
+        fixed = isinstance(self._damping, float)
+        # A relative λ depends on the new row itself, so the inverse is left to the next solve.
+        self._capacitance.replace(row, products, self._shift() if fixed else float("nan"))
+
+    def _check_filled(self) -> None:
+        if self.num_filled == 0:
+            raise RuntimeError("The window is empty. Call push() first.")
+
+    def _solve_any(self, v: Tensor) -> Tensor:
+        """F⁻¹v in the subtractive form, float64 [k, d]."""
+        c = self._capacitance.solve(window_dot(self.rows, v), self._shift())
+        return window_combine_(v.clone(), self.rows, c, 1 / self.damping, -1 / self.damping)
+
+    def _multiply(self, v: Tensor) -> Tensor:
+        return window_combine_(v.clone(), self.rows, window_dot(self.rows, v), self.damping, 1 / self.num_terms)
+
+    def _as_static(self, v: Tensor, refine: int) -> Tensor:
+        """F⁻¹v where m >= d: the d x d primal matrix, the smaller and the more accurate one, from the rows held."""
+        rows = self.rows[self._ages != _EMPTY]
+        # EmpiricalFisher divides by its own number of rows: scaling the rows makes that n.
+        scale = (rows.shape[0] / self.num_terms) ** 0.5
+        return EmpiricalFisher(rows.double() * scale, self.damping).ihvp(v.double(), refine).to(v.dtype)
