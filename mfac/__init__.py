@@ -8,6 +8,9 @@ import torch  # noqa: F401  loads the libraries that the extension links to
 from mfac._C import build_info
 from mfac.damping import RelativeDamping, relative
 from mfac.fisher import EmpiricalFisher, ihvp
+from mfac.gradients import collect_gradients
+from mfac.pruner import prune
+from mfac.report import PruningReport, PruningStep
 from mfac.window import GradientWindow
 
 __version__ = "0.1.0"
@@ -15,8 +18,12 @@ __version__ = "0.1.0"
 __all__ = [
     "EmpiricalFisher",
     "GradientWindow",
+    "PruningReport",
+    "PruningStep",
     "RelativeDamping",
     "build_info",
+    "collect_gradients",
     "ihvp",
+    "prune",
     "relative",
 ]

@@ -56,6 +56,7 @@ class EmpiricalFisher:
         dim: d.
         damping: λ, a number.
         block_size: B, or None.
+        dtype: The gradients' dtype.
 
     Raises:
         TypeError: If `grads` is not a float32 or float64 tensor.
@@ -80,7 +81,7 @@ class EmpiricalFisher:
         damping = check_damping(damping)
         self.rank, self.dim = window.shape
         self.block_size = None if block_size is None else check_count("block_size", block_size, least=1)
-        self._dtype = window.dtype
+        self.dtype = window.dtype
         num_terms = float(self.rank)
         whole = self.block_size is None or self.block_size >= self.dim
 
@@ -116,12 +117,12 @@ class EmpiricalFisher:
             TypeError: If the dtype differs from the gradients'.
             ValueError: If the shape is wrong, or `refine` negative.
         """
-        vectors = check_vectors("v", v, self.dim, self._dtype).double()  # [k, d]
+        vectors = check_vectors("v", v, self.dim, self.dtype).double()  # [k, d]
         check_count("refine", refine)
         result = self._form.ihvp(vectors)
         for _ in range(refine):
             result += self._form.ihvp(vectors - self._form.matvec(result))
-        return result.to(self._dtype).reshape(v.shape)
+        return result.to(self.dtype).reshape(v.shape)
 
     def ihvp_of_combination(self, coefficients: Tensor) -> Tensor:
         """Products F⁻¹Gᵀa with a combination of the gradients, in the push-through form n Gᵀ C⁻¹ a, which does not subtract.
@@ -140,7 +141,7 @@ class EmpiricalFisher:
             raise ValueError(f"Parameter `block_size` should be None for a product with a combination. Found {self.block_size}.")
         a = check_vectors("coefficients", coefficients, self.rank, torch.float64)
         result = self._form.ihvp_of_combination(a.contiguous())
-        return result.to(self._dtype).reshape(*coefficients.shape[:-1], self.dim)
+        return result.to(self.dtype).reshape(*coefficients.shape[:-1], self.dim)
 
     def matvec(self, v: Tensor) -> Tensor:
         """Products Fv = λv + Gᵀ(Gv)/m with the Fisher itself.
@@ -155,8 +156,8 @@ class EmpiricalFisher:
             TypeError: If the dtype differs from the gradients'.
             ValueError: If the shape is wrong.
         """
-        vectors = check_vectors("v", v, self.dim, self._dtype).double()
-        return self._form.matvec(vectors).to(self._dtype).reshape(v.shape)
+        vectors = check_vectors("v", v, self.dim, self.dtype).double()
+        return self._form.matvec(vectors).to(self.dtype).reshape(v.shape)
 
     def inverse_diagonal(self) -> Tensor:
         """The diagonal of F⁻¹.
@@ -164,7 +165,7 @@ class EmpiricalFisher:
         Returns:
             [d] in the gradients' dtype, positive. Time O(dm²), column tile by column tile.
         """
-        return self._form.inverse_diagonal().to(self._dtype)
+        return self._form.inverse_diagonal().to(self.dtype)
 
     def inverse_element(self, i: int | Tensor, j: int | Tensor) -> Tensor:
         """Entries (F⁻¹)_ij.
@@ -186,7 +187,7 @@ class EmpiricalFisher:
             raise ValueError(f"Parameter `j` should have the shape of `i`, {list(rows.shape)}. Found shape {list(cols.shape)}.")
         pieces = zip(rows.reshape(-1).split(_ELEMENTS_AT_ONCE), cols.reshape(-1).split(_ELEMENTS_AT_ONCE), strict=True)
         values = [self._form.inverse_elements(a, b) for a, b in pieces]
-        return torch.cat(values).to(self._dtype).reshape(rows.shape)
+        return torch.cat(values).to(self.dtype).reshape(rows.shape)
 
     def inverse_submatrix(self, rows: Tensor, cols: Tensor) -> Tensor:
         """The submatrix F⁻¹[rows][:, cols].
@@ -206,7 +207,7 @@ class EmpiricalFisher:
         for name, index in (("rows", row_index), ("cols", col_index)):
             if index.dim() != 1:
                 raise ValueError(f"Parameter `{name}` should be a vector of indices. Found shape {list(index.shape)}.")
-        return self._form.inverse_submatrix(row_index, col_index).to(self._dtype)
+        return self._form.inverse_submatrix(row_index, col_index).to(self.dtype)
 
     def logdet(self) -> Tensor:
         """The log-determinant of F, from the factors at hand.

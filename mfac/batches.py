@@ -1,0 +1,59 @@
+"""Batches one after the other from whatever the caller has: a list, a DataLoader, a generator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+
+class BatchStream:
+    """Goes through `data` batch by batch, and from the start again when it ends.
+
+    What is taken for one purpose never holds a batch twice: more batches than one pass has are refused. A one-shot
+    iterator cannot start again.
+
+    Args:
+        data: An iterable of batches.
+
+    Raises:
+        TypeError: If `data` is not iterable, or is a tensor.
+    """
+
+    def __init__(self, data: Iterable[Any]) -> None:
+        if isinstance(data, Tensor) or not isinstance(data, Iterable):
+            raise TypeError(f"Parameter `data` should be an iterable of batches. Found {type(data).__name__}.")
+        self._data = data
+        self._iterator: Iterator[Any] = iter(data)
+        self._can_restart = self._iterator is not data
+        self._position = 0  # in the current pass
+        self._length: int | None = None  # of a pass, once one has ended
+
+    def take(self, purpose: str) -> Iterator[Any]:
+        """Batches for one purpose, as many as one pass holds.
+
+        Args:
+            purpose: For the message when they run out, such as "num_gradients=512".
+
+        Yields:
+            The next batch.
+
+        Raises:
+            ValueError: If the data runs out.
+        """
+        taken = 0
+        while True:
+            try:
+                batch = next(self._iterator)
+            except StopIteration:
+                self._length = self._position
+                if self._can_restart and taken < self._length:
+                    self._iterator, self._position = iter(self._data), 0
+                    continue
+                batch = None
+            if batch is None or taken == self._length:
+                raise ValueError(f"Parameter `data` should yield enough batches for {purpose}. Found only {taken}.") from None
+            self._position += 1
+            taken += 1
+            yield batch

@@ -1,0 +1,246 @@
+"""Optimal Brain Surgeon on the empirical Fisher: one call that prunes a network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfac.batches import BatchStream
+from mfac.batchnorm import normalised_layers, reestimate_statistics
+from mfac.checks import check_choice, check_count, check_number
+from mfac.compensation import COMPENSATIONS, joint_update, no_update, predicted_increase, summed_update
+from mfac.damping import Damping, check_damping, relative
+from mfac.fisher import EmpiricalFisher
+from mfac.gradients import LossFunction, gather_rows, window_dtype
+from mfac.masks import lowest, num_dropped_at, unflatten_mask
+from mfac.parameters import Selection, flatten, prunable_weights, select_parameters, write_flat_
+from mfac.report import PruningReport, PruningStep
+from mfac.saliency import SALIENCIES, magnitude_saliency, obs_saliency
+from mfac.schedule import geometric_schedule
+
+
+def prune(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: Iterable[Any],
+    sparsity: float = 0.9,
+    params: Selection = None,
+    saliency: str = "obs",
+    compensation: str = "joint",
+    pattern: str = "unstructured",
+    allocation: str = "global",
+    num_gradients: int = 256,
+    damping: Damping = relative(0.01),  # noqa: B008  a frozen value
+    block_size: int | None = None,
+    recomputations: int = 1,
+    stages: int = 16,
+    seed: int = 0,
+    *,
+    per_sample: bool = False,
+    batchnorm_batches: int = 100,
+    progress: Callable[[PruningStep], None] | None = None,
+) -> PruningReport:
+    """Prunes a model in place with second-order information, from trained weights and without fine-tuning.
+
+    Each stage collects fresh gradients at the weights as they then are, and drops in `recomputations` steps the weights of
+    least saliency over all layers together, while compensation moves the kept ones; the density falls geometrically over all
+    steps. Weights that are zero already are dropped first and stay zero.
+
+    Args:
+        model: The model; its weights are changed in place. It is run in evaluation mode and put back in its own.
+        loss_fn: `loss_fn(model, batch)` returns a scalar, the mean over the batch.
+        data: An iterable of batches, gone through again from the start when it ends. Each stage takes `num_gradients`
+            batches; batches of 16 samples serve well.
+        sparsity: Share of zeros among the prunable weights, in [0, 1).
+        params: Which weights: None for those of every Linear and convolution; names or shell-style patterns, the parameters
+            themselves, or a predicate of name and parameter.
+        saliency: "obs", w²/(2 (F⁻¹)_pp), or "magnitude".
+        compensation: "joint", the exact minimiser over the kept weights; "summed", the sum of single-weight updates, as M-FAC's
+            own pruner; or "none".
+        pattern: "unstructured", the only one in this version.
+        allocation: "global", one ranking over all layers, the only one in this version.
+        num_gradients: m, gradients of a stage.
+        damping: λ > 0, or `mfac.relative(c)`.
+        block_size: For a block-diagonal Fisher over the live weights; None for the full matrix.
+        recomputations: Pruning steps within a stage, on the same gradients.
+        stages: How often fresh gradients are collected.
+        seed: Of torch's generator while `data` is gone through, so that a shuffling loader gives the same batches each
+            time; the caller's generator is not touched.
+        per_sample: One gradient a sample in place of one a batch.
+        batchnorm_batches: Batches on which the running statistics of batch-norm layers are re-estimated after pruning; 0 for
+            not at all. Without such layers it means nothing.
+        progress: Called with a `PruningStep` after each step.
+
+    Returns:
+        Masks, achieved sparsity and what each step was predicted to cost.
+
+    Raises:
+        TypeError: If a parameter is of the wrong type.
+        ValueError: If a value is out of range, the data runs out, the loss is no scalar or a gradient is not finite. The model is
+            then as it was, as after any other exception.
+
+    Cost: time O(stages · recomputations · d m²) beyond the gradients; memory two windows of m gradients of the live weights.
+
+    Source: docs/derivation.md, "Pruning"; M-FAC, section 4; the joint update is numbered there as a difference.
+
+    Example:
+        >>> import torch, mfac
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(8, 2)
+        >>> data = [(torch.randn(4, 8), torch.randint(2, (4,))) for _ in range(32)]
+        >>> loss_fn = lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+        >>> report = mfac.prune(model, loss_fn, data, sparsity=0.5, num_gradients=32, stages=2)
+        >>> report.sparsity, int((model.weight == 0).sum())
+        (0.5, 8)
+    """
+    settings = _Settings(
+        check_number("sparsity", sparsity, least=0, below=1),
+        check_choice("saliency", saliency, SALIENCIES),
+        check_choice("compensation", compensation, COMPENSATIONS),
+        check_count("num_gradients", num_gradients, least=1),
+        check_damping(damping),
+        None if block_size is None else check_count("block_size", block_size, least=1),
+        check_count("recomputations", recomputations, least=1),
+        check_count("stages", stages, least=1),
+        per_sample,
+    )
+    check_choice("pattern", pattern, ("unstructured",))
+    check_choice("allocation", allocation, ("global",))
+    check_count("batchnorm_batches", batchnorm_batches)
+    selected = select_parameters(model, params, prunable_weights)
+    with torch.random.fork_rng(devices=[]), _restored_on_error(model):
+        torch.manual_seed(check_count("seed", seed))
+        stream = BatchStream(data)
+        report = _Pruning(model, loss_fn, stream, selected, settings).run(progress)
+        if batchnorm_batches and report.steps and normalised_layers(model):
+            reestimate_statistics(model, loss_fn, islice(_rest_of(stream), batchnorm_batches))
+    return report
+
+
+@dataclass(frozen=True)
+class _Settings:
+    sparsity: float
+    saliency: str
+    compensation: str
+    num_gradients: int
+    damping: Damping
+    block_size: int | None
+    recomputations: int
+    stages: int
+    per_sample: bool
+
+    @property
+    def needs_fisher(self) -> bool:
+        return self.saliency == "obs" or self.compensation != "none"
+
+
+class _Pruning:
+    """One run: the flat weights, which of them are alive, and the steps that change both.
+
+    `weights` and `live` are over all d prunable weights; what a step computes with is over the live ones only.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss_fn: LossFunction, stream: BatchStream, selected: dict[str, nn.Parameter], settings: _Settings
+    ) -> None:
+        self.model, self.loss_fn, self.stream = model, loss_fn, stream
+        self.selected, self.settings = selected, settings
+        self.weights = flatten(selected.values(), window_dtype(selected))  # [d]
+        if not bool(torch.isfinite(self.weights).all()):
+            raise ValueError("Parameter `model` should have finite weights. Found a NaN or infinity.")
+        zeros = torch.where(self.weights == 0, 0, 1)
+        dropped = min(int((zeros == 0).sum()), num_dropped_at(settings.sparsity, zeros.numel()))
+        self.live = ~lowest(zeros, dropped)  # [d]
+        self.report = PruningReport({})
+
+    def run(self, progress: Callable[[PruningStep], None] | None) -> PruningReport:
+        settings, dim = self.settings, self.weights.numel()
+        if num_dropped_at(settings.sparsity, dim) > 0:
+            total = settings.stages * settings.recomputations if settings.needs_fisher else 1
+            kept_after = geometric_schedule(int(self.live.sum()), settings.sparsity, dim, total)
+            grads = None
+            for step, kept in enumerate(kept_after, start=1):
+                start = time.perf_counter()
+                if settings.needs_fisher and (step - 1) % settings.recomputations == 0:
+                    grads = None  # free the last stage's before the next ones are collected
+                    grads = self._collect()
+                damping, increase, grads = self._step(kept, grads)
+                done = PruningStep(
+                    step, total, (step - 1) // settings.recomputations + 1, 1 - int(self.live.sum()) / dim, damping, increase,
+                    time.perf_counter() - start,
+                )  # fmt: skip
+                self.report.steps.append(done)
+                if progress is not None:
+                    progress(done)
+        self.report.masks = unflatten_mask(self.live, self.selected)
+        return self.report
+
+    def _collect(self) -> Tensor:
+        columns = None if bool(self.live.all()) else self.live.nonzero()[:, 0]
+        settings = self.settings
+        return gather_rows(
+            self.model, self.loss_fn, self.stream, self.selected, settings.num_gradients, settings.per_sample, columns
+        )
+
+    def _step(self, kept: int, grads: Tensor | None) -> tuple[float | None, float | None, Tensor | None]:
+        """Drops all but `kept` of the live weights and moves those; returns λ, ½ δᵀFδ and the gradients of those kept."""
+        settings = self.settings
+        weights = self.weights[self.live]  # over the live weights from here on
+        if grads is None:
+            dropped = lowest(magnitude_saliency(weights), weights.numel() - kept)
+            self._apply(no_update(weights, dropped), dropped)
+            return None, None, None
+
+        fisher = EmpiricalFisher(grads, settings.damping, settings.block_size)
+        inverse_diagonal = fisher.inverse_diagonal() if settings.saliency == "obs" or settings.compensation == "summed" else None
+        if settings.saliency == "obs" and inverse_diagonal is not None:
+            scores = obs_saliency(weights, inverse_diagonal)
+        else:
+            scores = magnitude_saliency(weights)
+        dropped = lowest(scores, weights.numel() - kept)
+        if settings.compensation == "joint":
+            delta = joint_update(grads, weights, dropped, fisher.damping, settings.block_size)
+        elif inverse_diagonal is not None and settings.compensation == "summed":
+            delta = summed_update(fisher, inverse_diagonal, weights, dropped)
+        else:
+            delta = no_update(weights, dropped)
+        increase = predicted_increase(fisher, delta)
+        self._apply(delta, dropped)
+        return fisher.damping, increase, grads[:, ~dropped] if settings.recomputations > 1 else None
+
+    def _apply(self, delta: Tensor, dropped: Tensor) -> None:
+        """Moves the live weights by δ, sets the dropped ones to exactly zero, and writes them to the model."""
+        moved = (self.weights[self.live].double() + delta).to(self.weights.dtype)
+        self.weights[self.live] = torch.where(dropped, 0, moved)
+        self.live[self.live.clone()] = ~dropped
+        self.weights[~self.live] = 0
+        write_flat_(self.selected.values(), self.weights)
+
+
+def _rest_of(stream: BatchStream) -> Iterator[Any]:
+    """One pass of a stream at most; an end of the data is no error here."""
+    try:
+        yield from stream.take("batch norm")
+    except ValueError:
+        return
+
+
+@contextmanager
+def _restored_on_error(model: nn.Module) -> Iterator[None]:
+    """Puts parameters and buffers back as they were if the block does not end well."""
+    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                if name in before:
+                    tensor.copy_(before[name])
+        raise

@@ -1,0 +1,77 @@
+"""What a pruning run says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PruningStep:
+    """One pruning step: one recomputation within one stage.
+
+    Attributes:
+        step: Its number, from 1.
+        total_steps: How many there will be.
+        stage: The stage it belongs to, from 1; each stage has gradients of its own.
+        sparsity: Share of zeros among the prunable weights after it.
+        damping: λ, or None where no Fisher was needed.
+        predicted_increase: ½ δᵀFδ of its update in units of the loss, or None where no Fisher was needed.
+        seconds: Wall time, the stage's gradients included in its first step.
+    """
+
+    step: int
+    total_steps: int
+    stage: int
+    sparsity: float
+    damping: float | None
+    predicted_increase: float | None
+    seconds: float
+
+
+@dataclass
+class PruningReport:
+    """The result of `mfac.prune`.
+
+    Attributes:
+        masks: Parameter name to mask of its shape, True = kept.
+        steps: Every pruning step in order.
+    """
+
+    masks: dict[str, Tensor]
+    steps: list[PruningStep] = field(default_factory=list)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros among the prunable weights, exact."""
+        total = sum(mask.numel() for mask in self.masks.values())
+        return sum(int((~mask).sum()) for mask in self.masks.values()) / total
+
+    @property
+    def sparsity_by_parameter(self) -> dict[str, float]:
+        """Share of zeros in each parameter."""
+        return {name: 1 - float(mask.double().mean()) for name, mask in self.masks.items()}
+
+    @property
+    def predicted_increase(self) -> float | None:
+        """½ δᵀFδ summed over the steps: what the quadratic models say the updates cost, in units of the loss.
+
+        None where no Fisher was needed: magnitude saliency without compensation.
+        """
+        increases = [step.predicted_increase for step in self.steps if step.predicted_increase is not None]
+        return sum(increases) if increases or not self.steps else None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all steps."""
+        return sum(step.seconds for step in self.steps)
+
+    def __str__(self) -> str:
+        kept = sum(int(mask.sum()) for mask in self.masks.values())
+        total = sum(mask.numel() for mask in self.masks.values())
+        increase = "" if self.predicted_increase is None else f", predicted increase {self.predicted_increase:.3g}"
+        lines = [f"sparsity {self.sparsity:.4f}: {kept} of {total} weights kept in {len(self.steps)} steps, {self.seconds:.1f} s{increase}"]
+        width = max(map(len, self.masks))
+        lines += [f"  {name:<{width}}  {share:.4f}" for name, share in self.sparsity_by_parameter.items()]
+        return "\n".join(lines)

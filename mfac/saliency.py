@@ -1,0 +1,27 @@
+"""Saliencies: what the loss is thought to lose with each weight."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+SALIENCIES = ("obs", "magnitude")
+
+
+def obs_saliency(weights: Tensor, inverse_diagonal: Tensor) -> Tensor:
+    """ρ_p = w_p² / (2 (F⁻¹)_pp), the increase of the quadratic model when weight p alone is removed and the others adapt.
+
+    Source: Optimal Brain Surgeon (Hassibi, Stork 1992), equation 5.
+
+    Args:
+        weights: w, [d].
+        inverse_diagonal: diag(F⁻¹), [d].
+
+    Returns:
+        ρ >= 0, [d], in units of the loss.
+    """
+    return weights.square() / (2 * inverse_diagonal)
+
+
+def magnitude_saliency(weights: Tensor) -> Tensor:
+    """|w_p|, [d]."""
+    return weights.abs()
