@@ -3,12 +3,13 @@
 `ihvp` and `EmpiricalFisher` (static), `GradientWindow` (dynamic), `MFAC` (optimizer), `collect_gradients` and `prune`.
 """
 
-import torch  # noqa: F401  loads the libraries that the extension links to
+import torch  # ruff: ignore[unused-import]  loads the libraries that the extension links to
 
 from mfac._C import build_info
 from mfac.damping import RelativeDamping, relative
 from mfac.fisher import EmpiricalFisher, ihvp
 from mfac.gradients import collect_gradients
+from mfac.optimizer import MFAC
 from mfac.pruner import prune
 from mfac.report import PruningReport, PruningStep
 from mfac.window import GradientWindow
@@ -16,6 +17,7 @@ from mfac.window import GradientWindow
 __version__ = "0.1.0"
 
 __all__ = [
+    "MFAC",
     "EmpiricalFisher",
     "GradientWindow",
     "PruningReport",

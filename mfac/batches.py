@@ -53,7 +53,9 @@ class BatchStream:
                     continue
                 batch = None
             if batch is None or taken == self._length:
-                raise ValueError(f"Parameter `data` should yield enough batches for {purpose}. Found only {taken}.") from None
+                raise ValueError(
+                    f"Parameter `data` should yield enough batches for {purpose}. Found only {taken}."
+                ) from None
             self._position += 1
             taken += 1
             yield batch

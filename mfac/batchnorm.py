@@ -18,7 +18,7 @@ def normalised_layers(model: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def reestimate_statistics(model: nn.Module, loss_fn: Callable[[nn.Module, Any], Any], batches: Iterable[Any]) -> int:
-    """Replaces the running statistics by the plain average over `batches`; everything else is in evaluation mode meanwhile.
+    """Replaces the running statistics by the plain average over `batches`, all else in evaluation mode.
 
     Args:
         model: The model; its statistics change, its modes are put back.

@@ -32,8 +32,8 @@ class BlockDiagonalFisher:
         if bool((failed >= 0).any()):
             block = int((failed >= 0).nonzero()[0])
             raise torch.linalg.LinAlgError(
-                f"Block {block} of the Fisher is not numerically positive definite at pivot {int(failed[block])}. Increase "
-                f"`damping`; it is {damping:.3g}."
+                f"Block {block} of the Fisher is not numerically positive definite at pivot {int(failed[block])}. "
+                f"Increase `damping`; it is {damping:.3g}."
             )
 
     def ihvp(self, v: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class BlockDiagonalFisher:
         return result
 
     def logdet(self) -> float:
-        """log det F, the sum over the blocks."""
+        """Log det F, the sum over the blocks."""
         rank, dim = self.window.shape
         total = 0.0
         for number in range(self.factors.shape[0]):

@@ -14,11 +14,11 @@ _GUARD = 1e-12  # backward error above which the inverse is computed anew
 
 
 class InverseCapacitance:
-    """K = GGᵀ and A = (shift·I + K)⁻¹ in float64, both as lower triangles in ring order (docs/derivation.md, "Replacing a row").
+    """K = GGᵀ and A = (shift·I + K)⁻¹ in float64, both as lower triangles in ring order.
 
-    A replaced row costs O(m²). Three things keep A exact over any number of replacements: every solve is refined with C itself
-    until its residual is at rounding; a residual that does not get there has A computed anew by Cholesky; and so do every
-    m replacements, which costs O(m²) each when shared among them.
+    A replaced row costs O(m²) (docs/derivation.md, "Replacing a row"). Three things keep A exact over any number of
+    replacements: every solve is refined with C itself until its residual is at rounding; a residual that does not get
+    there has A computed anew by Cholesky; and so do every m replacements, O(m²) each when shared among them.
 
     Args:
         rank: m.
@@ -41,7 +41,7 @@ class InverseCapacitance:
 
     @property
     def trace(self) -> float:
-        """tr K, the sum of the rows' squared norms."""
+        """Tr K, the sum of the rows' squared norms."""
         return float(self.gram.diagonal().sum())
 
     def replace(self, row: int, products: Tensor, shift: float) -> None:

@@ -20,7 +20,9 @@ WINDOW_DTYPES = (torch.float32, torch.float64)
 
 def names_of(choices: Sequence[object]) -> str:
     """Joins choices for a message: ``'a', 'b' or 'c'``."""
-    words = [str(choice).removeprefix("torch.") if isinstance(choice, torch.dtype) else repr(choice) for choice in choices]
+    words = [
+        str(choice).removeprefix("torch.") if isinstance(choice, torch.dtype) else repr(choice) for choice in choices
+    ]
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
 
 
@@ -50,7 +52,8 @@ def check_device(name: str, device: torch.device) -> None:
     """
     if device.type != "cpu":
         raise ValueError(
-            f"Parameter `{name}` should be on the CPU: this version of mfac has CPU kernels only. Found device {device}."
+            f"Parameter `{name}` should be on the CPU: this version of mfac has CPU kernels only. "
+            f"Found device {device}."
         )
 
 
@@ -95,7 +98,9 @@ def check_window(name: str, window: Tensor) -> Tensor:
     if window.dim() != 2:
         raise ValueError(f"Parameter `{name}` should have shape [m, d]. Found shape {list(window.shape)}.")
     if window.shape[0] < 1 or window.shape[1] < 1:
-        raise ValueError(f"Parameter `{name}` should have at least one row and one column. Found shape {list(window.shape)}.")
+        raise ValueError(
+            f"Parameter `{name}` should have at least one row and one column. Found shape {list(window.shape)}."
+        )
     return window.detach()
 
 
@@ -147,7 +152,14 @@ def check_count(name: str, value: int, least: int = 0) -> int:
     return value
 
 
-def check_number(name: str, value: float, *, above: float | None = None, least: float | None = None, below: float | None = None) -> float:
+def check_number(
+    name: str,
+    value: float,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+) -> float:
     """Accepts a finite real number in a range.
 
     Args:
@@ -166,10 +178,16 @@ def check_number(name: str, value: float, *, above: float | None = None, least: 
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"Parameter `{name}` should be a real number. Found {value!r}.")
-    bounds = [f"> {above:g}" if above is not None else "", f">= {least:g}" if least is not None else "", f"< {below:g}" if below is not None else ""]
+    bounds = [
+        f"> {above:g}" if above is not None else "",
+        f">= {least:g}" if least is not None else "",
+        f"< {below:g}" if below is not None else "",
+    ]
     inside = (above is None or value > above) and (least is None or value >= least) and (below is None or value < below)
     if not math.isfinite(value) or not inside:
-        raise ValueError(f"Parameter `{name}` should be finite and {' and '.join(filter(None, bounds))}. Found {value!r}.")
+        raise ValueError(
+            f"Parameter `{name}` should be finite and {' and '.join(filter(None, bounds))}. Found {value!r}."
+        )
     return float(value)
 
 

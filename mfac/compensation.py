@@ -1,7 +1,7 @@
 """Compensation: how the kept weights move when others are dropped, to keep the quadratic model's loss low.
 
-All three work on the weights still alive, with F the Fisher over them: δ is the change of the weights, δ_D = -w_D on the
-dropped set D, and the kept set S is what compensation is about (docs/derivation.md, "Pruning").
+All three work on the weights still alive, with F the Fisher over them: δ is the change of the weights, δ_D = -w_D on
+the dropped set D, and the kept set S is what compensation is about (docs/derivation.md, "Pruning").
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def joint_update(grads: Tensor, weights: Tensor, dropped: Tensor, damping: float
 
 
 def summed_update(fisher: EmpiricalFisher, inverse_diagonal: Tensor, weights: Tensor, dropped: Tensor) -> Tensor:
-    """The sum of the single-weight OBS updates, as if the dropped weights were independent: δ = -F⁻¹ Σ_p (w_p/(F⁻¹)_pp) e_p.
+    """The sum of single-weight OBS updates, as if dropped weights were independent: δ = -F⁻¹ Σ_p (w_p/(F⁻¹)_pp) e_p.
 
     Source: M-FAC's own pruner; WoodFisher and oBERT use the same sum.
 

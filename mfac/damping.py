@@ -82,7 +82,7 @@ def resolve_damping(damping: Damping, trace: float, num_terms: float, dim: int) 
         return float(damping)
     if trace <= 0:
         raise ValueError(
-            f"Parameter `damping` should be a positive number where all gradients are zero. Found relative({damping.scale:g}), "
-            "which would be 0."
+            f"Parameter `damping` should be a positive number where all gradients are zero. "
+            f"Found relative({damping.scale:g}), which would be 0."
         )
     return damping.scale * trace / (num_terms * dim)

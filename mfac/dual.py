@@ -1,4 +1,4 @@
-"""The full Fisher in its dual form: everything through the m x m capacitance C = nλI + GGᵀ (docs/derivation.md, "Static")."""
+"""The full Fisher in its dual form, through the m x m capacitance C = nλI + GGᵀ (docs/derivation.md, "Static")."""
 
 from __future__ import annotations
 
@@ -44,12 +44,14 @@ def window_dot(window: Tensor, vectors: Tensor) -> Tensor:
 
 
 def window_combine_(out: Tensor, window: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
-    """In place: out [k, d] <- alpha·out + beta·coefficients [k, m] G. The fused pass, or GEMM over tiles for large k."""
+    """In place: out [k, d] <- alpha·out + beta·coefficients [k, m] G. The fused pass, or GEMM for large k."""
     if out.shape[0] <= _MOST_FUSED_VECTORS:
         return ops.window_combine_(out, window, coefficients, alpha, beta)
     for columns, tile in column_tiles(window):
         product = coefficients @ tile
-        out[:, columns] = (product.mul_(beta) if alpha == 0 else product.mul_(beta).add_(out[:, columns], alpha=alpha)).to(out.dtype)
+        out[:, columns] = (
+            product.mul_(beta) if alpha == 0 else product.mul_(beta).add_(out[:, columns], alpha=alpha)
+        ).to(out.dtype)
     return out
 
 
@@ -71,8 +73,8 @@ def factor_capacitance(gram: Tensor, shift: float) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(capacitance)
     if int(failed) != 0:
         raise torch.linalg.LinAlgError(
-            f"The capacitance nλI + GGᵀ is not numerically positive definite at row {int(failed) - 1}: the largest squared row "
-            f"norm is {float(gram.diagonal().max()):.3g}, nλ only {shift:.3g}. Increase `damping`."
+            f"The capacitance nλI + GGᵀ is not numerically positive definite at row {int(failed) - 1}: the largest "
+            f"squared row norm is {float(gram.diagonal().max()):.3g}, nλ only {shift:.3g}. Increase `damping`."
         )
     return factor
 
@@ -145,7 +147,7 @@ class DualFisher:
         return ((rows[:, None] == cols[None, :]).double() - dots) / self.damping
 
     def logdet(self) -> float:
-        """log det F = d log λ + log det C - m log(nλ)."""
+        """Log det F = d log λ + log det C - m log(nλ)."""
         rank, dim = self.window.shape
         log_det_capacitance = 2 * float(self.factor.diagonal().log().sum())
         return dim * math.log(self.damping) + log_det_capacitance - rank * math.log(self.num_terms * self.damping)

@@ -40,8 +40,9 @@ class EmpiricalFisher:
     the rounding of the result. The gradients are kept by reference, never copied and never written to: leave them
     unchanged while this object is in use.
 
-    Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 3.1, with the differences that docs/derivation.md numbers:
-    (1) matrix products and a Cholesky factorisation in place of the paper's m rank-one steps; (2) the primal form.
+    Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 3.1, with the differences that
+    docs/derivation.md numbers: (1) matrix products and a Cholesky factorisation in place of the paper's m rank-one
+    steps; (2) the primal form.
 
     Args:
         grads: G, [m, d], one gradient a row; float32 or float64, rows contiguous.
@@ -60,7 +61,8 @@ class EmpiricalFisher:
 
     Raises:
         TypeError: If `grads` is not a float32 or float64 tensor.
-        ValueError: If it has another shape than [m, d], is empty, not contiguous in its rows or not finite, or if a parameter is
+        ValueError: If it has another shape than [m, d], is empty, not contiguous in its rows or not finite, or if a
+        parameter is
             out of range.
         torch.linalg.LinAlgError: If λ is so small that the matrix is not numerically positive definite.
 
@@ -75,7 +77,12 @@ class EmpiricalFisher:
     """
 
     def __init__(
-        self, grads: Tensor, damping: Damping = 1e-5, block_size: int | None = None, *, store_columns: bool = False
+        self,
+        grads: Tensor,
+        damping: Damping = 1e-5,
+        block_size: int | None = None,
+        *,
+        store_columns: bool = False,
     ) -> None:
         window = check_window("grads", grads)
         damping = check_damping(damping)
@@ -100,7 +107,9 @@ class EmpiricalFisher:
             self._form = BlockDiagonalFisher(window, self.block_size, self.damping, num_terms)
 
     def __repr__(self) -> str:
-        return f"EmpiricalFisher(rank={self.rank}, dim={self.dim}, damping={self.damping:g}, block_size={self.block_size})"
+        return (
+            f"EmpiricalFisher(rank={self.rank}, dim={self.dim}, damping={self.damping:g}, block_size={self.block_size})"
+        )
 
     def ihvp(self, v: Tensor, refine: int = 0) -> Tensor:
         """Products F⁻¹v with the inverse Fisher, for one or many vectors.
@@ -125,7 +134,7 @@ class EmpiricalFisher:
         return result.to(self.dtype).reshape(v.shape)
 
     def ihvp_of_combination(self, coefficients: Tensor) -> Tensor:
-        """Products F⁻¹Gᵀa with a combination of the gradients, in the push-through form n Gᵀ C⁻¹ a, which does not subtract.
+        """Products F⁻¹Gᵀa with combinations of the gradients, in the push-through form n Gᵀ C⁻¹ a without subtraction.
 
         Args:
             coefficients: a, [m] or [k, m] float64.
@@ -138,7 +147,9 @@ class EmpiricalFisher:
             TypeError: If `coefficients` is not float64.
         """
         if not isinstance(self._form, (DualFisher, PrimalFisher)):
-            raise ValueError(f"Parameter `block_size` should be None for a product with a combination. Found {self.block_size}.")
+            raise ValueError(
+                f"Parameter `block_size` should be None for a product with a combination. Found {self.block_size}."
+            )
         a = check_vectors("coefficients", coefficients, self.rank, torch.float64)
         result = self._form.ihvp_of_combination(a.contiguous())
         return result.to(self.dtype).reshape(*coefficients.shape[:-1], self.dim)
@@ -175,8 +186,8 @@ class EmpiricalFisher:
             j: Column, of the same shape.
 
         Returns:
-            A tensor of that shape (a scalar for integers) in the gradients' dtype. Time O(m) an entry with `store_columns`,
-            otherwise O(m²).
+            A tensor of that shape (a scalar for integers) in the gradients' dtype. Time O(m) an entry with
+            `store_columns`, otherwise O(m²).
 
         Raises:
             TypeError: If an index is not an integer.
@@ -184,7 +195,9 @@ class EmpiricalFisher:
         """
         rows, cols = self._check_index("i", i), self._check_index("j", j)
         if rows.shape != cols.shape:
-            raise ValueError(f"Parameter `j` should have the shape of `i`, {list(rows.shape)}. Found shape {list(cols.shape)}.")
+            raise ValueError(
+                f"Parameter `j` should have the shape of `i`, {list(rows.shape)}. Found shape {list(cols.shape)}."
+            )
         pieces = zip(rows.reshape(-1).split(_ELEMENTS_AT_ONCE), cols.reshape(-1).split(_ELEMENTS_AT_ONCE), strict=True)
         values = [self._form.inverse_elements(a, b) for a, b in pieces]
         return torch.cat(values).to(self.dtype).reshape(rows.shape)
@@ -224,7 +237,9 @@ class EmpiricalFisher:
         tensor = tensor.long()
         outside = (tensor < -self.dim) | (tensor >= self.dim)
         if bool(outside.any()):
-            raise ValueError(f"Parameter `{name}` should be in [-{self.dim}, {self.dim}). Found {int(tensor[outside][0])}.")
+            raise ValueError(
+                f"Parameter `{name}` should be in [-{self.dim}, {self.dim}). Found {int(tensor[outside][0])}."
+            )
         return tensor % self.dim
 
 
@@ -232,9 +247,7 @@ def _squared_norms(window: Tensor) -> Tensor:
     return torch.linalg.vector_norm(window, dim=1, dtype=torch.float64).square()
 
 
-def ihvp(
-    grads: Tensor, v: Tensor, damping: Damping = 1e-5, block_size: int | None = None, refine: int = 0
-) -> Tensor:
+def ihvp(grads: Tensor, v: Tensor, damping: Damping = 1e-5, block_size: int | None = None, refine: int = 0) -> Tensor:
     """Inverse-Hessian-vector products with the empirical Fisher of `grads`, in one call.
 
     Computes (λI + GᵀG/m)⁻¹ v. For more than one call on the same gradients keep an `EmpiricalFisher`.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def window_dtype(selected: Mapping[str, Tensor]) -> torch.dtype:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Generator[None]:
     """The model in evaluation mode, and each of its modules back in its own mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -141,7 +142,9 @@ def check_loss(loss: Tensor) -> Tensor:
     if loss.numel() != 1:
         raise ValueError(f"Parameter `loss_fn` should return a scalar. Found shape {list(loss.shape)}.")
     if not loss.requires_grad:
-        raise ValueError("Parameter `loss_fn` should return a loss that depends on the model. Found one that requires no gradient.")
+        raise ValueError(
+            "Parameter `loss_fn` should return a loss that depends on the model. Found one that requires no gradient."
+        )
     return loss.reshape(())
 
 
@@ -153,7 +156,10 @@ def _batch_gradients(
         gradients = torch.autograd.grad(loss, list(selected.values()), allow_unused=True)
     for name, gradient in zip(selected, gradients, strict=True):
         if gradient is None:
-            raise ValueError(f"Parameter `params` should select parameters that the loss depends on. Found {name!r}, which got no gradient.")
+            raise ValueError(
+                f"Parameter `params` should select parameters that the loss depends on. "
+                f"Found {name!r}, which got no gradient."
+            )
     yield flatten(gradients, window_dtype(selected))[None]
 
 
@@ -176,7 +182,8 @@ def _sample_gradients(
     sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors}
     if len(sizes) != 1 or sizes == {0}:
         raise ValueError(
-            f"Parameter `data` should yield batches whose tensors share a first dimension, the samples. Found shapes {[list(t.shape) for t in tensors]}."
+            f"Parameter `data` should yield batches whose tensors share a first dimension, the samples. "
+            f"Found shapes {[list(tensor.shape) for tensor in tensors]}."
         )
     loss = _Loss(model, loss_fn)
     weights = {f"model.{name}": parameter.detach() for name, parameter in selected.items()}
@@ -190,7 +197,7 @@ def _sample_gradients(
     chunk = max(1, _SAMPLE_ENTRIES // max(1, total_size(selected)))
     for start in range(0, count, chunk):
         stop = min(start + chunk, count)
-        gradients = gradient_of(weights, _map(batch, lambda tensor, part=slice(start, stop): tensor[part]))
+        gradients = gradient_of(weights, _map(batch, itemgetter(slice(start, stop))))
         yield torch.cat([g.reshape(stop - start, -1).to(window_dtype(selected)) for g in gradients.values()], dim=1)
 
 
@@ -204,7 +211,10 @@ def _leaves(batch: Any) -> Iterator[Tensor]:
         for value in batch:
             yield from _leaves(value)
     else:
-        raise TypeError(f"Parameter `data` should yield tensors, or tuples, lists and dicts of them, for per-sample gradients. Found {type(batch).__name__}.")
+        raise TypeError(
+            f"Parameter `data` should yield tensors, or tuples, lists and dicts of them, for per-sample gradients. "
+            f"Found {type(batch).__name__}."
+        )
 
 
 def _map(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -220,5 +230,6 @@ def _check_finite(rows: Tensor, first: int) -> None:
     bad = ~torch.isfinite(rows).all(dim=1)
     if bool(bad.any()):
         raise ValueError(
-            f"Parameter `loss_fn` should have finite gradients. Found a NaN or infinity in gradient {first + int(bad.nonzero()[0])}."
+            f"Parameter `loss_fn` should have finite gradients. "
+            f"Found a NaN or infinity in gradient {first + int(bad.nonzero()[0])}."
         )

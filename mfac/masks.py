@@ -31,4 +31,7 @@ def lowest(saliency: Tensor, count: int) -> Tensor:
 def unflatten_mask(kept: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A flat mask [d] as one mask for each parameter, in the parameter's shape."""
     pieces = kept.split([parameter.numel() for parameter in parameters.values()])
-    return {name: piece.view(parameter.shape).clone() for piece, (name, parameter) in zip(pieces, parameters.items(), strict=True)}
+    return {
+        name: piece.view(parameter.shape).clone()
+        for piece, (name, parameter) in zip(pieces, parameters.items(), strict=True)
+    }

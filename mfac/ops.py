@@ -14,10 +14,10 @@ from torch import Tensor
 from mfac import _C
 
 _WANTED_ISA = os.environ.get("MFAC_CPU_ISA")
-if _WANTED_ISA and _WANTED_ISA != _C.build_info()["isa_chosen"]:
+if _WANTED_ISA and _C.build_info()["isa_chosen"] != _WANTED_ISA:
     raise ImportError(
-        f"Environment variable MFAC_CPU_ISA should name an instruction set that was built ({_C.build_info()['isas_built']}) and "
-        f"that this CPU has. Found {_WANTED_ISA!r}."
+        "Environment variable MFAC_CPU_ISA should name an instruction set that was built, one of "
+        f"{_C.build_info()['isas_built']}, and that this CPU has. Found {_WANTED_ISA!r}."
     )
 
 _ops = torch.ops.mfac
@@ -59,7 +59,9 @@ def block_factor(window: Tensor, block_size: int, damping: float, num_terms: flo
     return factors, failed
 
 
-def block_ihvp(window: Tensor, factors: Tensor, vectors: Tensor, block_size: int, damping: float, num_terms: float) -> Tensor:
+def block_ihvp(
+    window: Tensor, factors: Tensor, vectors: Tensor, block_size: int, damping: float, num_terms: float
+) -> Tensor:
     """Block-diagonal F⁻¹ times float64 `vectors` [k, d]. One pass over the window."""
     result: Tensor = _ops.block_ihvp(window, factors, vectors, block_size, damping, num_terms)
     return result
@@ -71,7 +73,9 @@ def block_matvec(window: Tensor, vectors: Tensor, block_size: int, damping: floa
     return result
 
 
-def block_inverse_diagonal(window: Tensor, factors: Tensor, block_size: int, damping: float, num_terms: float) -> Tensor:
+def block_inverse_diagonal(
+    window: Tensor, factors: Tensor, block_size: int, damping: float, num_terms: float
+) -> Tensor:
     """The diagonal of the block-diagonal F⁻¹, [d] float64."""
     result: Tensor = _ops.block_inverse_diagonal(window, factors, block_size, damping, num_terms)
     return result

@@ -24,9 +24,11 @@ _PRUNABLE_LAYERS = (
 
 
 def prunable_weights(model: nn.Module) -> set[str]:
-    """Names of the weights of every Linear and convolution. One shared by several layers counts once, under its first name."""
+    """Names of every Linear's and convolution's weight. One that layers share counts once, under its first name."""
     weights = {
-        id(layer.weight) for layer in model.modules() if isinstance(layer, _PRUNABLE_LAYERS) and isinstance(layer.weight, nn.Parameter)
+        id(layer.weight)
+        for layer in model.modules()
+        if isinstance(layer, _PRUNABLE_LAYERS) and isinstance(layer.weight, nn.Parameter)
     }
     return {name for name, parameter in model.named_parameters() if id(parameter) in weights}
 
@@ -38,15 +40,16 @@ def select_parameters(
 
     Args:
         model: Where they are looked up.
-        params: None for the default; a name or shell-style pattern, or several; the parameters themselves; or a predicate of name
-            and parameter.
+        params: None for the default; a name or shell-style pattern, or several; the parameters themselves; or a
+            predicate of name and parameter.
         default: What None means: the names chosen from a model. Without it, every parameter that requires a gradient.
 
     Returns:
         Name to parameter. A flat vector over them is each one flattened row-major, in this order.
 
     Raises:
-        ValueError: If nothing is selected, a name or pattern matches nothing, or a parameter does not require a gradient.
+        ValueError: If nothing is selected, a name or pattern matches nothing, or a parameter does not require a
+        gradient.
         TypeError: If `params` is of another type or a parameter is not real floating-point.
     """
     named = dict(model.named_parameters())
@@ -58,12 +61,18 @@ def select_parameters(
         chosen = _match(named, [params] if isinstance(params, str) else list(params))
     selected = {name: parameter for name, parameter in named.items() if name in chosen}
     if not selected:
-        raise ValueError(f"Parameter `params` should select at least one parameter of the model. Found none among {list(named)}.")
+        raise ValueError(
+            f"Parameter `params` should select at least one parameter of the model. Found none among {list(named)}."
+        )
     for name, parameter in selected.items():
         if not parameter.requires_grad:
-            raise ValueError(f"Parameter `params` should select parameters that require a gradient. Found {name!r}, which does not.")
+            raise ValueError(
+                f"Parameter `params` should select parameters that require a gradient. Found {name!r}, which does not."
+            )
         if not parameter.is_floating_point():
-            raise TypeError(f"Parameter `params` should select real floating-point parameters. Found {name!r} of {parameter.dtype}.")
+            raise TypeError(
+                f"Parameter `params` should select real floating-point parameters. Found {name!r} of {parameter.dtype}."
+            )
         check_device(f"params[{name!r}]", parameter.device)
     return selected
 
@@ -78,7 +87,9 @@ def _match(named: Mapping[str, nn.Parameter], wanted: list[str | Tensor]) -> set
             found = {name for name in named if fnmatchcase(name, item)}
             described = f"{item!r}, which matches none of {list(named)}"
         else:
-            raise TypeError(f"Parameter `params` should hold names, patterns or parameters. Found {type(item).__name__}.")
+            raise TypeError(
+                f"Parameter `params` should hold names, patterns or parameters. Found {type(item).__name__}."
+            )
         if not found:
             raise ValueError(f"Parameter `params` should name parameters of the model. Found {described}.")
         chosen |= found

@@ -1,4 +1,4 @@
-"""The full Fisher in its primal form, for m >= d: the d x d matrix itself, smaller than GGᵀ and the more accurate there."""
+"""The full Fisher in its primal form, for m >= d: the d x d matrix, smaller than GGᵀ and more accurate there."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class PrimalFisher:
         self.factor, failed = torch.linalg.cholesky_ex(self.matrix)
         if int(failed) != 0:
             raise torch.linalg.LinAlgError(
-                f"The Fisher λI + GᵀG/n is not numerically positive definite at row {int(failed) - 1}: its largest diagonal entry is "
-                f"{float(self.matrix.diagonal().max()):.3g}, λ only {damping:.3g}. Increase `damping`."
+                f"The Fisher λI + GᵀG/n is not numerically positive definite at row {int(failed) - 1}: its largest "
+                f"diagonal entry is {float(self.matrix.diagonal().max()):.3g}, λ only {damping:.3g}. Increase `damping`."
             )
 
     @cached_property
@@ -65,5 +65,5 @@ class PrimalFisher:
         return self.inverse[rows[:, None], cols[None, :]]
 
     def logdet(self) -> float:
-        """log det F."""
+        """Log det F."""
         return 2 * float(self.factor.diagonal().log().sum())

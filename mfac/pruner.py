@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -37,7 +37,7 @@ def prune(
     pattern: str = "unstructured",
     allocation: str = "global",
     num_gradients: int = 256,
-    damping: Damping = relative(0.01),  # noqa: B008  a frozen value
+    damping: Damping = relative(0.01),  # ruff: ignore[function-call-in-default-argument]  a frozen value
     block_size: int | None = None,
     recomputations: int = 1,
     stages: int = 16,
@@ -49,9 +49,9 @@ def prune(
 ) -> PruningReport:
     """Prunes a model in place with second-order information, from trained weights and without fine-tuning.
 
-    Each stage collects fresh gradients at the weights as they then are, and drops in `recomputations` steps the weights of
-    least saliency over all layers together, while compensation moves the kept ones; the density falls geometrically over all
-    steps. Weights that are zero already are dropped first and stay zero.
+    Each stage collects fresh gradients at the weights as they then are, and drops in `recomputations` steps the
+    weights of least saliency over all layers together, while compensation moves the kept ones; the density falls
+    geometrically over all steps. Weights that are zero already are dropped first and stay zero.
 
     Args:
         model: The model; its weights are changed in place. It is run in evaluation mode and put back in its own.
@@ -59,11 +59,11 @@ def prune(
         data: An iterable of batches, gone through again from the start when it ends. Each stage takes `num_gradients`
             batches; batches of 16 samples serve well.
         sparsity: Share of zeros among the prunable weights, in [0, 1).
-        params: Which weights: None for those of every Linear and convolution; names or shell-style patterns, the parameters
-            themselves, or a predicate of name and parameter.
+        params: Which weights: None for those of every Linear and convolution; names or shell-style patterns, the
+            parameters themselves, or a predicate of name and parameter.
         saliency: "obs", w²/(2 (F⁻¹)_pp), or "magnitude".
-        compensation: "joint", the exact minimiser over the kept weights; "summed", the sum of single-weight updates, as M-FAC's
-            own pruner; or "none".
+        compensation: "joint", the exact minimiser over the kept weights; "summed", the sum of single-weight updates,
+            as M-FAC's own pruner; or "none".
         pattern: "unstructured", the only one in this version.
         allocation: "global", one ranking over all layers, the only one in this version.
         num_gradients: m, gradients of a stage.
@@ -74,8 +74,8 @@ def prune(
         seed: Of torch's generator while `data` is gone through, so that a shuffling loader gives the same batches each
             time; the caller's generator is not touched.
         per_sample: One gradient a sample in place of one a batch.
-        batchnorm_batches: Batches on which the running statistics of batch-norm layers are re-estimated after pruning; 0 for
-            not at all. Without such layers it means nothing.
+        batchnorm_batches: Batches on which the running statistics of batch-norm layers are re-estimated after
+            pruning; 0 for not at all. Without such layers it means nothing.
         progress: Called with a `PruningStep` after each step.
 
     Returns:
@@ -83,10 +83,12 @@ def prune(
 
     Raises:
         TypeError: If a parameter is of the wrong type.
-        ValueError: If a value is out of range, the data runs out, the loss is no scalar or a gradient is not finite. The model is
+        ValueError: If a value is out of range, the data runs out, the loss is no scalar or a gradient is not finite.
+        The model is
             then as it was, as after any other exception.
 
-    Cost: time O(stages · recomputations · d m²) beyond the gradients; memory two windows of m gradients of the live weights.
+    Cost: time O(stages · recomputations · d m²) beyond the gradients; memory two windows of m gradients of the live
+    weights.
 
     Source: docs/derivation.md, "Pruning"; M-FAC, section 4; the joint update is numbered there as a difference.
 
@@ -148,7 +150,12 @@ class _Pruning:
     """
 
     def __init__(
-        self, model: nn.Module, loss_fn: LossFunction, stream: BatchStream, selected: dict[str, nn.Parameter], settings: _Settings
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        stream: BatchStream,
+        selected: dict[str, nn.Parameter],
+        settings: _Settings,
     ) -> None:
         self.model, self.loss_fn, self.stream = model, loss_fn, stream
         self.selected, self.settings = selected, settings
@@ -172,10 +179,10 @@ class _Pruning:
                     grads = None  # free the last stage's before the next ones are collected
                     grads = self._collect()
                 damping, increase, grads = self._step(kept, grads)
-                done = PruningStep(
-                    step, total, (step - 1) // settings.recomputations + 1, 1 - int(self.live.sum()) / dim, damping, increase,
-                    time.perf_counter() - start,
-                )  # fmt: skip
+                stage = (step - 1) // settings.recomputations + 1
+                reached = 1 - int(self.live.sum()) / dim
+                seconds = time.perf_counter() - start
+                done = PruningStep(step, total, stage, reached, damping, increase, seconds)
                 self.report.steps.append(done)
                 if progress is not None:
                     progress(done)
@@ -186,11 +193,17 @@ class _Pruning:
         columns = None if bool(self.live.all()) else self.live.nonzero()[:, 0]
         settings = self.settings
         return gather_rows(
-            self.model, self.loss_fn, self.stream, self.selected, settings.num_gradients, settings.per_sample, columns
+            self.model,
+            self.loss_fn,
+            self.stream,
+            self.selected,
+            settings.num_gradients,
+            settings.per_sample,
+            columns,
         )
 
     def _step(self, kept: int, grads: Tensor | None) -> tuple[float | None, float | None, Tensor | None]:
-        """Drops all but `kept` of the live weights and moves those; returns λ, ½ δᵀFδ and the gradients of those kept."""
+        """Drops all but `kept` of the live weights, moves those; returns λ, ½ δᵀFδ and the gradients of those kept."""
         settings = self.settings
         weights = self.weights[self.live]  # over the live weights from here on
         if grads is None:
@@ -199,7 +212,9 @@ class _Pruning:
             return None, None, None
 
         fisher = EmpiricalFisher(grads, settings.damping, settings.block_size)
-        inverse_diagonal = fisher.inverse_diagonal() if settings.saliency == "obs" or settings.compensation == "summed" else None
+        inverse_diagonal = (
+            fisher.inverse_diagonal() if settings.saliency == "obs" or settings.compensation == "summed" else None
+        )
         if settings.saliency == "obs" and inverse_diagonal is not None:
             scores = obs_saliency(weights, inverse_diagonal)
         else:
@@ -233,9 +248,11 @@ def _rest_of(stream: BatchStream) -> Iterator[Any]:
 
 
 @contextmanager
-def _restored_on_error(model: nn.Module) -> Iterator[None]:
+def _restored_on_error(model: nn.Module) -> Generator[None]:
     """Puts parameters and buffers back as they were if the block does not end well."""
-    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    before = {
+        name: tensor.detach().clone() for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)
+    }
     try:
         yield
     except BaseException:

@@ -71,7 +71,10 @@ class PruningReport:
         kept = sum(int(mask.sum()) for mask in self.masks.values())
         total = sum(mask.numel() for mask in self.masks.values())
         increase = "" if self.predicted_increase is None else f", predicted increase {self.predicted_increase:.3g}"
-        lines = [f"sparsity {self.sparsity:.4f}: {kept} of {total} weights kept in {len(self.steps)} steps, {self.seconds:.1f} s{increase}"]
+        lines = [
+            f"sparsity {self.sparsity:.4f}: {kept} of {total} weights kept in {len(self.steps)} steps, "
+            f"{self.seconds:.1f} s{increase}"
+        ]
         width = max(map(len, self.masks))
         lines += [f"  {name:<{width}}  {share:.4f}" for name, share in self.sparsity_by_parameter.items()]
         return "\n".join(lines)

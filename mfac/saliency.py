@@ -8,7 +8,7 @@ SALIENCIES = ("obs", "magnitude")
 
 
 def obs_saliency(weights: Tensor, inverse_diagonal: Tensor) -> Tensor:
-    """ρ_p = w_p² / (2 (F⁻¹)_pp), the increase of the quadratic model when weight p alone is removed and the others adapt.
+    """ρ_p = w_p² / (2 (F⁻¹)_pp), the quadratic model's increase when weight p alone goes and the others adapt.
 
     Source: Optimal Brain Surgeon (Hassibi, Stork 1992), equation 5.
 

@@ -25,9 +25,9 @@ class GradientWindow:
     A push replaces the oldest row: one pass over the window and O(m²) for the inverse of the m x m capacitance.
     `precondition` is a second pass. Memory: the window, 2m² float64 and O(d).
 
-    Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 3.2, with the differences that docs/derivation.md numbers:
-    (3) O(dm + m²) in place of O(dm + m³); (4) the push-through form n Gᵀ C⁻¹ eⱼ for the newest gradient, which does
-    not subtract.
+    Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 3.2, with the differences that
+    docs/derivation.md numbers: (3) O(dm + m²) in place of O(dm + m³); (4) the push-through form n Gᵀ C⁻¹ eⱼ for the
+    newest gradient, which does not subtract.
 
     Args:
         rank: m, the rows of the window.
@@ -37,8 +37,8 @@ class GradientWindow:
         dtype: Of the window, the gradients and the results: float32 or float64.
         density: 1.0. Sparse rows are not implemented in this version.
         device: A CPU device.
-        normalize: n: "rank" divides by m from the first gradient on, as the paper does, so that early steps are damped less
-            and scaled larger; "filled" divides by the number of rows held.
+        normalize: n: "rank" divides by m from the first gradient on, as the paper does, so that early steps are
+            damped less and scaled larger; "filled" divides by the number of rows held.
 
     Attributes:
         rows: The window, [m, d], in ring order; read it, do not write to it.
@@ -75,7 +75,9 @@ class GradientWindow:
         check_dtype("dtype", dtype)
         check_device("device", torch.device(device))
         if check_number("density", density, above=0) != 1:
-            raise ValueError(f"Parameter `density` should be 1.0: this version of mfac has dense windows only. Found {density}.")
+            raise ValueError(
+                f"Parameter `density` should be 1.0: this version of mfac has dense windows only. Found {density}."
+            )
         self.normalize = check_choice("normalize", normalize, ("rank", "filled"))
         self.rows = torch.zeros((self.rank, self.dim), dtype=dtype)
         self.newest: int | None = None
@@ -86,7 +88,9 @@ class GradientWindow:
         self._capacitance = InverseCapacitance(self.rank, shift)
 
     def __repr__(self) -> str:
-        return f"GradientWindow(rank={self.rank}, dim={self.dim}, num_filled={self.num_filled}, dtype={self.rows.dtype})"
+        return (
+            f"GradientWindow(rank={self.rank}, dim={self.dim}, num_filled={self.num_filled}, dtype={self.rows.dtype})"
+        )
 
     @property
     def num_filled(self) -> int:
@@ -120,7 +124,9 @@ class GradientWindow:
         """
         g = check_vectors("gradient", gradient, self.dim, self.rows.dtype)  # [1, d]
         if gradient.dim() != 1:
-            raise ValueError(f"Parameter `gradient` should have shape [d={self.dim}]. Found shape {list(gradient.shape)}.")
+            raise ValueError(
+                f"Parameter `gradient` should have shape [d={self.dim}]. Found shape {list(gradient.shape)}."
+            )
         squared_norm = float(ops.window_dot(g, g))
         if not squared_norm < float("inf"):
             found = "a squared norm that overflows float64" if bool(torch.isfinite(g).all()) else "a NaN or infinity"
@@ -145,7 +151,9 @@ class GradientWindow:
         """
         if check_count("row", row) >= self.rank or self._ages[row] == _EMPTY:
             filled = (self._ages != _EMPTY).nonzero()[:, 0].tolist()
-            raise ValueError(f"Parameter `row` should be one of the {len(filled)} filled rows of {self.rank}. Found {row}.")
+            raise ValueError(
+                f"Parameter `row` should be one of the {len(filled)} filled rows of {self.rank}. Found {row}."
+            )
         self.rows[row] = 0
         self._ages[row] = _EMPTY
         if self.newest == row:
@@ -239,7 +247,12 @@ class GradientWindow:
         Returns:
             Tensors and numbers, as `load_state_dict` takes them.
         """
-        tensors = {"rows": self.rows, "gram": self._capacitance.gram, "inverse": self._capacitance.inverse, "ages": self._ages}
+        tensors = {
+            "rows": self.rows,
+            "gram": self._capacitance.gram,
+            "inverse": self._capacitance.inverse,
+            "ages": self._ages,
+        }
         return {
             **({name: tensor.clone() for name, tensor in tensors.items()} if copy else tensors),
             "shift": self._capacitance.shift,
@@ -265,8 +278,8 @@ class GradientWindow:
             given = state[name]
             if isinstance(mine[name], Tensor) and (given.shape != mine[name].shape or given.dtype != mine[name].dtype):
                 raise ValueError(
-                    f"Parameter `state` should have {name!r} of shape {list(mine[name].shape)} and {mine[name].dtype}. Found "
-                    f"shape {list(given.shape)} and {given.dtype}."
+                    f"Parameter `state` should have {name!r} of shape {list(mine[name].shape)} and {mine[name].dtype}. "
+                    f"Found shape {list(given.shape)} and {given.dtype}."
                 )
         self.rows.copy_(state["rows"])
         self._ages.copy_(state["ages"])

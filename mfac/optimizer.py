@@ -1,0 +1,203 @@
+"""M-FAC as an optimizer: gradient descent preconditioned by the inverse Fisher of the last m gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from mfac.checks import check_count, check_device, check_number
+from mfac.damping import Damping, check_damping
+from mfac.window import GradientWindow
+
+
+class MFAC(Optimizer):
+    r"""The M-FAC optimizer: :math:`w \leftarrow w - \eta v`, :math:`v \leftarrow \beta v + (1 - \beta) F^{-1} g`.
+
+    F = λI + (1/m) Σ gᵢgᵢᵀ over the last m gradients, the newest included. One window serves all parameters, so the
+    curvature between layers counts too. A step costs two passes over the window, 2·m·d·4 bytes at memory speed, and
+    O(m²); memory is the window, m·d float32, the momentum, and O(d).
+
+    For near-orthogonal gradients and small λ the step is about m·g/‖g‖²: the rank is a hidden multiplier of the
+    learning rate, and what suits SGD does not suit this.
+
+    Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 4 and its Algorithm 2. Momentum is the paper's,
+    an exponential average of preconditioned gradients. Weight decay is the paper's too: the gradient of the
+    regularised loss, g + weight_decay · w, enters the window; with `decoupled_weight_decay` the window sees g alone
+    and weights shrink by lr · weight_decay · w instead.
+
+    Args:
+        params: Parameters or groups of them. `lr`, `momentum` and `weight_decay` may differ by group.
+        lr: Learning rate η, >= 0.
+        rank: m, gradients in the window.
+        damping: λ > 0, or `mfac.relative(c)`.
+        momentum: β, in [0, 1).
+        weight_decay: >= 0.
+        window_dtype: float32 or float64.
+        density: 1.0. Sparse windows are not implemented in this version.
+        normalize: "rank" divides the sum by m from the first step on, as the paper does; "filled" by the gradients
+            seen so far, which makes the first m steps smaller.
+        decoupled_weight_decay: Whether weight decay stays out of the window.
+
+    Raises:
+        TypeError: If a type or dtype is wrong.
+        ValueError: If a value is out of range.
+
+    Example:
+        >>> import torch, mfac
+        >>> model = torch.nn.Linear(4, 1)
+        >>> opt = mfac.MFAC(model.parameters(), lr=1e-3, rank=8, damping=1e-3)
+        >>> for _ in range(3):
+        ...     opt.zero_grad()
+        ...     model(torch.ones(2, 4)).square().mean().backward()
+        ...     opt.step()
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        rank: int = 512,
+        damping: Damping = 1e-5,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        window_dtype: torch.dtype = torch.float32,
+        density: float = 1.0,
+        *,
+        normalize: str = "rank",
+        decoupled_weight_decay: bool = False,
+    ) -> None:
+        check_count("rank", rank, least=1)
+        check_damping(damping)
+        self._window: GradientWindow | None = None  # while the groups are being added
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.decoupled_weight_decay = decoupled_weight_decay
+        dim = sum(parameter.numel() for parameter in self._parameters())
+        self._window = GradientWindow(rank, dim, damping, window_dtype, density, normalize=normalize)
+
+    @property
+    def window(self) -> GradientWindow:
+        """The gradients that F is made of."""
+        if self._window is None:
+            raise RuntimeError("The window does not exist before the optimizer is complete.")
+        return self._window
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group while the optimizer is being made.
+
+        Args:
+            param_group: As for every torch optimizer.
+
+        Raises:
+            RuntimeError: If the window already exists: its width is that of all parameters.
+            TypeError: If a parameter is not real floating-point.
+            ValueError: If a value is out of range.
+        """
+        if self._window is not None:
+            raise RuntimeError(
+                "Parameter groups cannot be added later: the window's width is fixed. Make a new optimizer."
+            )
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        check_number("lr", group["lr"], least=0)
+        check_number("momentum", group["momentum"], least=0, below=1)
+        check_number("weight_decay", group["weight_decay"], least=0)
+        for parameter in group["params"]:
+            if not parameter.is_floating_point():
+                raise TypeError(f"Parameter `params` should be real floating-point. Found {parameter.dtype}.")
+            check_device("params", parameter.device)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Takes one step.
+
+        A parameter without a gradient counts as zero in the window and is left as it is.
+
+        Args:
+            closure: Computes the loss again and returns it, as for every torch optimizer.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            RuntimeError: If no parameter has a gradient.
+            TypeError: If a gradient is sparse.
+            ValueError: If a gradient holds a NaN or infinity; window and parameters are as they were.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.window.push(self._flat_gradient())
+        preconditioned = self.window.precondition()  # [d]
+        start = 0
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                piece = preconditioned[start : start + parameter.numel()].view(parameter.shape)
+                start += parameter.numel()
+                if parameter.grad is not None:
+                    self._update_(parameter, piece, group)
+        return loss
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def _flat_gradient(self) -> Tensor:
+        """g, [d], zero where a parameter has no gradient."""
+        window = self.window
+        flat = torch.zeros(window.dim, dtype=window.rows.dtype)
+        start, found = 0, False
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                piece = flat[start : start + parameter.numel()].view(parameter.shape)
+                start += parameter.numel()
+                if parameter.grad is None:
+                    continue
+                if parameter.grad.is_sparse:
+                    raise TypeError("Parameter `params` should have dense gradients. Found a sparse one.")
+                found = True
+                piece.copy_(parameter.grad)
+                if group["weight_decay"] and not self.decoupled_weight_decay:
+                    piece.add_(parameter.to(piece.dtype), alpha=group["weight_decay"])
+        if not found:
+            raise RuntimeError("No parameter has a gradient. Call backward() before step().")
+        return flat
+
+    def _update_(self, parameter: Tensor, preconditioned: Tensor, group: dict[str, Any]) -> None:
+        if group["weight_decay"] and self.decoupled_weight_decay:
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        update = preconditioned
+        if group["momentum"]:
+            state = self.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            update = state["momentum_buffer"].lerp_(preconditioned.to(parameter.dtype), 1 - group["momentum"])
+        parameter.add_(update.to(parameter.dtype), alpha=-group["lr"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """As every torch optimizer's, with the window under the key "window"; tensors by reference."""
+        return {**super().state_dict(), "window": self.window.state_dict(copy=False)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the state of another optimizer of the same parameters and rank, to go on bit by bit as it would.
+
+        Args:
+            state_dict: What `state_dict` returned. Copied.
+
+        Raises:
+            KeyError: If there is no window in it.
+            ValueError: If it is of another shape; the window is as it was.
+        """
+        if "window" not in state_dict:
+            raise KeyError(f"Parameter `state_dict` should have an entry 'window'. Found {sorted(state_dict)}.")
+        self.window.load_state_dict(state_dict["window"])
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "window"})
