@@ -1,0 +1,44 @@
+# make demo | test | bench | lint | docs: each sets up what it needs in .venv first.
+# TORCH chooses the torch that is installed there.
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test bench lint docs clean
+demo: .venv/installed
+	$(BIN)/python -m demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+bench: .venv/installed
+	$(BIN)/python -m bench
+
+lint: .venv/lint
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inl' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/typos
+
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# The extension is built in place (an editable install) and again whenever its sources change.
+.venv/installed: .venv/bin/python pyproject.toml setup.py $(shell find csrc -type f)
+	$(BIN)/python -m pip install --quiet --upgrade "setuptools>=77" ninja "pybind11>=2.13" "numpy" "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test,demo]"
+	touch $@
+
+.venv/lint: .venv/installed
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[lint]"
+	touch $@
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
+	touch $@
+
+clean:
+	rm -rf .venv build mfac/_C*.so demo/out bench/out site
