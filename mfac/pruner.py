@@ -37,10 +37,10 @@ def prune(
     pattern: str = "unstructured",
     allocation: str = "global",
     num_gradients: int = 256,
-    damping: Damping = relative(0.01),  # ruff: ignore[function-call-in-default-argument]  a frozen value
+    damping: Damping = relative(0.02),  # ruff: ignore[function-call-in-default-argument]  a frozen value
     block_size: int | None = None,
-    recomputations: int = 1,
-    stages: int = 16,
+    recomputations: int = 4,
+    stages: int = 8,
     seed: int = 0,
     *,
     per_sample: bool = False,
@@ -67,7 +67,7 @@ def prune(
         pattern: "unstructured", the only one in this version.
         allocation: "global", one ranking over all layers, the only one in this version.
         num_gradients: m, gradients of a stage.
-        damping: λ > 0, or `mfac.relative(c)`.
+        damping: λ > 0, or `mfac.relative(c)`, relative to the first stage's gradients and held from then on.
         block_size: For a block-diagonal Fisher over the live weights; None for the full matrix.
         recomputations: Pruning steps within a stage, on the same gradients.
         stages: How often fresh gradients are collected.
@@ -142,6 +142,14 @@ class _Settings:
     def needs_fisher(self) -> bool:
         return self.saliency == "obs" or self.compensation != "none"
 
+    @property
+    def needs_diagonal(self) -> bool:
+        return self.saliency == "obs" or self.compensation == "summed"
+
+    @property
+    def total_steps(self) -> int:
+        return self.stages * self.recomputations if self.needs_fisher else 1
+
 
 class _Pruning:
     """One run: the flat weights, which of them are alive, and the steps that change both.
@@ -162,37 +170,49 @@ class _Pruning:
         self.weights = flatten(selected.values(), window_dtype(selected))  # [d]
         if not bool(torch.isfinite(self.weights).all()):
             raise ValueError("Parameter `model` should have finite weights. Found a NaN or infinity.")
-        zeros = torch.where(self.weights == 0, 0, 1)
-        dropped = min(int((zeros == 0).sum()), num_dropped_at(settings.sparsity, zeros.numel()))
-        self.live = ~lowest(zeros, dropped)  # [d]
+        nonzero = (self.weights != 0).long()
+        target = num_dropped_at(settings.sparsity, nonzero.numel())
+        if target == nonzero.numel():
+            raise ValueError(
+                f"Parameter `sparsity` should leave at least one of the {nonzero.numel()} prunable weights. "
+                f"Found {settings.sparsity!r}."
+            )
+        self.live = ~lowest(nonzero, min(int((nonzero == 0).sum()), target))  # [d], zeros are dropped already
+        self.damping = settings.damping
+        self.grads: Tensor | None = None  # [m, live weights when they were collected or last cut down]
+        self.grads_of: Tensor | None = None  # which of those are alive still, where not all are
         self.report = PruningReport({})
 
     def run(self, progress: Callable[[PruningStep], None] | None) -> PruningReport:
         settings, dim = self.settings, self.weights.numel()
-        if num_dropped_at(settings.sparsity, dim) > 0:
-            total = settings.stages * settings.recomputations if settings.needs_fisher else 1
-            kept_after = geometric_schedule(int(self.live.sum()), settings.sparsity, dim, total)
-            grads = None
-            for step, kept in enumerate(kept_after, start=1):
-                start = time.perf_counter()
-                if settings.needs_fisher and (step - 1) % settings.recomputations == 0:
-                    grads = None  # free the last stage's before the next ones are collected
-                    grads = self._collect()
-                damping, increase, grads = self._step(kept, grads)
-                stage = (step - 1) // settings.recomputations + 1
-                reached = 1 - int(self.live.sum()) / dim
-                seconds = time.perf_counter() - start
-                done = PruningStep(step, total, stage, reached, damping, increase, seconds)
-                self.report.steps.append(done)
-                if progress is not None:
-                    progress(done)
+        kept_after = geometric_schedule(int(self.live.sum()), settings.sparsity, dim, settings.total_steps)
+        if int(self.live.sum()) == kept_after[-1]:
+            kept_after = []
+        for step, kept in enumerate(kept_after, start=1):
+            start = time.perf_counter()
+            if settings.needs_fisher:
+                if (step - 1) % settings.recomputations == 0:
+                    self._collect()
+                damping, increase = self._step(kept)
+            else:
+                damping, increase = None, None
+                self._drop_by_magnitude(kept)
+            stage = (step - 1) // settings.recomputations + 1
+            reached = 1 - int(self.live.sum()) / dim
+            seconds = time.perf_counter() - start
+            done = PruningStep(step, settings.total_steps, stage, reached, damping, increase, seconds)
+            self.report.steps.append(done)
+            if progress is not None:
+                progress(done)
         self.report.masks = unflatten_mask(self.live, self.selected)
         return self.report
 
-    def _collect(self) -> Tensor:
-        columns = None if bool(self.live.all()) else self.live.nonzero()[:, 0]
+    def _collect(self) -> None:
+        """Fresh gradients at the weights as they are, of the live weights alone."""
+        self.grads = self.grads_of = None  # the last stage's go before the next ones come
         settings = self.settings
-        return gather_rows(
+        columns = None if bool(self.live.all()) else self.live.nonzero()[:, 0]
+        self.grads = gather_rows(
             self.model,
             self.loss_fn,
             self.stream,
@@ -202,39 +222,41 @@ class _Pruning:
             columns,
         )
 
-    def _step(self, kept: int, grads: Tensor | None) -> tuple[float | None, float | None, Tensor | None]:
-        """Drops all but `kept` of the live weights, moves those; returns λ, ½ δᵀFδ and the gradients of those kept."""
-        settings = self.settings
-        weights = self.weights[self.live]  # over the live weights from here on
-        if grads is None:
-            dropped = lowest(magnitude_saliency(weights), weights.numel() - kept)
-            self._apply(no_update(weights, dropped), dropped)
-            return None, None, None
+    def _drop_by_magnitude(self, kept: int) -> None:
+        weights = self.weights[self.live]
+        dropped = lowest(magnitude_saliency(weights), weights.numel() - kept)
+        self._apply(no_update(weights, dropped), dropped)
 
-        fisher = EmpiricalFisher(grads, settings.damping, settings.block_size)
-        inverse_diagonal = (
-            fisher.inverse_diagonal() if settings.saliency == "obs" or settings.compensation == "summed" else None
-        )
-        if settings.saliency == "obs" and inverse_diagonal is not None:
-            scores = obs_saliency(weights, inverse_diagonal)
-        else:
-            scores = magnitude_saliency(weights)
+    def _step(self, kept: int) -> tuple[float, float]:
+        """Drops all but `kept` of the live weights and moves those; returns λ and ½ δᵀFδ."""
+        settings, grads = self.settings, self.grads
+        if grads is None:
+            raise RuntimeError("A step needs gradients.")
+        if self.grads_of is not None:  # a step before this one on the same gradients dropped some of their columns
+            grads = self.grads = grads[:, self.grads_of]
+        weights = self.weights[self.live]  # over the live weights from here on, as grads
+        fisher = EmpiricalFisher(grads, self.damping, settings.block_size)
+        self.damping = fisher.damping  # a relative one is relative to the first stage's gradients
+        diagonal = fisher.inverse_diagonal() if settings.needs_diagonal else torch.ones_like(weights)
+
+        scores = obs_saliency(weights, diagonal) if settings.saliency == "obs" else magnitude_saliency(weights)
         dropped = lowest(scores, weights.numel() - kept)
         if settings.compensation == "joint":
             delta = joint_update(grads, weights, dropped, fisher.damping, settings.block_size)
-        elif inverse_diagonal is not None and settings.compensation == "summed":
-            delta = summed_update(fisher, inverse_diagonal, weights, dropped)
+        elif settings.compensation == "summed":
+            delta = summed_update(fisher, diagonal, weights, dropped)
         else:
             delta = no_update(weights, dropped)
         increase = predicted_increase(fisher, delta)
         self._apply(delta, dropped)
-        return fisher.damping, increase, grads[:, ~dropped] if settings.recomputations > 1 else None
+        return fisher.damping, increase
 
     def _apply(self, delta: Tensor, dropped: Tensor) -> None:
         """Moves the live weights by δ, sets the dropped ones to exactly zero, and writes them to the model."""
         moved = (self.weights[self.live].double() + delta).to(self.weights.dtype)
         self.weights[self.live] = torch.where(dropped, 0, moved)
         self.live[self.live.clone()] = ~dropped
+        self.grads_of = ~dropped
         self.weights[~self.live] = 0
         write_flat_(self.selected.values(), self.weights)
 

@@ -20,6 +20,4 @@ def geometric_schedule(live: int, sparsity: float, dim: int, steps: int) -> list
         `steps` numbers, none greater than the one before; the last is exact.
     """
     final = dim - num_dropped_at(sparsity, dim)
-    if live <= final or final == 0:
-        return [min(live, final)] * steps
     return [*(round(live * (final / live) ** (step / steps)) for step in range(1, steps)), final]
