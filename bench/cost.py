@@ -77,7 +77,7 @@ def replaced_row(rank: int = 1024, dim: int = 4096) -> None:
     cholesky = seconds["float64 Cholesky of C"]
     amortised = seconds["replace a row of C⁻¹"] + seconds["refactorisation"] / rank
     print(
-        f"  Cholesky / replace, refactorisation every {rank} pushes included  {cholesky / amortised:5.1f} x  (at least 10)"
+        f"  Cholesky / replace, with its share of refactorisation        {cholesky / amortised:5.1f} x  (at least 10)"
     )
     beyond = seconds["whole push"] - seconds["pass over the window"]
     print(f"  Cholesky / (whole push - pass over the window)               {cholesky / beyond:5.1f} x")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class StaticRecurrence:
-    """M-FAC's static algorithm: m rank-one Woodbury steps, v_i = F_{i-1}⁻¹ g_i and q_i = m + g_iᵀ v_i (equations 3 to 5).
+    """M-FAC's static algorithm: m rank-one Woodbury steps, v_i = F_{i-1}⁻¹ g_i and q_i = m + g_iᵀ v_i.
 
     Each step is two matrix-vector products over the rows found so far, and the diagonal is updated as it goes.
 

@@ -34,7 +34,8 @@ inline void check_dense_f64(const char* op, const char* name, const Tensor& t) {
 }
 
 inline void check_size(const char* op, const char* name, int64_t found, int64_t expected) {
-  STD_TORCH_CHECK(found == expected, op, ": Parameter `", name, "` should have size ", expected, ". Found ", found, ".");
+  STD_TORCH_CHECK(found == expected, op, ": Parameter `", name, "` should have size ", expected, ". Found ", found,
+                  ".");
 }
 
 inline Tensor empty_f64(const Tensor& like, std::initializer_list<int64_t> sizes) {

@@ -31,8 +31,8 @@ class PrimalFisher:
         self.factor, failed = torch.linalg.cholesky_ex(self.matrix)
         if int(failed) != 0:
             raise torch.linalg.LinAlgError(
-                f"The Fisher λI + GᵀG/n is not numerically positive definite at row {int(failed) - 1}: its largest entry "
-                f"is {float(self.matrix.diagonal().max()):.3g}, λ only {damping:.3g}. Increase `damping`."
+                f"The Fisher λI + GᵀG/n is not numerically positive definite at row {int(failed) - 1}: its largest "
+                f"entry is {float(self.matrix.diagonal().max()):.3g}, λ only {damping:.3g}. Increase `damping`."
             )
 
     @cached_property

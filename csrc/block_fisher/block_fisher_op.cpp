@@ -98,7 +98,8 @@ Tensor block_matvec_cpu(const Tensor& window, const Tensor& vectors, int64_t blo
     for_each_block<T>(window, blocks, nullptr, damping, num_terms, blocks.rank, k * blocks.rank * blocks.block_size,
                       [&](int64_t b, const Block<T>& block) {
                         for (int64_t i = 0; i < k; ++i)
-                          kernels_for<T>().block_matvec(block, v + i * d + blocks.begin(b), x + i * d + blocks.begin(b));
+                          kernels_for<T>().block_matvec(block, v + i * d + blocks.begin(b),
+                                                        x + i * d + blocks.begin(b));
                       });
   });
   return out;
@@ -113,10 +114,9 @@ Tensor block_inverse_diagonal_cpu(const Tensor& window, const Tensor& factors, i
   const int64_t scratch = blocks.order() * blocks.block_size;
   dispatch_float(window, [&](auto* type) {
     using T = element_t<decltype(type)>;
-    for_each_block<T>(window, blocks, factor, damping, num_terms, scratch, scratch * blocks.order(),
-                      [&](int64_t b, const Block<T>& block) {
-                        kernels_for<T>().block_inverse_diagonal(block, x + blocks.begin(b));
-                      });
+    for_each_block<T>(
+        window, blocks, factor, damping, num_terms, scratch, scratch * blocks.order(),
+        [&](int64_t b, const Block<T>& block) { kernels_for<T>().block_inverse_diagonal(block, x + blocks.begin(b)); });
   });
   return out;
 }

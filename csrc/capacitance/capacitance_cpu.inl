@@ -2,8 +2,7 @@
 // traffic of the full square, which at m = 1024 is what bounds these kernels.
 
 // y += the products that rows [begin, end) hold: A[i, :i+1]·x for y[i], and x[i]·A[i, :i] for y[:i].
-void symmetric_matvec_rows(const double* lower, int64_t size, int64_t begin, int64_t end, const double* x,
-                           double* y) {
+void symmetric_matvec_rows(const double* lower, int64_t size, int64_t begin, int64_t end, const double* x, double* y) {
   for (int64_t i = begin; i < end; ++i) {
     const double* row = lower + i * size;
     const double xi = x[i];

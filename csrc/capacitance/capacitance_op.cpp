@@ -99,9 +99,8 @@ Tensor capacitance_replace_cpu(Tensor inverse, Tensor gram, int64_t row, const T
   check_size(op, "products", products.numel(), m);
   STD_TORCH_CHECK(row >= 0 && row < m, op, ": Parameter `row` should be in [0, ", m, "). Found ", row, ".");
   Tensor pivot = empty_f64(products, {1});
-  *pivot.mutable_data_ptr<double>() =
-      replace(inverse.mutable_data_ptr<double>(), gram.mutable_data_ptr<double>(), m, row,
-              products.const_data_ptr<double>(), shift);
+  *pivot.mutable_data_ptr<double>() = replace(inverse.mutable_data_ptr<double>(), gram.mutable_data_ptr<double>(), m,
+                                              row, products.const_data_ptr<double>(), shift);
   return pivot;
 }
 

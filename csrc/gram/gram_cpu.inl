@@ -74,9 +74,7 @@ MFAC_INLINE void gram_tile(const double* a, const double* b, int64_t depth, doub
 // at the last vector that holds an entry with j <= i.
 void gram_panels(const double* a, const double* b, int64_t depth, double* sums) {
   for (int64_t i = 0; i < kGramPanelRows; i += kGramRows) {
-    if (a == b && i + kGramRows <= kLanes)
-      gram_tile<1>(a + i, b, depth, sums + i * kGramPanelRows);
-    else
-      gram_tile<2>(a + i, b, depth, sums + i * kGramPanelRows);
+    if (a == b && i + kGramRows <= kLanes) gram_tile<1>(a + i, b, depth, sums + i * kGramPanelRows);
+    else gram_tile<2>(a + i, b, depth, sums + i * kGramPanelRows);
   }
 }

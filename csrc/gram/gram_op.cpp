@@ -2,8 +2,8 @@
 //
 // The columns are cut into slabs, one task each: a thread packs a tile of its slab, adds the products of every
 // pair of panels of the lower triangle to its own sums, all in its own L2, and goes on to the next tile. The slabs'
-// sums are added in order. The number of slabs depends on the shape alone, so the last bit does not depend on the number of
-// threads. Flops: m²d, half of a general product. Extra memory: slabs·(m²/2 + m·kTileColumns) float64.
+// sums are added in order. The number of slabs depends on the shape alone, so the last bit does not depend on the
+// number of threads. Flops: m²d, half of a general product. Extra memory: slabs·(m²/2 + m·kTileColumns) float64.
 #include "adapter.h"
 
 namespace mfac {
@@ -27,8 +27,9 @@ void accumulate_slab(const T* window, int64_t stride, int64_t m, int64_t cols, d
   for (int64_t tile = 0; tile < cols; tile += kTileColumns) {
     const int64_t width = std::min(kTileColumns, cols - tile);
     for (int64_t p = 0; p < panels; ++p)
-      kernels_for<T>().gram_pack(window + p * panel_rows * stride + tile, stride, std::min(panel_rows, m - p * panel_rows),
-                                 width, packed.data() + p * panel_rows * width);
+      kernels_for<T>().gram_pack(window + p * panel_rows * stride + tile, stride,
+                                 std::min(panel_rows, m - p * panel_rows), width,
+                                 packed.data() + p * panel_rows * width);
     for (int64_t k = 0; k < width; k += kDepth) {
       double* square = sums;
       for (int64_t p = 0; p < panels; ++p)

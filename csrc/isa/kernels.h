@@ -18,8 +18,8 @@ struct WindowKernels {
   // out[r] = Σ_j window[r, j]·v[j]                                    (window_dot/)
   void (*dot)(const T* window, int64_t stride, int64_t rows, int64_t cols, const V* v, double* out);
   // out[j] <- alpha·out[j] + beta·Σ_r coefficients[r]·window[r, j]     (window_combine/)
-  void (*combine)(const T* window, int64_t stride, int64_t rows, int64_t cols,
-                  const double* coefficients, double alpha, double beta, V* out);
+  void (*combine)(const T* window, int64_t stride, int64_t rows, int64_t cols, const double* coefficients, double alpha,
+                  double beta, V* out);
 };
 
 // Form of one block's factor: kDual holds chol(nλI + G_b G_bᵀ), kPrimal chol(λI + G_bᵀ G_b / n).
@@ -63,11 +63,10 @@ struct Kernels {
 
   // capacitance/: rows [begin, end) of a symmetric matrix of which the lower triangle is stored.
   // y += the part of A·x that those rows hold.
-  void (*symmetric_matvec)(const double* lower, int64_t size, int64_t begin, int64_t end, const double* x,
-                           double* y);
+  void (*symmetric_matvec)(const double* lower, int64_t size, int64_t begin, int64_t end, const double* x, double* y);
   // A[i, :i+1] += alpha·a[i]·a + beta·b[i]·b
-  void (*symmetric_rank2)(double* lower, int64_t size, int64_t begin, int64_t end, double alpha,
-                          const double* a, double beta, const double* b);
+  void (*symmetric_rank2)(double* lower, int64_t size, int64_t begin, int64_t end, double alpha, const double* a,
+                          double beta, const double* b);
 };
 
 // The table for this machine: the best instruction set that was built and that the CPU has, or the
@@ -86,9 +85,13 @@ extern const Kernels kernels_avx512;
 template <typename T>
 const TypedKernels<T>& kernels_for();
 template <>
-inline const TypedKernels<float>& kernels_for<float>() { return kernels().f32; }
+inline const TypedKernels<float>& kernels_for<float>() {
+  return kernels().f32;
+}
 template <>
-inline const TypedKernels<double>& kernels_for<double>() { return kernels().f64; }
+inline const TypedKernels<double>& kernels_for<double>() {
+  return kernels().f64;
+}
 
 template <typename T, typename V>
 const WindowKernels<T, V>& window_kernels() {

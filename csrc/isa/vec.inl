@@ -73,6 +73,5 @@ MFAC_INLINE void axpy4(const double* c, const X* x, int64_t stride, double* y, i
     const f64v odd = c1 * load(x1 + j) + c3 * load(x3 + j);
     store(y + j, even + odd);
   }
-  for (; j < n; ++j)
-    y[j] += (c0 * double(x0[j]) + c2 * double(x2[j])) + (c1 * double(x1[j]) + c3 * double(x3[j]));
+  for (; j < n; ++j) y[j] += (c0 * double(x0[j]) + c2 * double(x2[j])) + (c1 * double(x1[j]) + c3 * double(x3[j]));
 }
