@@ -1,0 +1,55 @@
+"""Small models, losses and data that the pruner's and the optimizer's tests share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+Batch = tuple[Tensor, Tensor]
+
+
+def classifier(seed: int = 0, hidden: int = 32, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, hidden), nn.Tanh(), nn.Linear(hidden, 3)).to(dtype)
+
+
+def conv_classifier(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 3)
+    )  # of [n, 1, 6, 6]
+
+
+def batches(count: int, size: int = 8, seed: int = 1, shape: tuple[int, ...] = (12,)) -> list[Batch]:
+    """Batches of inputs [size, *shape] and three classes that depend on the first inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = [torch.randn(size, *shape, generator=generator) for _ in range(count)]
+    return [(x, (x.flatten(1)[:, :3].argmax(dim=1))) for x in inputs]
+
+
+def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    inputs, labels = batch
+    return nn.functional.cross_entropy(model(inputs.to(next(model.parameters()).dtype)), labels)
+
+
+def trained_classifier(seed: int = 0, steps: int = 150, hidden: int = 32) -> nn.Sequential:
+    model = classifier(seed, hidden)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for batch in batches(steps, size=32, seed=seed + 100):
+        optimizer.zero_grad()
+        cross_entropy(model, batch).backward()
+        optimizer.step()
+    return model
+
+
+def accuracy(model: nn.Module, data: list[Batch]) -> float:
+    with torch.no_grad():
+        return sum(float((model(x).argmax(1) == y).double().mean()) for x, y in data) / len(data)
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same_state(model: nn.Module, before: dict[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -1,0 +1,162 @@
+"""MFAC: its step against the dense oracle, momentum and weight decay as stated, checkpoints, and errors."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from models import accuracy, batches, classifier, cross_entropy
+from oracle import fisher as dense_fisher
+
+import mfac
+
+
+def flat(tensors):
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def backward(model, batch):
+    model.zero_grad()
+    cross_entropy(model, batch).backward()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_steps_are_those_of_the_dense_fisher(momentum, decay, decoupled):
+    rank, lr, damping = 4, 0.05, 1e-2
+    model = classifier(hidden=5, dtype=torch.float64)
+    opt = mfac.MFAC(
+        model.parameters(), lr, rank, damping, momentum, decay, torch.float64, decoupled_weight_decay=decoupled
+    )
+    w, average, window = flat(model.parameters()), 0.0, []
+    for batch in batches(3 * rank):
+        backward(model, batch)
+        g = flat(parameter.grad for parameter in model.parameters())
+        if decay and not decoupled:
+            g = g + decay * w
+        window = [*window, g][-rank:]
+        step = torch.linalg.solve(dense_fisher(torch.stack(window), damping, num_terms=rank), g)
+        average = momentum * average + (1 - momentum) * step
+        w = w * (1 - lr * decay if decoupled else 1) - lr * (average if momentum else step)
+        opt.step()
+        # Dense 83 x 83 solves at condition < 1e4 and twelve steps: 1e-12 relative, with room.
+        torch.testing.assert_close(flat(model.parameters()), w, rtol=1e-9, atol=1e-11)
+
+
+def test_it_trains():
+    model, held_out = classifier(), batches(20, size=64, seed=9)
+    opt = mfac.MFAC(model.parameters(), lr=1e-2, rank=32, damping=1e-3, momentum=0.9)
+    untrained = accuracy(model, held_out)
+    for batch in batches(200, size=32, seed=2):
+        backward(model, batch)
+        opt.step()
+    assert accuracy(model, held_out) > max(0.85, untrained + 0.2)
+
+
+def test_groups_have_rates_of_their_own():
+    model = classifier(dtype=torch.float64)
+    groups = [{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2].parameters(), "weight_decay": 0.0}]
+    opt = mfac.MFAC(groups, lr=1e-2, rank=4, window_dtype=torch.float64)
+    before = copy.deepcopy(model)
+    backward(model, batches(1)[0])
+    opt.step()
+    assert torch.equal(model[0].weight, before[0].weight) and not torch.equal(model[2].weight, before[2].weight)
+
+
+def test_a_parameter_without_a_gradient_stays():
+    model = classifier()
+    unused = torch.nn.Parameter(torch.ones(3))
+    opt = mfac.MFAC([unused, *model.parameters()], lr=1e-2, rank=4, momentum=0.9, weight_decay=0.1)
+    backward(model, batches(1)[0])
+    opt.step()
+    assert torch.equal(unused, torch.ones(3))
+    assert not bool(opt.window.rows[:, :3].any())
+
+
+def test_closure_scheduler_and_zero_grad_work_as_with_any_optimizer():
+    model, batch = classifier(), batches(1)[0]
+    opt = mfac.MFAC(model.parameters(), lr=1e-2, rank=4)
+    schedule = torch.optim.lr_scheduler.StepLR(opt, 1, gamma=0.5)
+
+    def closure():
+        opt.zero_grad()
+        loss = cross_entropy(model, batch)
+        loss.backward()
+        return loss
+
+    first = opt.step(closure)
+    schedule.step()
+    assert float(first.detach()) > 0 and opt.param_groups[0]["lr"] == 5e-3
+
+
+def test_a_checkpoint_continues_bit_by_bit(tmp_path):
+    model, data = classifier(), batches(12)
+    opt = mfac.MFAC(model.parameters(), lr=1e-2, rank=4, momentum=0.9)
+    for batch in data[:6]:
+        backward(model, batch)
+        opt.step()
+    torch.save({"model": model.state_dict(), "opt": opt.state_dict()}, tmp_path / "checkpoint.pt")
+    for batch in data[6:]:
+        backward(model, batch)
+        opt.step()
+
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    resumed = classifier(seed=1)
+    resumed.load_state_dict(saved["model"])
+    again = mfac.MFAC(resumed.parameters(), lr=1e-2, rank=4, momentum=0.9)
+    again.load_state_dict(saved["opt"])
+    for batch in data[6:]:
+        backward(resumed, batch)
+        again.step()
+    assert torch.equal(flat(model.parameters()), flat(resumed.parameters()))
+
+
+def test_a_bad_gradient_changes_nothing():
+    model = classifier()
+    opt = mfac.MFAC(model.parameters(), lr=1e-2, rank=4)
+    backward(model, batches(1)[0])
+    opt.step()
+    before, rows = flat(model.parameters()), opt.window.rows.clone()
+    model[0].weight.grad[0, 0] = float("inf")
+    with pytest.raises(
+        ValueError, match=r"`gradient` should be finite. Found a NaN or infinity; the window is unchanged"
+    ):
+        opt.step()
+    assert torch.equal(flat(model.parameters()), before) and torch.equal(opt.window.rows, rows)
+
+
+def test_state_errors():
+    model = classifier()
+    opt = mfac.MFAC(model.parameters(), rank=4)
+    with pytest.raises(RuntimeError, match=r"No parameter has a gradient"):
+        opt.step()
+    with pytest.raises(RuntimeError, match=r"groups cannot be added later"):
+        opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
+    with pytest.raises(KeyError, match=r"'window'"):
+        opt.load_state_dict(torch.optim.SGD(model.parameters()).state_dict())
+    with pytest.raises(ValueError, match=r"'rows' of shape \[4, 515\]"):
+        opt.load_state_dict(mfac.MFAC(model.parameters(), rank=5).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"lr": -1.0}, ValueError, r"`lr` should be finite and >= 0. Found -1.0"),
+        ({"momentum": 1.0}, ValueError, r"`momentum` .* Found 1.0"),
+        ({"weight_decay": -0.5}, ValueError, r"`weight_decay` .* Found -0.5"),
+        ({"rank": 0}, ValueError, r"`rank` should be at least 1. Found 0"),
+        ({"damping": -1e-5}, ValueError, r"`damping` .* Found -1e-05"),
+        ({"window_dtype": torch.int32}, TypeError, r"`dtype` should be float32 or float64. Found torch.int32"),
+        ({"density": 0.01}, ValueError, r"`density` should be 1.0.* Found 0.01"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        mfac.MFAC(classifier().parameters(), **arguments)
+
+
+def test_complex_parameters_are_refused():
+    with pytest.raises(TypeError, match=r"`params` should be real floating-point. Found torch.complex64"):
+        mfac.MFAC([torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))])
