@@ -76,13 +76,15 @@ class InverseCapacitance:
         Raises:
             torch.linalg.LinAlgError: If C is not numerically positive definite.
         """
-        if self.replaced < 0 or shift != self.shift:
+        anew = self.replaced < 0 or shift != self.shift
+        if anew:
             self._refactor(shift)
         solutions = torch.empty_like(b)
         for i, rhs in enumerate(b):
             x, error = self._refined(rhs)
-            if error > _GUARD and self.replaced > 0:
+            if not error <= _GUARD and not anew:
                 self._refactor(shift)
+                anew = True
                 x, error = self._refined(rhs)
             solutions[i] = x
         return solutions
@@ -96,7 +98,7 @@ class InverseCapacitance:
         for _ in range(_MOST_REFINEMENTS):
             residual = b - self.shift * x - ops.symmetric_matvec(self.gram, x)
             scale = norm * float(torch.linalg.vector_norm(x)) + norm_b
-            error = float(torch.linalg.vector_norm(residual)) / scale if scale > 0 else 0.0
+            error = 0.0 if scale == 0 else float(torch.linalg.vector_norm(residual)) / scale
             if not error < least:
                 break
             best, least = x, error

@@ -17,6 +17,9 @@ class RelativeDamping:
 
     scale: float
 
+    def __post_init__(self) -> None:
+        check_number("scale", self.scale, above=0)
+
 
 Damping = float | RelativeDamping
 
@@ -42,7 +45,7 @@ def relative(scale: float) -> RelativeDamping:
         >>> mfac.EmpiricalFisher(grads, damping=mfac.relative(0.01)).damping
         0.09
     """
-    return RelativeDamping(check_number("scale", scale, above=0))
+    return RelativeDamping(scale)
 
 
 def check_damping(damping: Damping) -> Damping:

@@ -62,8 +62,7 @@ class EmpiricalFisher:
     Raises:
         TypeError: If `grads` is not a float32 or float64 tensor.
         ValueError: If it has another shape than [m, d], is empty, not contiguous in its rows or not finite, or if a
-        parameter is
-            out of range.
+            parameter is out of range.
         torch.linalg.LinAlgError: If λ is so small that the matrix is not numerically positive definite.
 
     Example:
@@ -203,7 +202,7 @@ class EmpiricalFisher:
         return torch.cat(values).to(self.dtype).reshape(rows.shape)
 
     def inverse_submatrix(self, rows: Tensor, cols: Tensor) -> Tensor:
-        """The submatrix F⁻¹[rows][:, cols].
+        """The submatrix `F⁻¹[rows][:, cols]`.
 
         Args:
             rows: Row indices, an integer vector.
@@ -244,7 +243,8 @@ class EmpiricalFisher:
 
 
 def _squared_norms(window: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(window, dim=1, dtype=torch.float64).square()
+    """‖g_i‖² in float64, [m], row by row: torch's norm would widen the whole window first."""
+    return torch.stack([ops.window_dot(row[None], row[None])[0, 0] for row in window])
 
 
 def ihvp(grads: Tensor, v: Tensor, damping: Damping = 1e-5, block_size: int | None = None, refine: int = 0) -> Tensor:

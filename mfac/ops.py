@@ -87,7 +87,7 @@ def _float64(like: Tensor, *shape: int) -> Tensor:
 
 def _block_order(window: Tensor, block_size: int) -> tuple[int, int]:
     rank, dim = window.shape
-    size = min(block_size, dim)
+    size = max(1, min(block_size, dim))
     return -(-dim // size), min(rank, size)
 
 

@@ -84,8 +84,7 @@ def prune(
     Raises:
         TypeError: If a parameter is of the wrong type.
         ValueError: If a value is out of range, the data runs out, the loss is no scalar or a gradient is not finite.
-        The model is
-            then as it was, as after any other exception.
+            The model is then as it was, as after any other exception.
 
     Cost: time O(stages · recomputations · d m²) beyond the gradients; memory two windows of m gradients of the live
     weights.

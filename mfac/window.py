@@ -231,6 +231,8 @@ class GradientWindow:
             ValueError: If it has another shape.
         """
         check_vectors("out", out, self.dim, out.dtype)
+        if out.dim() != 1:
+            raise ValueError(f"Parameter `out` should have shape [d={self.dim}]. Found shape {list(out.shape)}.")
         if self.newest is None:
             raise RuntimeError("The window has no newest gradient to precondition. Call push() first.")
         unit = torch.zeros((1, self.rank), dtype=torch.float64)
@@ -269,18 +271,17 @@ class GradientWindow:
 
         Raises:
             KeyError: If an entry is missing.
-            ValueError: If it is of another shape or dtype; the window is as it was.
+            TypeError: If an entry is of another type.
+            ValueError: If a tensor is of another shape or dtype. After any of these the window is as it was.
         """
         mine = self.state_dict(copy=False)
-        for name in mine:
+        for name, tensor in mine.items():
             if name not in state:
                 raise KeyError(f"Parameter `state` should have an entry {name!r}. Found {sorted(state)}.")
-            given = state[name]
-            if isinstance(mine[name], Tensor) and (given.shape != mine[name].shape or given.dtype != mine[name].dtype):
-                raise ValueError(
-                    f"Parameter `state` should have {name!r} of shape {list(mine[name].shape)} and {mine[name].dtype}. "
-                    f"Found shape {list(given.shape)} and {given.dtype}."
-                )
+            if isinstance(tensor, Tensor):
+                _check_like(name, state[name], tensor)
+            elif not isinstance(state[name], (int, float)) and not (name == "newest" and state[name] is None):
+                raise TypeError(f"Parameter `state` should have a number as {name!r}. Found {state[name]!r}.")
         self.rows.copy_(state["rows"])
         self._ages.copy_(state["ages"])
         self._capacitance.gram.copy_(state["gram"])
@@ -316,3 +317,14 @@ class GradientWindow:
         # EmpiricalFisher divides by its own number of rows: scaling the rows makes that n.
         scale = (rows.shape[0] / self.num_terms) ** 0.5
         return EmpiricalFisher(rows.double() * scale, self.damping).ihvp(v.double(), refine).to(v.dtype)
+
+
+def _check_like(name: str, found: object, expected: Tensor) -> None:
+    """Refuses an entry of a state that is no tensor of the expected shape and dtype."""
+    if not isinstance(found, Tensor):
+        raise TypeError(f"Parameter `state` should have a tensor as {name!r}. Found {type(found).__name__}.")
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        raise ValueError(
+            f"Parameter `state` should have {name!r} of shape {list(expected.shape)} and {expected.dtype}. "
+            f"Found shape {list(found.shape)} and {found.dtype}."
+        )

@@ -24,20 +24,23 @@ SHAPES = [
 SCALES = (1e-10, 1e-3, 1.0, 1e4, 1e10)
 
 
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+_WINDOW_SEEDS = 1_000_000  # apart from those of vectors: a vector of the same draws would be a row of the window
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def window(
     rank: int, dim: int, norm: float = 1.0, *, dtype: torch.dtype = torch.float64, kind: str = "plain", seed: int = 0
 ) -> Tensor:
     """[rank, dim], every row (but zero rows) of the given Euclidean norm up to rounding."""
-    rows, columns = (2 * rank if kind == "every second row" else rank), (dim + 7 if kind == "columns of a wider matrix" else dim)
-    whole = normal(rows, columns, seed=seed)
+    rows, columns = (
+        (2 * rank if kind == "every second row" else rank),
+        (dim + 7 if kind == "columns of a wider matrix" else dim),
+    )
+    whole = normal(rows, columns, seed=_WINDOW_SEEDS + seed)
     view = whole[::2] if kind == "every second row" else whole[:, 3 : 3 + dim] if columns > dim else whole
     view *= norm / view.norm(dim=1, keepdim=True)
     if kind == "zero rows":

@@ -1,0 +1,81 @@
+"""Values of the operators on symmetric m x m matrices, of which only the lower triangle counts."""
+
+import pytest
+import torch
+from rounding import U, assert_sums_agree, relative_error
+from samplers import normal, window
+
+from mfac import ops
+
+SIZES = (1, 2, 3, 7, 8, 9, 16, 17, 31, 33, 64, 70, 257)
+IN_PARTS = (600, 1100)  # several parts, each a task
+F64 = torch.float64
+
+
+def lower_only(matrix: torch.Tensor) -> torch.Tensor:
+    """The lower triangle, with NaN above it."""
+    above = torch.ones_like(matrix, dtype=torch.bool).triu(1)
+    return matrix.masked_fill(above, float("nan"))
+
+
+def symmetric(lower: torch.Tensor) -> torch.Tensor:
+    return lower.tril() + lower.tril(-1).T
+
+
+@pytest.mark.parametrize("size", SIZES + IN_PARTS)
+def test_symmetric_matvec_values(size: int):
+    A = symmetric(normal(size, size))
+    x = normal(size, seed=1)
+    assert_sums_agree(ops.symmetric_matvec(lower_only(A), x), A @ x, size, A.abs() @ x.abs())
+
+
+def problem(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """A Gram matrix, the inverse capacitance, the products of a new row, and the shift; condition number at most 20."""
+    rows = window(size + 1, 4 * size + 3, norm=2.0)  # ‖G‖² <= 4·(1 + 1/2)² of such a shape is 9, and the shift 0.5
+    gram = rows[:size] @ rows[:size].T
+    shift = 0.5
+    inverse = torch.linalg.inv(gram + shift * torch.eye(size, dtype=F64)).contiguous()
+    return gram, inverse, rows[:size] @ rows[size], shift
+
+
+@pytest.mark.parametrize("size", SIZES + IN_PARTS)
+def test_capacitance_replace_values(size: int):
+    gram, inverse, products, shift = problem(size)
+    for row in sorted({0, size // 2, size - 1} if size < 100 else {size // 2}):
+        new = products.clone()
+        new[row] = 4.0  # the squared norm of the new row, which the other products belong to
+        lower_gram, lower_inverse = lower_only(gram), lower_only(inverse)
+        pivot = ops.capacitance_replace_(lower_inverse, lower_gram, row, new, shift)
+
+        expected_gram = gram.clone()
+        expected_gram[row] = expected_gram[:, row] = new
+        assert torch.equal(lower_gram.tril().nan_to_num(), expected_gram.tril())
+        capacitance = expected_gram + shift * torch.eye(size, dtype=F64)
+        expected = torch.linalg.inv(capacitance)
+        # Two rank-one steps and the reference's own inverses: each has an error of about m·u·κ relative to its result,
+        # and κ <= 20 before and after. An error of the first step is amplified by at most κ in the second.
+        bound = 4 * size * U[F64] * 20**2
+        assert relative_error(symmetric(lower_inverse), expected) <= bound
+        assert float(pivot) == pytest.approx(1 / float(expected[row, row]), rel=bound)
+        assert bool(lower_inverse[0, 1:].isnan().all()) and bool(lower_gram[0, 1:].isnan().all())  # no write above
+
+
+def test_capacitance_replace_with_nothing_takes_a_row_out():
+    gram, inverse, products, shift = problem(9)
+    pivot = ops.capacitance_replace_(inverse, gram, 4, torch.zeros_like(products), shift)
+    kept = [0, 1, 2, 3, 5, 6, 7, 8]
+    assert torch.equal(pivot, torch.tensor([shift], dtype=F64))
+    assert torch.equal(inverse[4, 4], torch.tensor(1 / shift, dtype=F64))
+    assert not inverse[4, :4].any() and not inverse[5:, 4].any()
+    rest = symmetric(gram)[kept][:, kept] + shift * torch.eye(8, dtype=F64)
+    assert relative_error(symmetric(inverse)[kept][:, kept], torch.linalg.inv(rest)) <= 4 * 9 * U[F64] * 20**2
+
+
+def test_capacitance_replace_reports_a_pivot_below_the_shift_and_divides_by_the_shift():
+    # No Gram matrix has products beyond the norms' product: the pivot is 1 + shift - 9/(1 + shift), negative, and the
+    # inverse stays finite because the division is by the shift.
+    gram, shift = torch.eye(2, dtype=F64), 0.5
+    inverse = torch.eye(2, dtype=F64) / 1.5
+    pivot = ops.capacitance_replace_(inverse, gram, 1, torch.tensor([3.0, 1.0], dtype=F64), shift)
+    assert float(pivot) == pytest.approx(1.5 - 9 / 1.5, rel=4 * U[F64])
+    assert torch.equal(inverse[1, 1], torch.tensor(1 / shift, dtype=F64))

@@ -1,0 +1,144 @@
+"""Every operator as torch sees it: schema, fake implementation, refusal of arguments it would read beyond."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from samplers import normal, strided, window
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import mfac.ops  # ruff: ignore[unused-import]  registers the operators
+
+F32, F64 = torch.float32, torch.float64
+RANK, DIM, COUNT, BLOCK = 5, 33, 2, 8
+SHIFT = 0.5
+
+
+def arguments(block_size: int = BLOCK) -> dict[str, tuple[Any, ...]]:
+    """One set of valid arguments for each operator."""
+    G = window(RANK, DIM, dtype=F32)
+    gram = G.double() @ G.double().T
+    inverse = torch.linalg.inv(gram + SHIFT * torch.eye(RANK, dtype=F64)).contiguous()
+    factors, _ = torch.ops.mfac.block_factor(G, block_size, 0.1, RANK)
+    vectors, coefficients = normal(COUNT, DIM), normal(COUNT, RANK)
+    return {
+        "gram": (G,),
+        "window_dot": (G, vectors),
+        "window_combine_": (strided(vectors.float()), G, coefficients, 0.5, 2.0),
+        "symmetric_matvec": (gram, normal(RANK)),
+        "capacitance_replace_": (inverse, gram, 2, gram[1].clone(), SHIFT),
+        "block_factor": (G, block_size, 0.1, float(RANK)),
+        "block_ihvp": (G, factors, vectors, block_size, 0.1, float(RANK)),
+        "block_matvec": (G, vectors, block_size, 0.1, float(RANK)),
+        "block_inverse_diagonal": (G, factors, block_size, 0.1, float(RANK)),
+    }
+
+
+NAMES = sorted(arguments())
+
+
+def operator(name: str) -> Any:
+    return getattr(torch.ops.mfac, name).default
+
+
+def test_every_operator_of_the_schemas_is_tested_here():
+    schemas = Path(__file__).parents[1] / "csrc" / "schemas.cpp"
+    defined = re.findall(r'"(\w+)\(', schemas.read_text())
+    assert sorted(defined) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name: str):
+    results = torch.library.opcheck(operator(name), arguments()[name])
+    assert set(results.values()) == {"SUCCESS"}
+
+
+def shapes_of(results: Any) -> list[tuple[torch.Size, torch.dtype, tuple[int, ...]]]:
+    tensors = results if isinstance(results, tuple) else () if results is None else (results,)
+    return [(t.shape, t.dtype, t.stride()) for t in tensors]
+
+
+@pytest.mark.parametrize("block_size", [1, 5, 8, 33, 100])
+def test_fake_results_are_shaped_like_real_ones(block_size: int):
+    for name, given in arguments(block_size).items():
+        with FakeTensorMode() as mode:
+            fake = shapes_of(
+                operator(name)(*(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in given))
+            )
+        assert fake == shapes_of(operator(name)(*given)), name
+
+
+def replaced(name: str, position: int, value: Any) -> tuple[Any, ...]:
+    given = list(arguments()[name])
+    given[position] = value(given[position]) if callable(value) else value
+    return tuple(given)
+
+
+def narrower(t: torch.Tensor) -> torch.Tensor:
+    return t[..., :-1].contiguous()
+
+
+def half(t: torch.Tensor) -> torch.Tensor:
+    return t.half()
+
+
+def flat(t: torch.Tensor) -> torch.Tensor:
+    return t.reshape(-1)
+
+
+def spread(t: torch.Tensor) -> torch.Tensor:
+    return torch.stack([t, t], dim=-1)[..., 0]  # the last stride is 2
+
+
+# operator, position of the argument, what is done to it, what the message says
+REFUSED = [
+    ("gram", 0, flat, "gram: Parameter `window` should be a matrix. Found 1 dimensions."),
+    ("gram", 0, half, "gram: Parameter `window` should be float32 or float64."),
+    ("gram", 0, spread, "gram: Parameter `window` should have contiguous rows."),
+    ("window_dot", 0, half, "window_dot: Parameter `window` should be float32 or float64."),
+    ("window_dot", 1, half, "window_dot: Parameter `vectors` should be float32 or float64."),
+    ("window_dot", 1, flat, "window_dot: Parameter `vectors` should be a matrix. Found 1 dimensions."),
+    ("window_dot", 1, narrower, "window_dot: Parameter `vectors` should have size 33. Found 32."),
+    ("window_dot", 1, spread, "window_dot: Parameter `vectors` should have contiguous rows."),
+    ("window_combine_", 0, half, "window_combine_: Parameter `out` should be float32 or float64."),
+    ("window_combine_", 0, narrower, "window_combine_: Parameter `out` should have size 33. Found 32."),
+    ("window_combine_", 0, flat, "window_combine_: Parameter `out` should be a matrix. Found 1 dimensions."),
+    ("window_combine_", 1, spread, "window_combine_: Parameter `window` should have contiguous rows."),
+    ("window_combine_", 2, torch.Tensor.float, "window_combine_: Parameter `coefficients` should be float64."),
+    ("window_combine_", 2, narrower, "window_combine_: Parameter `coefficients` should have size 10. Found 8."),
+    ("window_combine_", 2, spread, "window_combine_: Parameter `coefficients` should be contiguous."),
+    ("symmetric_matvec", 0, torch.Tensor.float, "symmetric_matvec: Parameter `lower` should be float64."),
+    ("symmetric_matvec", 0, narrower, "symmetric_matvec: Parameter `lower` should be square."),
+    ("symmetric_matvec", 1, narrower, "symmetric_matvec: Parameter `x` should have size 5. Found 4."),
+    ("symmetric_matvec", 1, spread, "symmetric_matvec: Parameter `x` should be contiguous."),
+    ("capacitance_replace_", 0, narrower, "capacitance_replace_: Parameter `inverse` should be square."),
+    ("capacitance_replace_", 0, torch.Tensor.float, "capacitance_replace_: Parameter `inverse` should be float64."),
+    ("capacitance_replace_", 1, lambda t: t[:4, :4].contiguous(), "Parameter `gram` should have size 5. Found 4."),
+    ("capacitance_replace_", 2, -1, "capacitance_replace_: Parameter `row` should be in [0, 5). Found -1."),
+    ("capacitance_replace_", 2, 5, "capacitance_replace_: Parameter `row` should be in [0, 5). Found 5."),
+    ("capacitance_replace_", 3, narrower, "capacitance_replace_: Parameter `products` should have size 5. Found 4."),
+    ("block_factor", 0, half, "block_factor: Parameter `window` should be float32 or float64."),
+    ("block_factor", 1, 0, "block_factor: Parameter `block_size` should be >= 1. Found 0."),
+    ("block_ihvp", 1, narrower, "block_ihvp: Parameter `factors` should have size 125. Found 100."),
+    ("block_ihvp", 1, torch.Tensor.float, "block_ihvp: Parameter `factors` should be float64."),
+    ("block_ihvp", 2, torch.Tensor.float, "block_ihvp: Parameter `vectors` should be float64."),
+    ("block_ihvp", 2, narrower, "block_ihvp: Parameter `vectors` should have size 33. Found 32."),
+    ("block_ihvp", 2, flat, "block_ihvp: Parameter `vectors` should be a matrix."),
+    ("block_matvec", 1, narrower, "block_matvec: Parameter `vectors` should have size 33. Found 32."),
+    ("block_matvec", 1, spread, "block_matvec: Parameter `vectors` should be contiguous."),
+    (
+        "block_inverse_diagonal",
+        1,
+        narrower,
+        "block_inverse_diagonal: Parameter `factors` should have size 125. Found 100.",
+    ),
+    ("block_inverse_diagonal", 2, 0, "block_inverse_diagonal: Parameter `block_size` should be >= 1. Found 0."),
+]
+
+
+@pytest.mark.parametrize(("name", "position", "value", "message"), REFUSED)
+def test_direct_calls_refuse_what_they_would_misread(name: str, position: int, value: Any, message: str):
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        operator(name)(*replaced(name, position, value))
