@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench lint docs clean
+.PHONY: demo test bench lint docs wheel clean
 demo: .venv/installed
 	$(BIN)/python -m demo
 
@@ -22,6 +22,12 @@ lint: .venv/lint
 
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# As `pip install .` does it: in isolation, without CUDA; then loaded from where pip put it.
+wheel: .venv/installed
+	rm -rf build/wheel && MFAC_CUDA=0 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel/installed build/wheel/mfac-*.whl
+	cd build/wheel/installed && ../../../$(BIN)/python -c "import mfac; print(mfac.__file__, mfac.build_info())"
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -5,7 +5,13 @@
 
 import torch  # ruff: ignore[unused-import]  loads the libraries that the extension links to
 
-from mfac._C import build_info
+try:
+    from mfac._C import build_info
+except ImportError as error:
+    raise ImportError(
+        "mfac's compiled core could not be loaded. In a clone, build it with `pip install --no-build-isolation -e .`; "
+        f"it needs torch >= 2.10. Found torch {torch.__version__}: {error}"
+    ) from error
 from mfac.damping import RelativeDamping, relative
 from mfac.fisher import EmpiricalFisher, ihvp
 from mfac.gradients import collect_gradients

@@ -183,6 +183,11 @@ class MFAC(Optimizer):
             update = state["momentum_buffer"].lerp_(preconditioned.to(parameter.dtype), 1 - group["momentum"])
         parameter.add_(update.to(parameter.dtype), alpha=-group["lr"])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold; torch's own would leave the window out."""
+        mine = {name: getattr(self, name) for name in ("_window", "decoupled_weight_decay")}
+        return {**super().__getstate__(), **mine}
+
     def state_dict(self) -> dict[str, Any]:
         """As every torch optimizer's, with the window under the key "window"; tensors by reference."""
         return {**super().state_dict(), "window": self.window.state_dict(copy=False)}

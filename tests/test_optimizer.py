@@ -113,6 +113,19 @@ def test_a_checkpoint_continues_bit_by_bit(tmp_path):
     assert torch.equal(flat(model.parameters()), flat(resumed.parameters()))
 
 
+def test_copies_go_on_by_themselves():
+    model, data = classifier(), batches(3)
+    opt = mfac.MFAC(model.parameters(), lr=1e-2, rank=4, momentum=0.9)
+    backward(model, data[0])
+    opt.step()
+    other_model, other = copy.deepcopy((model, opt))
+    for m, o in ((model, opt), (other_model, other)):
+        backward(m, data[1])
+        o.step()
+    assert torch.equal(flat(model.parameters()), flat(other_model.parameters()))
+    assert other.window.rows.data_ptr() != opt.window.rows.data_ptr()
+
+
 def test_a_bad_gradient_changes_nothing():
     model = classifier()
     opt = mfac.MFAC(model.parameters(), lr=1e-2, rank=4)
