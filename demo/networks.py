@@ -88,9 +88,7 @@ class MLP(nn.Sequential):
     """784-40-20-10 with ReLU, 32430 parameters: small enough for an exact reference."""
 
     def __init__(self) -> None:
-        super().__init__(
-            nn.Flatten(), nn.Linear(784, 40), nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 10)
-        )
+        super().__init__(nn.Flatten(), nn.Linear(784, 40), nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 10))
 
 
 def load_pretrained_digit_cnn() -> DigitCNN:
@@ -109,7 +107,7 @@ def load_pretrained_digit_cnn() -> DigitCNN:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 250) -> float:
-    """The share of images that the model, in eval mode, classifies right, in %. Its mode is put back after."""
+    """The share of images classified right, in %; in eval mode, which is put back as it was after."""
     was_training = model.training
     model.eval()
     try:

@@ -3,7 +3,7 @@
 `ihvp` and `EmpiricalFisher` (static), `GradientWindow` (dynamic), `MFAC` (optimizer), `collect_gradients` and `prune`.
 """
 
-import torch  # ruff: ignore[unused-import]  loads the libraries that the extension links to
+import torch
 
 try:
     from mfac._C import build_info

@@ -11,7 +11,7 @@ from torch import Tensor
 from mfac import ops
 
 _TILE_ENTRIES = 1 << 20  # of a float64 column tile: 8 MiB
-_MOST_FUSED_VECTORS = 8  # above this a matrix product over tiles beats the fused passes (bench/passes.py)
+_MOST_FUSED_VECTORS = 4  # from 8 on a matrix product over tiles is faster (bench/ops.py)
 
 
 def column_tiles(window: Tensor) -> Iterator[tuple[slice, Tensor]]:

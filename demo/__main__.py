@@ -1,0 +1,125 @@
+"""The demo as a program: `python -m demo`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+import mfac
+from demo.digits import Digits, load_mnist
+from demo.fetch import FetchError
+from demo.networks import PRETRAINED, ResNet8, accuracy, load_pretrained_digit_cnn
+from demo.optimizers import BATCH_SIZE, OPTIMIZERS, compare
+from demo.plots import plot_pruning, plot_training
+from demo.pruning import METHODS, Result, prune_copies
+from demo.training import History
+
+OUT = Path(__file__).parent / "out"
+
+SPARSITIES = (0.8, 0.9, 0.95, 0.98)
+PRUNING: Mapping[str, int] = {}  # the defaults of mfac.prune
+QUICK_PRUNING = {"num_gradients": 64, "stages": 4}
+
+TRAINING = {"images": 8000, "epochs": 3}
+QUICK_TRAINING = {"images": 2560, "epochs": 2}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m demo", description="Pruning and training with mfac.")
+    parser.add_argument("--only", choices=("prune", "train"), help="run one of the two parts")
+    parser.add_argument("--quick", action="store_true", help="fewer sparsities, gradients and images: about a minute")
+    arguments = parser.parse_args(argv)
+    started = time.perf_counter()
+    try:
+        digits = load_mnist()
+        print_field("data", digits.source)
+        print_field("threads", f"{torch.get_num_threads()}, torch {torch.__version__}, mfac {mfac.__version__}")
+        OUT.mkdir(exist_ok=True)
+        if arguments.only != "train":
+            show_pruning(digits, quick=arguments.quick)
+        if arguments.only != "prune":
+            show_training(digits, quick=arguments.quick)
+    except FetchError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"\nDone in {time.perf_counter() - started:.0f} s.")
+    return 0
+
+
+def show_pruning(digits: Digits, quick: bool) -> None:
+    """Prune the pretrained network, print the table and draw the figure."""
+    model = load_pretrained_digit_cnn()
+    dense = accuracy(model, digits.test_images, digits.test_labels)
+    settings = QUICK_PRUNING if quick else PRUNING
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    heading("1. Pruning a pretrained network, no fine-tuning after")
+    print_field("network", f"DigitCNN with the weights of {PRETRAINED}, {weights} parameters")
+    print_field("dense", f"{dense:.2f} % of the test images right")
+    print_field("pruning", f"one call of mfac.prune a line; {listed(settings) or 'default settings'}")
+    for method, (description, _) in METHODS.items():
+        print_field(method, description)
+    print()
+    print_row("sparsity [%]", "method", "test accuracy [%]", "time [s]")
+    results = prune_copies(model, digits, SPARSITIES[1:3] if quick else SPARSITIES, settings, print_result)
+    curves = {
+        method: [(result.sparsity, result.accuracy) for result in results if result.method == method]
+        for method in METHODS
+    }
+    file = OUT / "pruning.png"
+    plot_pruning(file, curves, dense, "Digit CNN pruned in one call, no fine-tuning")
+    print(f"\nFigure: {file}")
+
+
+def show_training(digits: Digits, quick: bool) -> None:
+    """Train the small network with every optimizer, print the table and draw the figure."""
+    settings = QUICK_TRAINING if quick else TRAINING
+    part = digits.subset(settings["images"])
+    images, epochs = len(part.train_labels), settings["epochs"]
+    weights = sum(parameter.numel() for parameter in ResNet8().parameters())
+    heading("2. Training a small residual network")
+    print_field("network", f"ResNet8, {weights} parameters, from the same random weights")
+    print_field("training", f"{images} images, {epochs} epochs, batches of {BATCH_SIZE}, cosine schedule")
+    for name, (kind, arguments) in OPTIMIZERS.items():
+        print_field(name, f"{kind.__name__}, {listed(arguments)}")
+    print()
+    print_row("optimizer", "train loss", "test accuracy [%]", "time [s]")
+
+    def print_history(name: str, history: History) -> None:
+        loss, correct = history.train_losses[-1], history.test_accuracies[-1]
+        print_row(name, f"{loss:.4f}", f"{correct:.2f}", f"{history.seconds:.1f}")
+
+    histories = compare(part, epochs, print_history)
+    file = OUT / "training.png"
+    plot_training(file, histories, f"ResNet8 on {images} digits")
+    print(f"\nFigure: {file}")
+
+
+def heading(text: str) -> None:
+    print(f"\n{text}\n{'-' * len(text)}")
+
+
+def listed(arguments: Mapping[str, float]) -> str:
+    return ", ".join(f"{name}={value:g}" for name, value in arguments.items())
+
+
+def print_field(name: str, text: str) -> None:
+    print(textwrap.fill(text, width=100, initial_indent=f"{name:15}", subsequent_indent=" " * 15))
+
+
+def print_result(result: Result) -> None:
+    sparsity, seconds = f"{100 * result.sparsity:.1f}", f"{result.seconds:.1f}"
+    print_row(sparsity, result.method, f"{result.accuracy:.2f}", seconds)
+
+
+def print_row(first: str, second: str, third: str, fourth: str) -> None:
+    print(f"{first:>12}  {second:>13}  {third:>17}  {fourth:>8}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
