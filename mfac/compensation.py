@@ -15,34 +15,41 @@ from mfac.fisher import EmpiricalFisher
 COMPENSATIONS = ("joint", "summed", "none")
 
 
-def joint_update(grads: Tensor, weights: Tensor, dropped: Tensor, damping: float, block_size: int | None) -> Tensor:
+def joint_update(fisher: EmpiricalFisher, kept_fisher: EmpiricalFisher, weights: Tensor, dropped: Tensor) -> Tensor:
     """The exact minimiser of ½ δᵀFδ over the kept weights: δ_S = F_SS⁻¹ F_SD w_D.
 
-    For the full Fisher it is δ_S = G_Sᵀ (nλI + G_S G_Sᵀ)⁻¹ (G_D w_D), in the push-through form.
+    By push-through it is δ_S = G_Sᵀ (nλI + G_S G_Sᵀ)⁻¹ (G_D w_D), one product with a combination of the kept columns.
 
     Args:
-        grads: G over the live weights, [m, d], d >= 1.
-        weights: w, [d], in the same dtype.
+        fisher: F over the live weights, full.
+        kept_fisher: F_SS: the same gradients and λ, restricted to the kept weights.
+        weights: w, [d], in the gradients' dtype.
         dropped: Mask of D, [d].
-        damping: λ.
-        block_size: Of a block-diagonal F, or None.
 
     Returns:
-        δ, [d] float64. O(dm²).
+        δ, [d] float64, with δ_D = -w_D. O(dm).
     """
+    effect = ops.window_dot(fisher.grads, torch.where(dropped, weights, 0)[None])[0]  # G_D w_D, [m]
     delta = -weights.double() * dropped
-    if bool(dropped.all()):
-        return delta
-    if block_size is None:
-        effect = ops.window_dot(grads, torch.where(dropped, weights, 0)[None])[0]  # G_D w_D, [m]
-        kept_fisher = EmpiricalFisher(grads[:, ~dropped], damping)
-        delta[~dropped] = kept_fisher.ihvp_of_combination(effect).double() / grads.shape[0]
-        return delta
-    fisher = EmpiricalFisher(grads, damping, block_size)
-    coupling = fisher.matvec(torch.where(dropped, weights, 0))  # on S: F_SD w_D
-    kept_fisher = EmpiricalFisher(grads * ~dropped, damping, block_size)
-    delta[~dropped] = kept_fisher.ihvp(torch.where(dropped, 0, coupling))[~dropped].double()
+    delta[~dropped] = kept_fisher.ihvp_of_combination(effect).double() / fisher.rank
     return delta
+
+
+def joint_update_of_blocks(fisher: EmpiricalFisher, weights: Tensor, dropped: Tensor) -> Tensor:
+    """`joint_update` for a block-diagonal F: the blocks stay where they are, dropped columns are zeroed within them.
+
+    Args:
+        fisher: F over the live weights, block-diagonal.
+        weights: w, [d], in the gradients' dtype.
+        dropped: Mask of D, [d].
+
+    Returns:
+        δ, [d] float64, with δ_D = -w_D. O(dm · min(m, B)).
+    """
+    coupling = fisher.matvec(torch.where(dropped, weights, 0))  # on S: F_SD w_D
+    kept_fisher = EmpiricalFisher(fisher.grads * ~dropped, fisher.damping, fisher.block_size)
+    moved = kept_fisher.ihvp(torch.where(dropped, 0, coupling))
+    return torch.where(dropped, -weights, moved).double()
 
 
 def summed_update(fisher: EmpiricalFisher, inverse_diagonal: Tensor, weights: Tensor, dropped: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ class EmpiricalFisher:
             for costs a triangular solve, O(m²). For the full dual form; the others need no such store.
 
     Attributes:
+        grads: G, by reference.
         rank: m.
         dim: d.
         damping: λ, a number.
@@ -85,6 +86,7 @@ class EmpiricalFisher:
     ) -> None:
         window = check_window("grads", grads)
         damping = check_damping(damping)
+        self.grads = window
         self.rank, self.dim = window.shape
         self.block_size = None if block_size is None else check_count("block_size", block_size, least=1)
         self.dtype = window.dtype

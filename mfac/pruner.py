@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from mfac.batches import BatchStream
 from mfac.batchnorm import normalised_layers, reestimate_statistics
 from mfac.checks import check_choice, check_count, check_number
-from mfac.compensation import COMPENSATIONS, joint_update, no_update, predicted_increase, summed_update
+from mfac.compensation import (
+    COMPENSATIONS,
+    joint_update,
+    joint_update_of_blocks,
+    no_update,
+    predicted_increase,
+    summed_update,
+)
 from mfac.damping import Damping, check_damping, relative
 from mfac.fisher import EmpiricalFisher
 from mfac.gradients import LossFunction, gather_rows, window_dtype
@@ -178,8 +185,7 @@ class _Pruning:
             )
         self.live = ~lowest(nonzero, min(int((nonzero == 0).sum()), target))  # [d], zeros are dropped already
         self.damping = settings.damping
-        self.grads: Tensor | None = None  # [m, live weights when they were collected or last cut down]
-        self.grads_of: Tensor | None = None  # which of those are alive still, where not all are
+        self.fisher: EmpiricalFisher | None = None  # over the live weights, while a stage goes on
         self.report = PruningReport({})
 
     def run(self, progress: Callable[[PruningStep], None] | None) -> PruningReport:
@@ -189,13 +195,7 @@ class _Pruning:
             kept_after = []
         for step, kept in enumerate(kept_after, start=1):
             start = time.perf_counter()
-            if settings.needs_fisher:
-                if (step - 1) % settings.recomputations == 0:
-                    self._collect()
-                damping, increase = self._step(kept)
-            else:
-                damping, increase = None, None
-                self._drop_by_magnitude(kept)
+            damping, increase = self._step(step, kept) if settings.needs_fisher else self._drop_by_magnitude(kept)
             stage = (step - 1) // settings.recomputations + 1
             reached = 1 - int(self.live.sum()) / dim
             seconds = time.perf_counter() - start
@@ -206,12 +206,47 @@ class _Pruning:
         self.report.masks = unflatten_mask(self.live, self.selected)
         return self.report
 
-    def _collect(self) -> None:
-        """Fresh gradients at the weights as they are, of the live weights alone."""
-        self.grads = self.grads_of = None  # the last stage's go before the next ones come
+    def _drop_by_magnitude(self, kept: int) -> tuple[None, None]:
+        weights = self.weights[self.live]
+        dropped = lowest(magnitude_saliency(weights), weights.numel() - kept)
+        self._apply(no_update(weights, dropped), dropped)
+        return None, None
+
+    def _step(self, step: int, kept: int) -> tuple[float, float]:
+        """Drops all but `kept` of the live weights and moves those; returns λ and ½ δᵀFδ."""
+        settings = self.settings
+        if (step - 1) % settings.recomputations == 0:
+            self.fisher = None  # the last stage's gradients go before the next ones come
+        fisher = self.fisher or self._fresh_fisher()
+        weights = self.weights[self.live]  # over the live weights from here on, as the Fisher
+        diagonal = fisher.inverse_diagonal() if settings.needs_diagonal else torch.ones_like(weights)
+        scores = obs_saliency(weights, diagonal) if settings.saliency == "obs" else magnitude_saliency(weights)
+        dropped = lowest(scores, weights.numel() - kept)
+
+        # F over the kept weights is what a joint update is made of, and what the stage's next step begins with.
+        joint, stage_goes_on = settings.compensation == "joint", step % settings.recomputations != 0
+        kept_fisher = None
+        if stage_goes_on or (joint and settings.block_size is None):
+            kept_grads = fisher.grads.index_select(1, (~dropped).nonzero()[:, 0])
+            kept_fisher = EmpiricalFisher(kept_grads, fisher.damping, settings.block_size)
+        if joint and kept_fisher is not None and settings.block_size is None:
+            delta = joint_update(fisher, kept_fisher, weights, dropped)
+        elif joint:
+            delta = joint_update_of_blocks(fisher, weights, dropped)
+        elif settings.compensation == "summed":
+            delta = summed_update(fisher, diagonal, weights, dropped)
+        else:
+            delta = no_update(weights, dropped)
+        increase = predicted_increase(fisher, delta)
+        self._apply(delta, dropped)
+        self.fisher = kept_fisher
+        return fisher.damping, increase
+
+    def _fresh_fisher(self) -> EmpiricalFisher:
+        """F of fresh gradients at the weights as they are, over the live weights alone."""
         settings = self.settings
         columns = None if bool(self.live.all()) else self.live.nonzero()[:, 0]
-        self.grads = gather_rows(
+        grads = gather_rows(
             self.model,
             self.loss_fn,
             self.stream,
@@ -220,42 +255,15 @@ class _Pruning:
             settings.per_sample,
             columns,
         )
-
-    def _drop_by_magnitude(self, kept: int) -> None:
-        weights = self.weights[self.live]
-        dropped = lowest(magnitude_saliency(weights), weights.numel() - kept)
-        self._apply(no_update(weights, dropped), dropped)
-
-    def _step(self, kept: int) -> tuple[float, float]:
-        """Drops all but `kept` of the live weights and moves those; returns λ and ½ δᵀFδ."""
-        settings, grads = self.settings, self.grads
-        if grads is None:
-            raise RuntimeError("A step needs gradients.")
-        if self.grads_of is not None:  # a step before this one on the same gradients dropped some of their columns
-            grads = self.grads = grads[:, self.grads_of]
-        weights = self.weights[self.live]  # over the live weights from here on, as grads
         fisher = EmpiricalFisher(grads, self.damping, settings.block_size)
         self.damping = fisher.damping  # a relative one is relative to the first stage's gradients
-        diagonal = fisher.inverse_diagonal() if settings.needs_diagonal else torch.ones_like(weights)
-
-        scores = obs_saliency(weights, diagonal) if settings.saliency == "obs" else magnitude_saliency(weights)
-        dropped = lowest(scores, weights.numel() - kept)
-        if settings.compensation == "joint":
-            delta = joint_update(grads, weights, dropped, fisher.damping, settings.block_size)
-        elif settings.compensation == "summed":
-            delta = summed_update(fisher, diagonal, weights, dropped)
-        else:
-            delta = no_update(weights, dropped)
-        increase = predicted_increase(fisher, delta)
-        self._apply(delta, dropped)
-        return fisher.damping, increase
+        return fisher
 
     def _apply(self, delta: Tensor, dropped: Tensor) -> None:
         """Moves the live weights by δ, sets the dropped ones to exactly zero, and writes them to the model."""
         moved = (self.weights[self.live].double() + delta).to(self.weights.dtype)
         self.weights[self.live] = torch.where(dropped, 0, moved)
         self.live[self.live.clone()] = ~dropped
-        self.grads_of = ~dropped
         self.weights[~self.live] = 0
         write_flat_(self.selected.values(), self.weights)
 
