@@ -4,12 +4,17 @@
 namespace mfac {
 namespace {
 
-#include "block_fisher/block_fisher_cpu.inl"
-#include "capacitance/capacitance_cpu.inl"
-#include "gram/gram_cpu.inl"
 #include "isa/vec.inl"
-#include "window_combine/window_combine_cpu.inl"
+
 #include "window_dot/window_dot_cpu.inl"
+
+#include "window_combine/window_combine_cpu.inl"
+
+#include "gram/gram_cpu.inl"
+
+#include "capacitance/capacitance_cpu.inl"
+
+#include "block_fisher/block_fisher_cpu.inl"
 
 template <typename T>
 constexpr TypedKernels<T> typed_kernels() {
