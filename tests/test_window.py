@@ -28,14 +28,14 @@ def filled(rank: int, rows: torch.Tensor, **options: object) -> mfac.GradientWin
 
 
 def precondition_bound(W: mfac.GradientWindow) -> float:
-    """Relative error that `precondition` may have: its rounding, and u·κ^{3/2} from the solve.
+    """Relative error that `precondition` may have: its rounding, and (m + d)·u·κ^{3/2} from the solve.
 
-    The solve is backward stable, so c is off by C⁻¹Ec with ‖E‖ about u‖C‖, and n Gᵀc by at most n‖GᵀC⁻¹‖‖E‖‖c‖. Here
+    K's entries are sums of d terms and the solve's of m, so c is off by C⁻¹Ec with ‖E‖ about (m + d)·u‖C‖, and n Gᵀc by at most n‖GᵀC⁻¹‖‖E‖‖c‖. Here
     ‖GᵀC⁻¹‖ <= 1/(2√(nλ)), ‖C‖ = nλκ, and where rows are dependent ‖c‖ may reach 1/(nλ) while n‖Gᵀc‖ is only n/‖G‖. At
     κ = 1e8 this is the 1e-4 that holds for every window here.
     """
     kappa = oracle.condition(W.rows, W.damping, W.num_terms)
-    return 2 * U[W.rows.dtype] + min(1e-4, U[F64] * kappa**1.5)
+    return 2 * U[W.rows.dtype] + min(1e-4, (W.rank + W.dim) * U[F64] * kappa**1.5)
 
 
 def assert_preconditions(W: mfac.GradientWindow) -> None:
