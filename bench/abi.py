@@ -53,7 +53,7 @@ def main() -> None:
             text=True,
             check=False,
         )
-        print(f"torch {loaded.stdout.split()[:1]}: {result.stdout.strip().splitlines()[-1]}")
+        print(f"torch {' '.join(loaded.stdout.split()[:1])}: {result.stdout.strip().splitlines()[-1]}")
         if result.returncode or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
             raise SystemExit(result.stdout[-3000:] + result.stderr[-3000:])
 
