@@ -90,9 +90,7 @@ void block_ihvp(const Block<T>& block, const double* v, double* out) {
   window_dot_rows(block.window, block.stride, block.rows, block.cols, v, c);
   cholesky_solve(block.factor, block.rows, block.factor_stride, c);
   for (int64_t j = 0; j < block.cols; ++j) out[j] = 0;
-  int64_t r = 0;
-  for (; r + 4 <= block.rows; r += 4) axpy4(c + r, block.window + r * block.stride, block.stride, out, block.cols);
-  for (; r < block.rows; ++r) axpy(c[r], block.window + r * block.stride, out, block.cols);
+  add_rows(c, block.window, block.stride, block.rows, out, block.cols);
   for (int64_t j = 0; j < block.cols; ++j) out[j] = (v[j] - out[j]) / block.damping;
 }
 
@@ -103,9 +101,7 @@ void block_matvec(const Block<T>& block, const double* v, double* out) {
   window_dot_rows(block.window, block.stride, block.rows, block.cols, v, k);
   for (int64_t r = 0; r < block.rows; ++r) k[r] /= block.num_terms;
   for (int64_t j = 0; j < block.cols; ++j) out[j] = block.damping * v[j];
-  int64_t r = 0;
-  for (; r + 4 <= block.rows; r += 4) axpy4(k + r, block.window + r * block.stride, block.stride, out, block.cols);
-  for (; r < block.rows; ++r) axpy(k[r], block.window + r * block.stride, out, block.cols);
+  add_rows(k, block.window, block.stride, block.rows, out, block.cols);
 }
 
 // dual: (1 - ‖U_:j‖²)/λ with U = L⁻¹ G_b;  primal: ‖(L⁻¹)_:j‖².  scratch: [rows, cols] or [cols, cols]

@@ -41,12 +41,6 @@ double* check_factors(const char* op, const Tensor& factors, const Blocks& block
   return const_cast<double*>(factors.const_data_ptr<double>());  // read only by the three products below
 }
 
-void check_vectors(const char* op, const Tensor& vectors, const Blocks& blocks) {
-  check_dense_f64(op, "vectors", vectors);
-  STD_TORCH_CHECK(vectors.dim() == 2, op, ": Parameter `vectors` should be a matrix.");
-  check_size(op, "vectors", vectors.size(1), blocks.dim);
-}
-
 std::tuple<Tensor, Tensor> block_factor_cpu(const Tensor& window, int64_t block_size, double damping,
                                             double num_terms) {
   const Blocks blocks = check_blocks("block_factor", window, block_size);
@@ -65,44 +59,42 @@ std::tuple<Tensor, Tensor> block_factor_cpu(const Tensor& window, int64_t block_
   return {factors, info};
 }
 
-Tensor block_ihvp_cpu(const Tensor& window, const Tensor& factors, const Tensor& vectors, int64_t block_size,
-                      double damping, double num_terms) {
-  const Blocks blocks = check_blocks("block_ihvp", window, block_size);
-  double* factor = check_factors("block_ihvp", factors, blocks);
-  check_vectors("block_ihvp", vectors, blocks);
+// out [k, d] <- kernel(block, vector) for every block and every one of the vectors [k, d]; `kernel` is that member of
+// TypedKernels.
+template <typename Kernel>
+Tensor map_vectors(const char* op, const Tensor& window, double* factors, const Tensor& vectors, const Blocks& blocks,
+                   double damping, double num_terms, const Kernel& kernel) {
+  check_dense_f64(op, "vectors", vectors);
+  STD_TORCH_CHECK(vectors.dim() == 2, op, ": Parameter `vectors` should be a matrix.");
+  check_size(op, "vectors", vectors.size(1), blocks.dim);
   const int64_t k = vectors.size(0), d = blocks.dim;
   Tensor out = empty_f64(vectors, {k, d});
   const double* v = vectors.const_data_ptr<double>();
   double* x = out.mutable_data_ptr<double>();
   dispatch_float(window, [&](auto* type) {
     using T = element_t<decltype(type)>;
-    for_each_block<T>(window, blocks, factor, damping, num_terms, blocks.rank, k * blocks.rank * blocks.block_size,
+    for_each_block<T>(window, blocks, factors, damping, num_terms, blocks.rank, k * blocks.rank * blocks.block_size,
                       [&](int64_t b, const Block<T>& block) {
                         for (int64_t i = 0; i < k; ++i)
-                          kernels_for<T>().block_ihvp(block, v + i * d + blocks.begin(b), x + i * d + blocks.begin(b));
+                          kernel(kernels_for<T>())(block, v + i * d + blocks.begin(b), x + i * d + blocks.begin(b));
                       });
   });
   return out;
 }
 
+Tensor block_ihvp_cpu(const Tensor& window, const Tensor& factors, const Tensor& vectors, int64_t block_size,
+                      double damping, double num_terms) {
+  const Blocks blocks = check_blocks("block_ihvp", window, block_size);
+  double* factor = check_factors("block_ihvp", factors, blocks);
+  return map_vectors("block_ihvp", window, factor, vectors, blocks, damping, num_terms,
+                     [](const auto& table) { return table.block_ihvp; });
+}
+
 Tensor block_matvec_cpu(const Tensor& window, const Tensor& vectors, int64_t block_size, double damping,
                         double num_terms) {
   const Blocks blocks = check_blocks("block_matvec", window, block_size);
-  check_vectors("block_matvec", vectors, blocks);
-  const int64_t k = vectors.size(0), d = blocks.dim;
-  Tensor out = empty_f64(vectors, {k, d});
-  const double* v = vectors.const_data_ptr<double>();
-  double* x = out.mutable_data_ptr<double>();
-  dispatch_float(window, [&](auto* type) {
-    using T = element_t<decltype(type)>;
-    for_each_block<T>(window, blocks, nullptr, damping, num_terms, blocks.rank, k * blocks.rank * blocks.block_size,
-                      [&](int64_t b, const Block<T>& block) {
-                        for (int64_t i = 0; i < k; ++i)
-                          kernels_for<T>().block_matvec(block, v + i * d + blocks.begin(b),
-                                                        x + i * d + blocks.begin(b));
-                      });
-  });
-  return out;
+  return map_vectors("block_matvec", window, nullptr, vectors, blocks, damping, num_terms,
+                     [](const auto& table) { return table.block_matvec; });
 }
 
 Tensor block_inverse_diagonal_cpu(const Tensor& window, const Tensor& factors, int64_t block_size, double damping,

@@ -75,3 +75,11 @@ MFAC_INLINE void axpy4(const double* c, const X* x, int64_t stride, double* y, i
   }
   for (; j < n; ++j) y[j] += (c0 * double(x0[j]) + c2 * double(x2[j])) + (c1 * double(x1[j]) + c3 * double(x3[j]));
 }
+
+// y[j] += Σ_{r<rows} c[r]·x[r·stride + j]
+template <typename X>
+MFAC_INLINE void add_rows(const double* c, const X* x, int64_t stride, int64_t rows, double* y, int64_t n) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) axpy4(c + r, x + r * stride, stride, y, n);
+  for (; r < rows; ++r) axpy(c[r], x + r * stride, y, n);
+}

@@ -5,9 +5,7 @@ void window_combine_columns(const T* window, int64_t stride, int64_t rows, int64
                             double alpha, double beta, V* out) {
   double sum[kCombineColumns];
   for (int64_t j = 0; j < cols; ++j) sum[j] = 0;
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) axpy4(coefficients + r, window + r * stride, stride, sum, cols);
-  for (; r < rows; ++r) axpy(coefficients[r], window + r * stride, sum, cols);
+  add_rows(coefficients, window, stride, rows, sum, cols);
   if (alpha == 0) {
     for (int64_t j = 0; j < cols; ++j) out[j] = V(beta * sum[j]);
   } else {
