@@ -38,6 +38,13 @@ inline void check_size(const char* op, const char* name, int64_t found, int64_t 
                   ".");
 }
 
+inline void check_shape(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> shape) {
+  STD_TORCH_CHECK(t.dim() == static_cast<int64_t>(shape.size()), op, ": Parameter `", name, "` should have ",
+                  shape.size(), " dimensions. Found ", t.dim(), ".");
+  int64_t dim = 0;
+  for (const int64_t size : shape) check_size(op, name, t.size(dim++), size);
+}
+
 inline Tensor empty_f64(const Tensor& like, std::initializer_list<int64_t> sizes) {
   return torch::stable::new_empty(like, sizes, ScalarType::Double);
 }

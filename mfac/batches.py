@@ -43,19 +43,32 @@ class BatchStream:
             ValueError: If the data runs out.
         """
         taken = 0
+        for batch in self.rest():
+            taken += 1
+            yield batch
+        raise ValueError(
+            f"Parameter `data` should yield enough batches for {purpose}. Found only {taken}. "
+            "Smaller batches give more of them."
+        )
+
+    def rest(self) -> Iterator[Any]:
+        """Batches as long as none comes twice: one pass at most, and what is left of a one-shot iterator.
+
+        Yields:
+            The next batch.
+        """
+        taken = 0
         while True:
             try:
                 batch = next(self._iterator)
             except StopIteration:
                 self._length = self._position
-                if self._can_restart and taken < self._length:
-                    self._iterator, self._position = iter(self._data), 0
-                    continue
-                batch = None
-            if batch is None or taken == self._length:
-                raise ValueError(
-                    f"Parameter `data` should yield enough batches for {purpose}. Found only {taken}."
-                ) from None
+                if not self._can_restart or taken >= self._length:
+                    return
+                self._iterator, self._position = iter(self._data), 0
+                continue
+            if taken == self._length:
+                return
             self._position += 1
             taken += 1
             yield batch

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mfac.gradients import evaluation_mode, num_samples
+
 _LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -23,27 +25,27 @@ def reestimate_statistics(model: nn.Module, loss_fn: Callable[[nn.Module, Any], 
     Args:
         model: The model; its statistics change, its modes are put back.
         loss_fn: Called with the model and each batch for its forward pass.
-        batches: A finite iterable of batches.
+        batches: A finite iterable of batches; those of one sample are passed over. Without others the statistics stay.
 
     Returns:
         How many batches were used.
     """
     layers: list[Any] = normalised_layers(model)
-    modes = {module: module.training for module in model.modules()}
     momenta = {layer: layer.momentum for layer in layers}
     used = 0
-    model.eval()
     try:
-        for layer in layers:
-            layer.train()
-            layer.reset_running_stats()
-            layer.momentum = None  # torch's name for a cumulative average
-        for batch in batches:
-            loss_fn(model, batch)
-            used += 1
+        with evaluation_mode(model):
+            for batch in batches:
+                if num_samples(batch) == 1:  # has no variance to estimate
+                    continue
+                if used == 0:
+                    for layer in layers:
+                        layer.train()
+                        layer.reset_running_stats()
+                        layer.momentum = None  # torch's name for a cumulative average
+                loss_fn(model, batch)
+                used += 1
     finally:
         for layer, momentum in momenta.items():
             layer.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
     return used

@@ -62,13 +62,13 @@ class BlockDiagonalFisher:
         if rank < size:
             u_i, u_j = (torch.linalg.solve_triangular(factor, columns[:, k - begin], upper=False) for k in (i, j))
             return ((i[:, None] == j[None, :]).double() - u_i.T @ u_j) / self.damping
-        unit = torch.zeros((size, j.numel()), dtype=torch.float64)
-        unit[j - begin, torch.arange(j.numel())] = 1
+        unit = factor.new_zeros((size, j.numel()))
+        unit.index_put_((j - begin, (j >= 0).cumsum(0) - 1), unit.new_ones(()))
         return torch.cholesky_solve(unit, factor)[i - begin]
 
     def inverse_elements(self, i: Tensor, j: Tensor) -> Tensor:
         """(F⁻¹)_ij for index vectors of one length; zero across blocks."""
-        result = torch.zeros(i.numel(), dtype=torch.float64)
+        result = self.factors.new_zeros(i.numel())
         block_i, block_j = i // self.block_size, j // self.block_size
         for number in block_i[block_i == block_j].unique().tolist():
             pairs = ((block_i == number) & (block_j == number)).nonzero()[:, 0]
@@ -79,7 +79,7 @@ class BlockDiagonalFisher:
 
     def inverse_submatrix(self, rows: Tensor, cols: Tensor) -> Tensor:
         """F⁻¹[rows][:, cols]; zero across blocks."""
-        result = torch.zeros((rows.numel(), cols.numel()), dtype=torch.float64)
+        result = self.factors.new_zeros((rows.numel(), cols.numel()))
         block_of_row, block_of_col = rows // self.block_size, cols // self.block_size
         for number in block_of_row.unique().tolist():
             r, c = (block_of_row == number).nonzero()[:, 0], (block_of_col == number).nonzero()[:, 0]

@@ -33,8 +33,8 @@ class InverseCapacitance:
     """
 
     def __init__(self, rank: int, shift: float) -> None:
-        self.gram = torch.zeros((rank, rank), dtype=torch.float64)
-        self.inverse = torch.eye(rank, dtype=torch.float64) / shift
+        self.gram = torch.zeros((rank, rank), dtype=torch.float64, device="cpu")
+        self.inverse = torch.eye(rank, dtype=torch.float64, device="cpu") / shift
         self.shift = shift
         self.replaced = 0
         self.refactorisations = 0

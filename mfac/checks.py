@@ -9,8 +9,8 @@ Shapes and values raise `ValueError`, types and dtypes `TypeError`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -145,11 +145,11 @@ def check_count(name: str, value: int, least: int = 0) -> int:
         TypeError: If `value` is not an integer.
         ValueError: If it is below `least`.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"Parameter `{name}` should be an integer. Found {value!r}.")
     if value < least:
         raise ValueError(f"Parameter `{name}` should be at least {least}. Found {value}.")
-    return value
+    return int(value)
 
 
 def check_number(
@@ -176,7 +176,7 @@ def check_number(
         TypeError: If `value` is not a real number.
         ValueError: If it is not finite or out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Parameter `{name}` should be a real number. Found {value!r}.")
     bounds = [
         f"> {above:g}" if above is not None else "",
@@ -184,7 +184,7 @@ def check_number(
         f"< {below:g}" if below is not None else "",
     ]
     inside = (above is None or value > above) and (least is None or value >= least) and (below is None or value < below)
-    if not math.isfinite(value) or not inside:
+    if not -1e308 < value < 1e308 or not inside:  # also NaN, and integers beyond float
         raise ValueError(
             f"Parameter `{name}` should be finite and {' and '.join(filter(None, bounds))}. Found {value!r}."
         )

@@ -63,7 +63,12 @@ def check_damping(damping: Damping) -> Damping:
     """
     if isinstance(damping, RelativeDamping):
         return damping
-    return check_number("damping", damping, above=0)
+    value = check_number("damping", damping, above=0)
+    if not 1e-150 <= value <= 1e150:
+        raise ValueError(
+            f"Parameter `damping` should be between 1e-150 and 1e150, or float64 overflows. Found {value!r}."
+        )
+    return value
 
 
 def resolve_damping(damping: Damping, trace: float, num_terms: float, dim: int) -> float:
@@ -88,4 +93,10 @@ def resolve_damping(damping: Damping, trace: float, num_terms: float, dim: int) 
             f"Parameter `damping` should be a positive number where all gradients are zero. "
             f"Found relative({damping.scale:g}), which would be 0."
         )
-    return damping.scale * trace / (num_terms * dim)
+    value = damping.scale * trace / (num_terms * dim)
+    if not 1e-150 <= value <= 1e150:
+        raise ValueError(
+            f"Parameter `damping` should give a λ between 1e-150 and 1e150. "
+            f"Found relative({damping.scale:g}) = {value!r}."
+        )
+    return value

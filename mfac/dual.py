@@ -100,7 +100,7 @@ class DualFisher:
         self.factor = factor_capacitance(gram, num_terms * damping)  # [m, m]
         self.stored: Tensor | None = None  # U
         if store_columns:
-            self.stored = torch.empty(window.shape, dtype=torch.float64)
+            self.stored = torch.empty_like(window, dtype=torch.float64)
             for columns, tile in column_tiles(window):
                 self.stored[:, columns] = self._whiten(tile)
 
@@ -126,8 +126,10 @@ class DualFisher:
         """diag(F⁻¹), [d] float64; a triangular solve of m²d flops, tile by tile."""
         diagonal = self.window.new_empty((self.window.shape[1],), dtype=torch.float64)
         for columns, tile in column_tiles(self.window):
+            # (F⁻¹)_ii >= 1/F_ii: where 1 - ‖U_:i‖² cancels to nothing, that is what is left.
+            least = 1 / (self.damping + tile.square().sum(0) / self.num_terms)
             whitened = self._whiten(tile) if self.stored is None else self.stored[:, columns]
-            diagonal[columns] = (1 - whitened.square().sum(0)) / self.damping
+            diagonal[columns] = torch.maximum((1 - whitened.square().sum(0)) / self.damping, least)
         return diagonal
 
     def _columns(self, index: Tensor) -> Tensor:

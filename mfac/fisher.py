@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ from mfac.dual import DualFisher
 from mfac.primal import PrimalFisher
 
 _ELEMENTS_AT_ONCE = 4096
+_NORM_ENTRIES = 1 << 20  # of the rows whose norms are taken at once
 
 
 class _Form(Protocol):
@@ -37,8 +39,9 @@ class EmpiricalFisher:
     Factoring costs O(dm²) in time and O(m²) in memory beyond the gradients, an inverse-Hessian-vector product O(dm).
     Where m >= d (or m >= B within a block) the primal matrix, the smaller of the two, is factored instead.
     All products of rows are accumulated in float64 and everything m x m is float64, so a float32 window loses only
-    the rounding of the result. The gradients are kept by reference, never copied and never written to: leave them
-    unchanged while this object is in use.
+    the rounding of the result. The gradients are kept by reference and never written to: leave them unchanged while
+    this object is in use. Costs below are those of the dual form, m < d; the primal form holds d x d matrices, no
+    larger.
 
     Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 3.1, with the differences that
     docs/derivation.md numbers: (1) matrix products and a Cholesky factorisation in place of the paper's m rank-one
@@ -50,7 +53,7 @@ class EmpiricalFisher:
         block_size: B, for a Fisher of diagonal blocks of B consecutive columns; None for the full matrix. Memory of the
             factors is then ceil(d/B) · min(m, B)² float64.
         store_columns: Hold U = L⁻¹G, [m, d] float64, so that an element of F⁻¹ costs O(m); otherwise each column asked
-            for costs a triangular solve, O(m²). For the full dual form; the others need no such store.
+            for costs a triangular solve, O(m²). Of use to the full dual form only.
 
     Attributes:
         grads: G, by reference.
@@ -229,10 +232,14 @@ class EmpiricalFisher:
         Returns:
             A float64 scalar. Time O(m).
         """
-        return torch.tensor(self._form.logdet(), dtype=torch.float64)
+        return torch.tensor(self._form.logdet(), dtype=torch.float64, device="cpu")
 
     def _check_index(self, name: str, index: int | Tensor) -> Tensor:
-        tensor = torch.as_tensor(index)
+        if not isinstance(index, (Integral, Tensor)) or (isinstance(index, Tensor) and index.device.type != "cpu"):
+            raise TypeError(f"Parameter `{name}` should be an integer or a CPU tensor of integers. Found {index!r}.")
+        if isinstance(index, Integral) and not -self.dim <= index < self.dim:
+            raise ValueError(f"Parameter `{name}` should be in [-{self.dim}, {self.dim}). Found {index}.")
+        tensor = torch.as_tensor(index, device="cpu")
         if tensor.dtype not in {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}:
             raise TypeError(f"Parameter `{name}` should be an integer or a tensor of integers. Found {tensor.dtype}.")
         tensor = tensor.long()
@@ -245,8 +252,9 @@ class EmpiricalFisher:
 
 
 def _squared_norms(window: Tensor) -> Tensor:
-    """‖g_i‖² in float64, [m], row by row: torch's norm would widen the whole window first."""
-    return torch.stack([ops.window_dot(row[None], row[None])[0, 0] for row in window])
+    """‖g_i‖² in float64, [m], some rows at a time, which are widened."""
+    tiles = window.split(max(1, _NORM_ENTRIES // window.shape[1]))
+    return torch.cat([rows.to(torch.float64, copy=True).square_().sum(1) for rows in tiles])
 
 
 def ihvp(grads: Tensor, v: Tensor, damping: Damping = 1e-5, block_size: int | None = None, refine: int = 0) -> Tensor:

@@ -35,14 +35,15 @@ def collect_gradients(
         model: The model. Nothing about it is changed.
         loss_fn: `loss_fn(model, batch)` returns a scalar, the mean over the batch.
         data: An iterable of batches. With `per_sample`, every tensor in a batch (itself a tensor, or nested tuples,
-            lists and dicts of tensors) has the samples along its first dimension.
+            lists and dicts of tensors) has the samples along its first dimension, and `loss_fn` is run under
+            `torch.func.vmap`: no `.item()`, no branch on values.
         num_gradients: m.
         params: Which parameters: None for all that require a gradient; names or shell-style patterns, the parameters
             themselves, or a predicate of name and parameter.
         per_sample: One gradient a sample, by `torch.func`, in place of one a batch.
 
     Returns:
-        G, [m, d]: the parameters in `named_parameters()` order, each flattened row-major; float64 where they all are,
+        G, [m, d]: the parameters in `named_parameters()` order, each flattened row-major; float64 where any is,
         otherwise float32.
 
     Raises:
@@ -57,9 +58,26 @@ def collect_gradients(
         >>> mfac.collect_gradients(model, loss_fn, data, num_gradients=2).shape
         torch.Size([2, 3])
     """
+    check_model_and_loss(model, loss_fn)
     selected = select_parameters(model, params)
     check_count("num_gradients", num_gradients, least=1)
     return gather_rows(model, loss_fn, BatchStream(data), selected, num_gradients, per_sample)
+
+
+def check_model_and_loss(model: nn.Module, loss_fn: LossFunction) -> None:
+    """Accepts a module and something that can be called.
+
+    Args:
+        model: What was given for the model.
+        loss_fn: What was given for the loss.
+
+    Raises:
+        TypeError: If either is of another type.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Parameter `model` should be a torch.nn.Module. Found {type(model).__name__}.")
+    if not callable(loss_fn):
+        raise TypeError(f"Parameter `loss_fn` should be a function of model and batch. Found {type(loss_fn).__name__}.")
 
 
 def gather_rows(
@@ -89,7 +107,7 @@ def gather_rows(
         ValueError: As `collect_gradients` does.
     """
     width = total_size(selected) if columns is None else columns.numel()
-    rows = torch.empty((num_gradients, width), dtype=window_dtype(selected))
+    rows = torch.empty((num_gradients, width), dtype=window_dtype(selected), device="cpu")
     filled = 0
     produce = _sample_gradients if per_sample else _batch_gradients
     with evaluation_mode(model):
@@ -106,8 +124,8 @@ def gather_rows(
 
 
 def window_dtype(selected: Mapping[str, Tensor]) -> torch.dtype:
-    """float64 where all parameters are, otherwise float32."""
-    return torch.float64 if all(parameter.dtype == torch.float64 for parameter in selected.values()) else torch.float32
+    """float64 where any parameter is, otherwise float32."""
+    return torch.float64 if any(parameter.dtype == torch.float64 for parameter in selected.values()) else torch.float32
 
 
 @contextmanager
@@ -153,6 +171,8 @@ def _batch_gradients(
 ) -> Iterator[Tensor]:
     with torch.enable_grad():
         loss = check_loss(loss_fn(model, batch))
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(f"Parameter `loss_fn` should return a finite loss. Found {float(loss.detach())}.")
         gradients = torch.autograd.grad(loss, list(selected.values()), allow_unused=True)
     for name, gradient in zip(selected, gradients, strict=True):
         if gradient is None:
@@ -185,6 +205,8 @@ def _sample_gradients(
             f"Parameter `data` should yield batches whose tensors share a first dimension, the samples. "
             f"Found shapes {[list(tensor.shape) for tensor in tensors]}."
         )
+    # torch.func gives zeros for an unused parameter and says less of a bad loss: one sample goes the other way first.
+    next(_batch_gradients(model, loss_fn, _map(batch, itemgetter(slice(0, 1))), selected))
     loss = _Loss(model, loss_fn)
     weights = {f"model.{name}": parameter.detach() for name, parameter in selected.items()}
 
@@ -199,6 +221,15 @@ def _sample_gradients(
         stop = min(start + chunk, count)
         gradients = gradient_of(weights, _map(batch, itemgetter(slice(start, stop))))
         yield torch.cat([g.reshape(stop - start, -1).to(window_dtype(selected)) for g in gradients.values()], dim=1)
+
+
+def num_samples(batch: Any) -> int | None:
+    """The first dimension of the first tensor in a batch, or None where there is no tensor to be found."""
+    try:
+        tensor = next(_leaves(batch), None)
+    except TypeError:  # a batch of some type of the caller's own
+        return None
+    return None if tensor is None or tensor.dim() == 0 else tensor.shape[0]
 
 
 def _leaves(batch: Any) -> Iterator[Tensor]:
@@ -223,6 +254,8 @@ def _map(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(batch, Mapping):
         return {key: _map(value, function) for key, value in batch.items()}
     mapped = [_map(value, function) for value in batch]
+    if hasattr(batch, "_fields"):  # a named tuple
+        return type(batch)(*mapped)
     return mapped if isinstance(batch, list) else tuple(mapped)
 
 

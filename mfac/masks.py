@@ -23,7 +23,7 @@ def lowest(saliency: Tensor, count: int) -> Tensor:
     Returns:
         Mask [d], True = among the lowest.
     """
-    chosen = torch.zeros(saliency.shape, dtype=torch.bool)
+    chosen = torch.zeros_like(saliency, dtype=torch.bool)
     chosen[torch.argsort(saliency, stable=True)[:count]] = True
     return chosen
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from mfac.checks import check_count, check_device, check_number
+from mfac.checks import check_count, check_device, check_dtype, check_number
 from mfac.damping import Damping, check_damping
 from mfac.window import GradientWindow
 
@@ -73,6 +73,7 @@ class MFAC(Optimizer):
     ) -> None:
         check_count("rank", rank, least=1)
         check_damping(damping)
+        check_dtype("window_dtype", window_dtype)
         self._window: GradientWindow | None = None  # while the groups are being added
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.decoupled_weight_decay = decoupled_weight_decay
@@ -132,6 +133,7 @@ class MFAC(Optimizer):
             RuntimeError: If no parameter has a gradient.
             TypeError: If a gradient is sparse.
             ValueError: If a gradient holds a NaN or infinity; window and parameters are as they were.
+            torch.linalg.LinAlgError: If λ is too small for float64; the parameters are as they were.
         """
         loss = None
         if closure is not None:
@@ -154,7 +156,7 @@ class MFAC(Optimizer):
     def _flat_gradient(self) -> Tensor:
         """g, [d], zero where a parameter has no gradient."""
         window = self.window
-        flat = torch.zeros(window.dim, dtype=window.rows.dtype)
+        flat = window.rows.new_zeros(window.dim)
         start, found = 0, False
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -200,9 +202,11 @@ class MFAC(Optimizer):
 
         Raises:
             KeyError: If there is no window in it.
-            ValueError: If it is of another shape; the window is as it was.
+            TypeError: If an entry is of another type.
+            ValueError: If groups or shapes differ. After any of these the optimizer is as it was.
         """
         if "window" not in state_dict:
             raise KeyError(f"Parameter `state_dict` should have an entry 'window'. Found {sorted(state_dict)}.")
-        self.window.load_state_dict(state_dict["window"])
+        self.window.check_state(state_dict["window"])
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "window"})
+        self.window.load_state_dict(state_dict["window"])

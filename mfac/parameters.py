@@ -57,6 +57,10 @@ def select_parameters(
         chosen = default(model) if default else {name for name, parameter in named.items() if parameter.requires_grad}
     elif callable(params):
         chosen = {name for name, parameter in named.items() if params(name, parameter)}
+    elif not isinstance(params, Iterable):
+        raise TypeError(
+            f"Parameter `params` should be names, patterns, parameters or a predicate. Found {type(params).__name__}."
+        )
     else:
         chosen = _match(named, [params] if isinstance(params, str) else list(params))
     selected = {name: parameter for name, parameter in named.items() if name in chosen}

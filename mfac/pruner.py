@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -25,7 +25,7 @@ from mfac.compensation import (
 )
 from mfac.damping import Damping, check_damping, relative
 from mfac.fisher import EmpiricalFisher
-from mfac.gradients import LossFunction, gather_rows, window_dtype
+from mfac.gradients import LossFunction, check_model_and_loss, gather_rows, window_dtype
 from mfac.masks import lowest, num_dropped_at, unflatten_mask
 from mfac.parameters import Selection, flatten, prunable_weights, select_parameters, write_flat_
 from mfac.report import PruningReport, PruningStep
@@ -58,7 +58,7 @@ def prune(
 
     Each stage collects fresh gradients at the weights as they then are, and drops in `recomputations` steps the
     weights of least saliency over all layers together, while compensation moves the kept ones; the density falls
-    geometrically over all steps. Weights that are zero already are dropped first and stay zero.
+    geometrically over all steps. Weights that are zero already count as dropped and stay zero.
 
     Args:
         model: The model; its weights are changed in place. It is run in evaluation mode and put back in its own.
@@ -82,7 +82,7 @@ def prune(
             time; the caller's generator is not touched.
         per_sample: One gradient a sample in place of one a batch.
         batchnorm_batches: Batches on which the running statistics of batch-norm layers are re-estimated after
-            pruning; 0 for not at all. Without such layers it means nothing.
+            pruning; 0 for not at all. Batches of one sample are passed over; without any others the statistics stay.
         progress: Called with a `PruningStep` after each step.
 
     Returns:
@@ -108,27 +108,30 @@ def prune(
         >>> report.sparsity, int((model.weight == 0).sum())
         (0.5, 8)
     """
+    check_model_and_loss(model, loss_fn)
     settings = _Settings(
-        check_number("sparsity", sparsity, least=0, below=1),
-        check_choice("saliency", saliency, SALIENCIES),
-        check_choice("compensation", compensation, COMPENSATIONS),
-        check_count("num_gradients", num_gradients, least=1),
-        check_damping(damping),
-        None if block_size is None else check_count("block_size", block_size, least=1),
-        check_count("recomputations", recomputations, least=1),
-        check_count("stages", stages, least=1),
-        per_sample,
+        sparsity=check_number("sparsity", sparsity, least=0, below=1),
+        saliency=check_choice("saliency", saliency, SALIENCIES),
+        compensation=check_choice("compensation", compensation, COMPENSATIONS),
+        num_gradients=check_count("num_gradients", num_gradients, least=1),
+        damping=check_damping(damping),
+        block_size=None if block_size is None else check_count("block_size", block_size, least=1),
+        recomputations=check_count("recomputations", recomputations, least=1),
+        stages=check_count("stages", stages, least=1),
+        per_sample=per_sample,
     )
     check_choice("pattern", pattern, ("unstructured",))
     check_choice("allocation", allocation, ("global",))
     check_count("batchnorm_batches", batchnorm_batches)
+    if check_count("seed", seed) >= 2**63:
+        raise ValueError(f"Parameter `seed` should be below 2**63. Found {seed}.")
     selected = select_parameters(model, params, prunable_weights)
     with torch.random.fork_rng(devices=[]), _restored_on_error(model):
-        torch.manual_seed(check_count("seed", seed))
+        torch.default_generator.manual_seed(seed)
         stream = BatchStream(data)
         report = _Pruning(model, loss_fn, stream, selected, settings).run(progress)
         if batchnorm_batches and report.steps and normalised_layers(model):
-            reestimate_statistics(model, loss_fn, islice(_rest_of(stream), batchnorm_batches))
+            reestimate_statistics(model, loss_fn, islice(stream.rest(), batchnorm_batches))
     return report
 
 
@@ -176,14 +179,13 @@ class _Pruning:
         self.weights = flatten(selected.values(), window_dtype(selected))  # [d]
         if not bool(torch.isfinite(self.weights).all()):
             raise ValueError("Parameter `model` should have finite weights. Found a NaN or infinity.")
-        nonzero = (self.weights != 0).long()
-        target = num_dropped_at(settings.sparsity, nonzero.numel())
-        if target == nonzero.numel():
+        dim = self.weights.numel()
+        if num_dropped_at(settings.sparsity, dim) == dim:
             raise ValueError(
-                f"Parameter `sparsity` should leave at least one of the {nonzero.numel()} prunable weights. "
+                f"Parameter `sparsity` should leave at least one of the {dim} prunable weights. "
                 f"Found {settings.sparsity!r}."
             )
-        self.live = ~lowest(nonzero, min(int((nonzero == 0).sum()), target))  # [d], zeros are dropped already
+        self.live = self.weights != 0  # [d]
         self.damping = settings.damping
         self.fisher: EmpiricalFisher | None = None  # over the live weights, while a stage goes on
         self.report = PruningReport({})
@@ -191,7 +193,7 @@ class _Pruning:
     def run(self, progress: Callable[[PruningStep], None] | None) -> PruningReport:
         settings, dim = self.settings, self.weights.numel()
         kept_after = geometric_schedule(int(self.live.sum()), settings.sparsity, dim, settings.total_steps)
-        if int(self.live.sum()) == kept_after[-1]:
+        if int(self.live.sum()) <= kept_after[-1]:  # as sparse as asked for already
             kept_after = []
         for step, kept in enumerate(kept_after, start=1):
             start = time.perf_counter()
@@ -268,25 +270,14 @@ class _Pruning:
         write_flat_(self.selected.values(), self.weights)
 
 
-def _rest_of(stream: BatchStream) -> Iterator[Any]:
-    """One pass of a stream at most; an end of the data is no error here."""
-    try:
-        yield from stream.take("batch norm")
-    except ValueError:
-        return
-
-
 @contextmanager
 def _restored_on_error(model: nn.Module) -> Generator[None]:
     """Puts parameters and buffers back as they were if the block does not end well."""
-    before = {
-        name: tensor.detach().clone() for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)
-    }
+    before = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
     try:
         yield
     except BaseException:
         with torch.no_grad():
-            for name, tensor in model.state_dict().items():
-                if name in before:
-                    tensor.copy_(before[name])
+            for tensor, value in before:
+                tensor.copy_(value)
         raise

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,16 @@ class PruningReport:
 
     masks: dict[str, Tensor]
     steps: list[PruningStep] = field(default_factory=list)
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module) -> None:
+        """Sets the dropped weights of a model to zero again, as after a step of fine-tuning.
+
+        Args:
+            model: One with parameters of the masks' names and shapes.
+        """
+        for name, mask in self.masks.items():
+            model.get_parameter(name).mul_(mask)
 
     @property
     def sparsity(self) -> float:

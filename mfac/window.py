@@ -37,8 +37,9 @@ class GradientWindow:
         dtype: Of the window, the gradients and the results: float32 or float64.
         density: 1.0. Sparse rows are not implemented in this version.
         device: A CPU device.
-        normalize: n: "rank" divides by m from the first gradient on, as the paper does, so that early steps are
-            damped less and scaled larger; "filled" divides by the number of rows held.
+        normalize: n: "rank" divides by m from the first gradient on, as the paper does, so that while the window fills
+            steps are larger, about m over the number of gradients held; "filled" divides by that number, which has the
+            capacitance factored anew, O(m³), at every push until the window is full.
 
     Attributes:
         rows: The window, [m, d], in ring order; read it, do not write to it.
@@ -79,9 +80,10 @@ class GradientWindow:
                 f"Parameter `density` should be 1.0: this version of mfac has dense windows only. Found {density}."
             )
         self.normalize = check_choice("normalize", normalize, ("rank", "filled"))
-        self.rows = torch.zeros((self.rank, self.dim), dtype=dtype)
+        self.rows = torch.zeros((self.rank, self.dim), dtype=dtype, device="cpu")
         self.newest: int | None = None
-        self._ages = torch.full((self.rank,), _EMPTY, dtype=torch.int64)  # the number of the push that wrote each row
+        # The number of the push that wrote each row.
+        self._ages = torch.full((self.rank,), _EMPTY, dtype=torch.int64, device="cpu")
         self._pushes = 0
         # A relative damping has no value yet; the first solve factors with the one it has then.
         shift = self.rank * self._damping if isinstance(self._damping, float) else 1.0
@@ -158,7 +160,7 @@ class GradientWindow:
         self._ages[row] = _EMPTY
         if self.newest == row:
             self.newest = None
-        self._replace(row, torch.zeros(self.rank, dtype=torch.float64))
+        self._replace(row, self.rows.new_zeros(self.rank, dtype=torch.float64))
 
     def ihvp(self, v: Tensor, refine: int = 0) -> Tensor:
         """Products F⁻¹v for any vectors.
@@ -168,12 +170,13 @@ class GradientWindow:
             refine: Steps of iterative refinement y <- y + F⁻¹(v - Fy), two more passes each.
 
         Returns:
-            Like `v`. Two passes over the window for each vector.
+            Like `v`. Two passes over the window for each vector; where m >= d, a factorisation of the d x d matrix.
 
         Raises:
             RuntimeError: If the window is empty.
             TypeError: If the dtype is wrong.
             ValueError: If the shape is wrong.
+            torch.linalg.LinAlgError: If λ is too small for float64.
         """
         vectors = check_vectors("v", v, self.dim, self.rows.dtype).double()
         check_count("refine", refine)
@@ -204,44 +207,32 @@ class GradientWindow:
         return self._multiply(vectors).to(v.dtype).reshape(v.shape)
 
     def precondition(self) -> Tensor:
-        """F⁻¹g for the newest gradient g, in the push-through form n Gᵀ C⁻¹ eⱼ, accurate at any λ.
+        """F⁻¹g for the newest gradient g, in the push-through form, which does not subtract.
+
+        The error is about ε·(‖G‖²/(nλ))^1.5 where rows are nearly dependent, with ε = 1e-16, and far less where not.
 
         Returns:
-            [d] in the window's dtype, in units of the parameters. One pass over the window and O(m²).
+            [d] in the window's dtype, in units of the parameters. One pass over the window and O(m²); where m >= d, a
+            factorisation of the d x d matrix.
 
         Raises:
             RuntimeError: If there is no newest gradient: nothing was pushed, or it was removed.
-            ValueError: If a relative damping meets a window of zeros.
+            torch.linalg.LinAlgError: If λ is too small for float64.
         """
-        out = self.rows.new_empty(self.dim)
-        self.precondition_into_(out, keep=0.0, scale=1.0)
-        return out
-
-    def precondition_into_(self, out: Tensor, *, keep: float, scale: float) -> None:
-        """In place: out <- keep · out + scale · F⁻¹g for the newest gradient g, in one pass over the window.
-
-        Args:
-            out: [d], float32 or float64, contiguous.
-            keep: What `out` is multiplied with; 0 does not read it.
-            scale: What the preconditioned gradient is multiplied with.
-
-        Raises:
-            RuntimeError: If there is no newest gradient.
-            TypeError: If `out` has another dtype.
-            ValueError: If it has another shape.
-        """
-        check_vectors("out", out, self.dim, out.dtype)
-        if out.dim() != 1:
-            raise ValueError(f"Parameter `out` should have shape [d={self.dim}]. Found shape {list(out.shape)}.")
         if self.newest is None:
             raise RuntimeError("The window has no newest gradient to precondition. Call push() first.")
-        unit = torch.zeros((1, self.rank), dtype=torch.float64)
+        out = self.rows.new_zeros(1, self.dim)
+        if not self._capacitance.gram[self.newest, self.newest] > 0:  # F⁻¹0 = 0, whatever λ is
+            return out[0]
+        if self.rank >= self.dim:
+            return self._as_static(self.rows[self.newest], refine=0)
+        unit = self.rows.new_zeros((1, self.rank), dtype=torch.float64)
         unit[0, self.newest] = 1
         c = self._capacitance.solve(unit, self._shift())  # [1, m]
-        ops.window_combine_(out.unsqueeze(0), self.rows, c, keep, scale * self.num_terms)
+        return ops.window_combine_(out, self.rows, c, 0.0, float(self.num_terms))[0]
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
-        """Everything that a window of the same rank, dim and dtype needs to go on bit by bit as this one would.
+        """Everything that a window made with the same arguments needs to go on bit by bit as this one would.
 
         Args:
             copy: Whether tensors are copied, which takes the window's memory once more, or given by reference.
@@ -274,14 +265,7 @@ class GradientWindow:
             TypeError: If an entry is of another type.
             ValueError: If a tensor is of another shape or dtype. After any of these the window is as it was.
         """
-        mine = self.state_dict(copy=False)
-        for name, tensor in mine.items():
-            if name not in state:
-                raise KeyError(f"Parameter `state` should have an entry {name!r}. Found {sorted(state)}.")
-            if isinstance(tensor, Tensor):
-                _check_like(name, state[name], tensor)
-            elif not isinstance(state[name], (int, float)) and not (name == "newest" and state[name] is None):
-                raise TypeError(f"Parameter `state` should have a number as {name!r}. Found {state[name]!r}.")
+        self.check_state(state)
         self.rows.copy_(state["rows"])
         self._ages.copy_(state["ages"])
         self._capacitance.gram.copy_(state["gram"])
@@ -290,6 +274,28 @@ class GradientWindow:
         self._capacitance.replaced = int(state["replaced"])
         self._pushes = int(state["pushes"])
         self.newest = None if state["newest"] is None else int(state["newest"])
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Refuses what `load_state_dict` would not take; changes nothing.
+
+        Args:
+            state: What `state_dict` returned.
+
+        Raises:
+            KeyError: If an entry is missing.
+            TypeError: If an entry is of another type.
+            ValueError: If a tensor is of another shape or dtype, or the newest row is none of the rows.
+        """
+        for name, mine in self.state_dict(copy=False).items():
+            if name not in state:
+                raise KeyError(f"Parameter `state` should have an entry {name!r}. Found {sorted(state)}.")
+            if isinstance(mine, Tensor):
+                _check_like(name, state[name], mine)
+            elif not (name == "newest" and state[name] is None):
+                check_number(f"state[{name!r}]", state[name], least=-1)
+        newest = state["newest"]
+        if newest is not None and not (0 <= newest < self.rank and state["ages"][newest] != _EMPTY):
+            raise ValueError(f"Parameter `state` should have a filled row as 'newest'. Found {newest!r}.")
 
     def _shift(self) -> float:
         return self.num_terms * self.damping
@@ -323,6 +329,7 @@ def _check_like(name: str, found: object, expected: Tensor) -> None:
     """Refuses an entry of a state that is no tensor of the expected shape and dtype."""
     if not isinstance(found, Tensor):
         raise TypeError(f"Parameter `state` should have a tensor as {name!r}. Found {type(found).__name__}.")
+    check_device(f"state[{name!r}]", found.device)
     if found.shape != expected.shape or found.dtype != expected.dtype:
         raise ValueError(
             f"Parameter `state` should have {name!r} of shape {list(expected.shape)} and {expected.dtype}. "

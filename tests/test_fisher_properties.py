@@ -169,3 +169,10 @@ def test_attributes_and_detached_results():
     F = mfac.EmpiricalFisher(G, 0.5, 4)
     assert (F.rank, F.dim, F.damping, F.block_size) == (9, 30, 0.5, 4)
     assert not F.ihvp(normal(30).requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize("block_size", [None, 8])
+def test_diagonal_stays_positive_where_the_subtraction_cancels(block_size):
+    F = mfac.EmpiricalFisher(torch.eye(3, 9, dtype=torch.float64) * 30, 1e-15, block_size)
+    # e_0 is a row: F_00 = λ + 30²/3, and F is diagonal.
+    torch.testing.assert_close(F.inverse_diagonal()[:3], torch.full((3,), 1 / 300.0, dtype=torch.float64))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+
 import pytest
 import torch
 from models import batches, classifier, conv_classifier, cross_entropy, same_state, snapshot
@@ -111,7 +113,7 @@ def test_data_goes_round_only_from_one_collection_to_the_next():
         (
             lambda model, batch: model(batch[0]).sum() * float("nan"),
             ValueError,
-            r"`loss_fn` .* NaN or infinity in gradient 0",
+            r"`loss_fn` should return a finite loss. Found nan",
         ),
         (
             lambda model, batch: model[0](batch[0]).sum(),
@@ -145,6 +147,64 @@ def test_frozen_parameters_are_refused_by_name():
     assert mfac.collect_gradients(model, cross_entropy, batches(2), 2).shape == (2, 32 + 32 * 3 + 3)
     with pytest.raises(ValueError, match=r"Found '0.weight', which does not"):
         mfac.collect_gradients(model, cross_entropy, batches(2), 2, params="0.weight")
+
+
+def test_a_gradient_that_is_not_finite_is_refused_though_the_loss_is():
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    with pytest.raises(ValueError, match=r"finite gradients. Found a NaN or infinity in gradient 1"):
+        mfac.collect_gradients(
+            model,
+            lambda model, x: (model(x) + x.sign() - 1).abs().sqrt().sum(),
+            [-torch.ones(1, 1), torch.ones(1, 1)],
+            2,
+        )
+
+
+def test_an_unused_parameter_is_refused_per_sample_too():
+    def loss_fn(model, batch):
+        return model[0](batch[0]).sum()
+
+    with pytest.raises(ValueError, match=r"Found '2.weight', which got no gradient"):
+        mfac.collect_gradients(classifier(), loss_fn, batches(2), 2, per_sample=True)
+
+
+def test_named_tuples_stay_named():
+    Named = namedtuple("Named", "inputs labels")
+
+    def loss_fn(model, batch):
+        return cross_entropy(model, (batch.inputs, batch.labels))
+
+    data = [Named(*batch) for batch in batches(2)]
+    grads = mfac.collect_gradients(classifier(), loss_fn, data, 12, per_sample=True)
+    assert torch.equal(grads, mfac.collect_gradients(classifier(), cross_entropy, batches(2), 12, per_sample=True))
+
+
+def test_none_is_a_batch_like_any_other():
+    model = torch.nn.Linear(2, 1)
+    assert mfac.collect_gradients(
+        model, lambda model, batch: model.weight.sum(), [None] * 3, 3, params="weight"
+    ).shape == (3, 2)
+
+
+def test_it_computes_on_the_cpu_whatever_the_default_device():
+    model, data = classifier(), batches(2)
+    expected = mfac.collect_gradients(model, cross_entropy, data, 2)
+    with torch.device("meta"):
+        found = mfac.collect_gradients(model, cross_entropy, data, 2)
+        inverse = mfac.EmpiricalFisher(found, 1e-2, block_size=8).inverse_element(1, 2)
+        window = mfac.GradientWindow(3, found.shape[1], 1e-2)
+        window.push(found[0])
+        step = window.precondition()
+    assert torch.equal(found, expected) and inverse.device.type == step.device.type == "cpu"
+
+
+@pytest.mark.parametrize(("model", "loss_fn", "name"), [(3, cross_entropy, "model"), (classifier(), None, "loss_fn")])
+def test_models_and_losses_of_other_types(model, loss_fn, name):
+    with pytest.raises(TypeError, match=rf"Parameter `{name}` should be"):
+        mfac.collect_gradients(model, loss_fn, batches(1), 1)
+    with pytest.raises(TypeError, match=rf"Parameter `{name}` should be"):
+        mfac.prune(model, loss_fn, batches(1))
 
 
 def test_complex_parameters_are_refused():

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "mfac"
 ORDER = [
     *("_C", "checks", "damping", "ops"),
     *("dual", "primal", "block_diagonal", "fisher", "capacitance", "window"),
-    *("parameters", "batches", "batchnorm", "gradients"),
+    *("parameters", "batches", "gradients", "batchnorm"),
     *("saliency", "masks", "schedule", "compensation", "report", "pruner"),
     "optimizer",
 ]

@@ -140,6 +140,26 @@ def test_a_bad_gradient_changes_nothing():
     assert torch.equal(flat(model.parameters()), before) and torch.equal(opt.window.rows, rows)
 
 
+def test_a_zero_gradient_with_relative_damping_takes_no_step():
+    model = classifier()
+    opt = mfac.MFAC(model.parameters(), lr=1e-2, rank=4, damping=mfac.relative(0.1))
+    before = flat(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    opt.step()
+    assert torch.equal(flat(model.parameters()), before)
+
+
+def test_a_state_of_other_groups_changes_nothing():
+    model = classifier()
+    opt = mfac.MFAC([{"params": model[0].parameters()}, {"params": model[2].parameters()}], rank=4)
+    other = mfac.MFAC(classifier().parameters(), rank=4)
+    other.window.push(torch.ones(other.window.dim))
+    with pytest.raises(ValueError, match="parameter group"):
+        opt.load_state_dict(other.state_dict())
+    assert opt.window.num_filled == 0
+
+
 def test_state_errors():
     model = classifier()
     opt = mfac.MFAC(model.parameters(), rank=4)
@@ -161,7 +181,7 @@ def test_state_errors():
         ({"weight_decay": -0.5}, ValueError, r"`weight_decay` .* Found -0.5"),
         ({"rank": 0}, ValueError, r"`rank` should be at least 1. Found 0"),
         ({"damping": -1e-5}, ValueError, r"`damping` .* Found -1e-05"),
-        ({"window_dtype": torch.int32}, TypeError, r"`dtype` should be float32 or float64. Found torch.int32"),
+        ({"window_dtype": torch.int32}, TypeError, r"`window_dtype` should be float32 or float64. Found torch.int32"),
         ({"density": 0.01}, ValueError, r"`density` should be 1.0.* Found 0.01"),
     ],
 )

@@ -192,6 +192,67 @@ def test_per_sample_and_progress():
     assert "sparsity 0.6000" in str(report)
 
 
+def test_a_network_sparser_than_asked_for_is_reported_as_it_is():
+    model = classifier()
+    mfac.prune(model, cross_entropy, batches(30), sparsity=0.8, **SMALL)
+    report = mfac.prune(model, cross_entropy, batches(30), sparsity=0.5, **SMALL)
+    assert report.sparsity == 0.8 and report.steps == []
+    assert torch.equal(report.masks["0.weight"], model[0].weight != 0)
+
+
+def test_masks_hold_through_fine_tuning():
+    model = classifier()
+    report = mfac.prune(model, cross_entropy, batches(30), sparsity=0.8, **SMALL)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for batch in batches(3):
+        optimizer.zero_grad()
+        cross_entropy(model, batch).backward()
+        optimizer.step()
+        report.apply_(model)
+    assert torch.equal(model[0].weight != 0, report.masks["0.weight"])
+
+
+def test_batch_norm_keeps_its_statistics_where_no_data_is_left():
+    model = conv_classifier()
+    before = snapshot(model[1])
+    mfac.prune(model, cross_entropy, iter(batches(48, shape=(1, 6, 6))), sparsity=0.5, **SMALL)
+    assert same_state(model[1], {**before, "weight": model[1].weight, "bias": model[1].bias})
+
+
+def test_batch_norm_passes_over_batches_of_one():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(12, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
+    mfac.prune(model, cross_entropy, [*batches(30), *batches(1, size=1)], sparsity=0.5, **SMALL)
+    assert int(model[1].num_batches_tracked) == 30
+
+
+def test_an_error_of_the_data_is_not_swallowed():
+    def data():
+        yield from batches(48)
+        raise ValueError("corrupt record")
+
+    model = torch.nn.Sequential(torch.nn.Linear(12, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="corrupt record"):
+        mfac.prune(model, cross_entropy, data(), sparsity=0.5, **SMALL)
+    assert same_state(model, before)
+
+
+def test_buffers_outside_the_state_dict_are_restored_too():
+    model = classifier()
+    model.register_buffer("calls", torch.zeros(()), persistent=False)
+
+    def loss_fn(model, batch):
+        model.calls += 1
+        if model.calls > 30:
+            raise RuntimeError("enough")
+        return cross_entropy(model, batch)
+
+    with pytest.raises(RuntimeError, match="enough"):
+        mfac.prune(model, loss_fn, batches(40), sparsity=0.5, **SMALL)
+    assert float(model.calls) == 0
+
+
 def failing_loss(after: int):
     calls = []
 
@@ -206,7 +267,7 @@ def failing_loss(after: int):
 def test_an_error_leaves_the_model_as_it_was(after):
     model = conv_classifier()
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"`loss_fn` should have finite gradients"):
+    with pytest.raises(ValueError, match=r"`loss_fn` should return a finite loss. Found nan"):
         mfac.prune(model, failing_loss(after), batches(40, shape=(1, 6, 6)), sparsity=0.5, **SMALL)
     assert same_state(model, before) and model.training
 

@@ -1,16 +1,20 @@
 // Batched small blocks: everything one diagonal block of the Fisher needs, by one thread, in cache.
-// The block's columns of the window are widened once into scratch, [rows, cols] float64, or
-// [cols, rows] for a primal block, so that every inner loop runs over contiguous doubles.
+// A dual block goes by in tiles of columns, each widened into scratch, so that scratch is m·kBlockTileColumns however
+// wide the block is. A primal block is no wider than m.
 
 template <typename T>
-void block_widen(const Block<T>& block) {  // scratch <- G_b, [rows, cols]
+void block_widen(const Block<T>& block, int64_t begin, int64_t cols) {  // scratch <- columns of G_b, [rows, cols]
   for (int64_t r = 0; r < block.rows; ++r) {
-    const T* x = block.window + r * block.stride;
-    double* y = block.scratch + r * block.cols;
+    const T* x = block.window + r * block.stride + begin;
+    double* y = block.scratch + r * cols;
     int64_t j = 0;
-    for (; j + kLanes <= block.cols; j += kLanes) store(y + j, load(x + j));
-    for (; j < block.cols; ++j) y[j] = x[j];
+    for (; j + kLanes <= cols; j += kLanes) store(y + j, load(x + j));
+    for (; j < cols; ++j) y[j] = x[j];
   }
+}
+
+MFAC_INLINE int64_t block_tile_width(int64_t remaining) {
+  return remaining < kBlockTileColumns ? remaining : kBlockTileColumns;
 }
 
 // In-place lower Cholesky factor of the lower triangle of `a`; -1, or the failing pivot. Row i is solved
@@ -54,15 +58,24 @@ MFAC_INLINE void forward_substitute(const double* factor, int64_t size, int64_t 
   }
 }
 
+// -1, or the failing pivot.  scratch: dual [rows, kBlockTileColumns + 1], primal [rows, cols]
 template <typename T>
 int64_t block_factor(const Block<T>& block) {
   double* factor = block.factor;
   if (block.form == BlockForm::kDual) {  // nλI + G_b G_bᵀ
-    block_widen(block);
+    double* products = block.scratch + block.rows * kBlockTileColumns;
     for (int64_t i = 0; i < block.rows; ++i) {
-      double* row = factor + i * block.factor_stride;
-      window_dot_rows(block.scratch, block.cols, i + 1, block.cols, block.scratch + i * block.cols, row);
-      row[i] += block.num_terms * block.damping;
+      for (int64_t j = 0; j < i; ++j) factor[i * block.factor_stride + j] = 0;
+      factor[i * block.factor_stride + i] = block.num_terms * block.damping;
+    }
+    for (int64_t begin = 0; begin < block.cols; begin += kBlockTileColumns) {
+      const int64_t width = block_tile_width(block.cols - begin);
+      block_widen(block, begin, width);
+      for (int64_t i = 0; i < block.rows; ++i) {
+        double* row = factor + i * block.factor_stride;
+        window_dot_rows(block.scratch, width, i + 1, width, block.scratch + i * width, products);
+        for (int64_t j = 0; j <= i; ++j) row[j] += products[j];
+      }
     }
     return cholesky_lower(factor, block.rows, block.factor_stride);
   }
@@ -104,23 +117,35 @@ void block_matvec(const Block<T>& block, const double* v, double* out) {
   add_rows(k, block.window, block.stride, block.rows, out, block.cols);
 }
 
-// dual: (1 - ‖U_:j‖²)/λ with U = L⁻¹ G_b;  primal: ‖(L⁻¹)_:j‖².  scratch: [rows, cols] or [cols, cols]
+// out[j] <- Σ_i x[i, j]²
+MFAC_INLINE void squared_column_norms(const double* x, int64_t rows, int64_t cols, double* out) {
+  for (int64_t j = 0; j < cols; ++j) out[j] = 0;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < cols; ++j) out[j] += x[i * cols + j] * x[i * cols + j];
+}
+
+// dual: (1 - ‖U_:j‖²)/λ with U = L⁻¹ G_b, but at least 1/F_jj, which bounds it from below where the subtraction
+// cancels; primal: ‖(L⁻¹)_:j‖².  scratch: dual [rows + 1, kBlockTileColumns], primal [cols, cols]
 template <typename T>
 void block_inverse_diagonal(const Block<T>& block, double* out) {
-  const bool dual = block.form == BlockForm::kDual;
-  const int64_t size = dual ? block.rows : block.cols;
-  if (dual) {
-    block_widen(block);
-  } else {
-    for (int64_t k = 0; k < size * size; ++k) block.scratch[k] = k % (size + 1) == 0;
+  if (block.form == BlockForm::kPrimal) {
+    for (int64_t k = 0; k < block.cols * block.cols; ++k) block.scratch[k] = k % (block.cols + 1) == 0;
+    forward_substitute(block.factor, block.cols, block.factor_stride, block.scratch, block.cols);
+    squared_column_norms(block.scratch, block.cols, block.cols, out);
+    return;
   }
-  forward_substitute(block.factor, size, block.factor_stride, block.scratch, block.cols);
-  for (int64_t j = 0; j < block.cols; ++j) out[j] = 0;
-  for (int64_t i = 0; i < size; ++i)
-    for (int64_t j = 0; j < block.cols; ++j) {
-      const double u = block.scratch[i * block.cols + j];
-      out[j] += u * u;
+  double* squares = block.scratch + block.rows * kBlockTileColumns;
+  for (int64_t begin = 0; begin < block.cols; begin += kBlockTileColumns) {
+    const int64_t width = block_tile_width(block.cols - begin);
+    double* tile = out + begin;
+    block_widen(block, begin, width);
+    squared_column_norms(block.scratch, block.rows, width, tile);  // n(F_jj - λ)
+    forward_substitute(block.factor, block.rows, block.factor_stride, block.scratch, width);
+    squared_column_norms(block.scratch, block.rows, width, squares);
+    for (int64_t j = 0; j < width; ++j) {
+      const double least = 1 / (block.damping + tile[j] / block.num_terms);
+      const double found = (1 - squares[j]) / block.damping;
+      tile[j] = found > least ? found : least;
     }
-  if (dual)
-    for (int64_t j = 0; j < block.cols; ++j) out[j] = (1 - out[j]) / block.damping;
+  }
 }

@@ -11,6 +11,9 @@ struct Blocks {
   int64_t order() const { return std::min(rank, block_size); }  // of the largest factor
   int64_t begin(int64_t b) const { return b * block_size; }
   int64_t cols(int64_t b) const { return std::min(block_size, dim - begin(b)); }
+  // Doubles that factoring a block or its diagonal may use: of a dual one a tile and a row and a column, a primal one
+  // whole.
+  int64_t scratch() const { return std::max((rank + 1) * kBlockTileColumns + rank, rank * order()); }
   BlockForm form(int64_t b) const { return rank < cols(b) ? BlockForm::kDual : BlockForm::kPrimal; }
 };
 
@@ -37,7 +40,7 @@ Blocks check_blocks(const char* op, const Tensor& window, int64_t block_size) {
 
 double* check_factors(const char* op, const Tensor& factors, const Blocks& blocks) {
   check_dense_f64(op, "factors", factors);
-  check_size(op, "factors", factors.numel(), blocks.count() * blocks.order() * blocks.order());
+  check_shape(op, "factors", factors, {blocks.count(), blocks.order(), blocks.order()});
   return const_cast<double*>(factors.const_data_ptr<double>());  // read only by the three products below
 }
 
@@ -52,7 +55,7 @@ std::tuple<Tensor, Tensor> block_factor_cpu(const Tensor& window, int64_t block_
   int64_t* failed = info.mutable_data_ptr<int64_t>();
   dispatch_float(window, [&](auto* type) {
     using T = element_t<decltype(type)>;
-    for_each_block<T>(window, blocks, factor, damping, num_terms, blocks.rank * blocks.block_size,
+    for_each_block<T>(window, blocks, factor, damping, num_terms, blocks.scratch(),
                       blocks.rank * blocks.block_size * order,
                       [&](int64_t b, const Block<T>& block) { failed[b] = kernels_for<T>().block_factor(block); });
   });
@@ -103,11 +106,11 @@ Tensor block_inverse_diagonal_cpu(const Tensor& window, const Tensor& factors, i
   double* factor = check_factors("block_inverse_diagonal", factors, blocks);
   Tensor out = empty_f64(window, {blocks.dim});
   double* x = out.mutable_data_ptr<double>();
-  const int64_t scratch = blocks.order() * blocks.block_size;
+  const int64_t work = blocks.order() * blocks.order() * blocks.block_size;
   dispatch_float(window, [&](auto* type) {
     using T = element_t<decltype(type)>;
     for_each_block<T>(
-        window, blocks, factor, damping, num_terms, scratch, scratch * blocks.order(),
+        window, blocks, factor, damping, num_terms, blocks.scratch(), work,
         [&](int64_t b, const Block<T>& block) { kernels_for<T>().block_inverse_diagonal(block, x + blocks.begin(b)); });
   });
   return out;

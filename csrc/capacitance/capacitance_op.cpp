@@ -82,7 +82,7 @@ void check_square(const char* op, const char* name, const Tensor& t) {
 Tensor symmetric_matvec_cpu(const Tensor& lower, const Tensor& x) {
   check_square("symmetric_matvec", "lower", lower);
   check_dense_f64("symmetric_matvec", "x", x);
-  check_size("symmetric_matvec", "x", x.numel(), lower.size(0));
+  check_shape("symmetric_matvec", "x", x, {lower.size(0)});
   Tensor y = empty_f64(x, {x.numel()});
   symmetric_matvec(lower.const_data_ptr<double>(), lower.size(0), x.const_data_ptr<double>(),
                    y.mutable_data_ptr<double>());
@@ -96,7 +96,7 @@ Tensor capacitance_replace_cpu(Tensor inverse, Tensor gram, int64_t row, const T
   check_dense_f64(op, "products", products);
   const int64_t m = inverse.size(0);
   check_size(op, "gram", gram.size(0), m);
-  check_size(op, "products", products.numel(), m);
+  check_shape(op, "products", products, {m});
   STD_TORCH_CHECK(row >= 0 && row < m, op, ": Parameter `row` should be in [0, ", m, "). Found ", row, ".");
   Tensor pivot = empty_f64(products, {1});
   *pivot.mutable_data_ptr<double>() = replace(inverse.mutable_data_ptr<double>(), gram.mutable_data_ptr<double>(), m,

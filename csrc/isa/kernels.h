@@ -10,7 +10,8 @@
 
 namespace mfac {
 
-constexpr int64_t kCombineColumns = 2048;  // widest tile of window_combine: 16 KiB of accumulators
+constexpr int64_t kBlockTileColumns = 512;  // of a dual block, widened at a time
+constexpr int64_t kCombineColumns = 2048;   // widest tile of window_combine: 16 KiB of accumulators
 
 // The kernels that read a window of element type T, with vectors of type V.
 template <typename T, typename V>
@@ -25,8 +26,8 @@ struct WindowKernels {
 // Form of one block's factor: kDual holds chol(nλI + G_b G_bᵀ), kPrimal chol(λI + G_bᵀ G_b / n).
 enum class BlockForm { kDual, kPrimal };
 
-// One diagonal block of the Fisher. `factor` is its lower Cholesky factor, [order, order] with
-// row stride `order_stride`; `scratch` is what `block_scratch` doubles ask for.
+// One diagonal block of the Fisher. `factor` is its lower Cholesky factor, of order rows (dual) or cols (primal); how
+// much scratch each kernel needs stands above it.
 template <typename T>
 struct Block {
   const T* window;  // [rows, cols], the block's columns of the window

@@ -1,5 +1,5 @@
 // Instantiates every kernel for one instruction set and fills its table. Included by <isa>.cpp,
-// which defines MFAC_LANES, MFAC_GRAM_ROWS and MFAC_TABLE and sets the target pragma.
+// which defines MFAC_LANES, MFAC_GRAM_ROWS and MFAC_ISA and sets the target pragma.
 
 namespace mfac {
 namespace {

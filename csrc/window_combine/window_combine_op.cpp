@@ -24,7 +24,9 @@ void window_combine_cpu(Tensor out, const Tensor& window, const Tensor& coeffici
   check_dense_f64("window_combine_", "coefficients", coefficients);
   const int64_t m = window.size(0), d = window.size(1), k = out.size(0);
   check_size("window_combine_", "out", out.size(1), d);
-  check_size("window_combine_", "coefficients", coefficients.numel(), k * m);
+  check_shape("window_combine_", "coefficients", coefficients, {k, m});
+  STD_TORCH_CHECK(k <= 1 || out.stride(0) >= d,
+                  "window_combine_: Parameter `out` should have rows that do not overlap.");
   dispatch_float(window, [&](auto* window_type) {
     dispatch_float(out, [&](auto* out_type) {
       using T = element_t<decltype(window_type)>;
