@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mfac import ops
 
-_TILE_ENTRIES = 1 << 20  # of a float64 column tile: 8 MiB
+_TILE_ENTRIES = 1 << 19  # of a float64 column tile: 4 MiB
+_CANCELLED = 1e-6  # of 1 - ‖U_:i‖²: below this a bound is looked at
 _MOST_FUSED_VECTORS = 4  # from 8 on a matrix product over tiles is faster (bench/ops.py)
 
 
@@ -126,10 +127,13 @@ class DualFisher:
         """diag(F⁻¹), [d] float64; a triangular solve of m²d flops, tile by tile."""
         diagonal = self.window.new_empty((self.window.shape[1],), dtype=torch.float64)
         for columns, tile in column_tiles(self.window):
-            # (F⁻¹)_ii >= 1/F_ii: where 1 - ‖U_:i‖² cancels to nothing, that is what is left.
-            least = 1 / (self.damping + tile.square().sum(0) / self.num_terms)
-            whitened = self._whiten(tile) if self.stored is None else self.stored[:, columns]
-            diagonal[columns] = torch.maximum((1 - whitened.square().sum(0)) / self.damping, least)
+            whitened = self._whiten(tile).square_() if self.stored is None else self.stored[:, columns].square()
+            rest = 1 - whitened.sum(0)
+            cancelled = rest < _CANCELLED
+            if bool(cancelled.any()):  # (F⁻¹)_ii >= 1/F_ii, which does not subtract
+                least = self.damping / (self.damping + tile[:, cancelled].square().sum(0) / self.num_terms)
+                rest[cancelled] = torch.maximum(rest[cancelled], least)
+            diagonal[columns] = rest / self.damping
         return diagonal
 
     def _columns(self, index: Tensor) -> Tensor:

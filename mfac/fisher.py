@@ -12,11 +12,10 @@ from mfac import ops
 from mfac.block_diagonal import BlockDiagonalFisher
 from mfac.checks import check_count, check_finite_rows, check_vectors, check_window
 from mfac.damping import Damping, RelativeDamping, check_damping, resolve_damping
-from mfac.dual import DualFisher
+from mfac.dual import DualFisher, column_tiles
 from mfac.primal import PrimalFisher
 
 _ELEMENTS_AT_ONCE = 4096
-_NORM_ENTRIES = 1 << 20  # of the rows whose norms are taken at once
 
 
 class _Form(Protocol):
@@ -252,9 +251,11 @@ class EmpiricalFisher:
 
 
 def _squared_norms(window: Tensor) -> Tensor:
-    """‖g_i‖² in float64, [m], some rows at a time, which are widened."""
-    tiles = window.split(max(1, _NORM_ENTRIES // window.shape[1]))
-    return torch.cat([rows.to(torch.float64, copy=True).square_().sum(1) for rows in tiles])
+    """‖g_i‖² in float64, [m]."""
+    norms = window.new_zeros(window.shape[0], dtype=torch.float64)
+    for _, tile in column_tiles(window):
+        norms += tile.square_().sum(1)
+    return norms
 
 
 def ihvp(grads: Tensor, v: Tensor, damping: Damping = 1e-5, block_size: int | None = None, refine: int = 0) -> Tensor:
