@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | docs: each sets up what it needs in .venv first.
+# make demo | test | bench | lint | docs | wheel: each sets up what it needs in .venv first. make clean removes it all.
 # TORCH chooses the torch that is installed there.
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
@@ -47,4 +47,4 @@ wheel: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build mfac/_C*.so demo/out bench/out site
+	rm -rf .venv build *.egg-info mfac/_C*.so demo/out site .pytest_cache .hypothesis .mypy_cache .ruff_cache

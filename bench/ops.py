@@ -108,6 +108,9 @@ def capacitance(rank: int = 1024) -> None:
     )
     ours = t.pop("ours")
     show("capacitance_rep..", f"m={rank}", ours, t, "")
+    t = medians({"ours": lambda: ops.symmetric_matvec(matrix, products), "mv": lambda: matrix @ products}, rounds=15)
+    ours = t.pop("ours")
+    show("symmetric_matvec", f"m={rank}", ours, t, "")
 
 
 def blocks(rank: int = 64, block_size: int = 128, count: int = 2048) -> None:
@@ -126,6 +129,11 @@ def blocks(rank: int = 64, block_size: int = 128, count: int = 2048) -> None:
         x = v.view(count, block_size, 1)
         return ((x - g.mT @ torch.cholesky_solve(g @ x, lower)) / damping).view(-1)
 
+    def batched_matvec() -> Tensor:
+        g = plain[1]
+        x = v.view(count, block_size, 1)
+        return (damping * x + g.mT @ (g @ x) / rank).view(-1)
+
     def batched_diagonal() -> Tensor:
         lower, g = plain
         return ((1 - torch.linalg.solve_triangular(lower, g, upper=False).square().sum(1)) / damping).view(-1)
@@ -140,6 +148,8 @@ def blocks(rank: int = 64, block_size: int = 128, count: int = 2048) -> None:
         {
             "block_factor": lambda: ops.block_factor(window, block_size, damping, float(rank)),
             "block_ihvp": lambda: ops.block_ihvp(window, factors, v, block_size, damping, float(rank)),
+            "block_matvec": lambda: ops.block_matvec(window, v, block_size, damping, float(rank)),
+            "batched matvec": batched_matvec,
             "block_inv_diagonal": lambda: ops.block_inverse_diagonal(window, factors, block_size, damping, float(rank)),
             "batched factor": batched,
             "batched ihvp": batched_ihvp,
@@ -147,7 +157,12 @@ def blocks(rank: int = 64, block_size: int = 128, count: int = 2048) -> None:
         }
     )
     shape = f"m={rank}, {count} blocks of {block_size}"
-    for ours, aten in (("block_factor", "factor"), ("block_ihvp", "ihvp"), ("block_inv_diagonal", "diagonal")):
+    for ours, aten in (
+        ("block_factor", "factor"),
+        ("block_ihvp", "ihvp"),
+        ("block_matvec", "matvec"),
+        ("block_inv_diagonal", "diagonal"),
+    ):
         show(ours, shape, t[ours], {f"batched ATen {aten}": t[f"batched {aten}"]}, "")
 
 

@@ -124,28 +124,34 @@ MFAC_INLINE void squared_column_norms(const double* x, int64_t rows, int64_t col
     for (int64_t j = 0; j < cols; ++j) out[j] += x[i * cols + j] * x[i * cols + j];
 }
 
-// dual: (1 - ‖U_:j‖²)/λ with U = L⁻¹ G_b, but at least 1/F_jj, which bounds it from below where the subtraction
-// cancels; primal: ‖(L⁻¹)_:j‖².  scratch: dual [rows + 1, kBlockTileColumns], primal [cols, cols]
+// dual: (1 - ‖U_:j‖²)/λ with U = L⁻¹ G_b; where the subtraction cancels, at least 1/F_jj, which bounds it from below.
+// primal: ‖(L⁻¹)_:j‖².  scratch: dual [rows, kBlockTileColumns], primal [cols, cols]
 template <typename T>
 void block_inverse_diagonal(const Block<T>& block, double* out) {
+  constexpr double kCancelled = 1e-6;
   if (block.form == BlockForm::kPrimal) {
     for (int64_t k = 0; k < block.cols * block.cols; ++k) block.scratch[k] = k % (block.cols + 1) == 0;
     forward_substitute(block.factor, block.cols, block.factor_stride, block.scratch, block.cols);
     squared_column_norms(block.scratch, block.cols, block.cols, out);
     return;
   }
-  double* squares = block.scratch + block.rows * kBlockTileColumns;
   for (int64_t begin = 0; begin < block.cols; begin += kBlockTileColumns) {
     const int64_t width = block_tile_width(block.cols - begin);
-    double* tile = out + begin;
     block_widen(block, begin, width);
-    squared_column_norms(block.scratch, block.rows, width, tile);  // n(F_jj - λ)
     forward_substitute(block.factor, block.rows, block.factor_stride, block.scratch, width);
-    squared_column_norms(block.scratch, block.rows, width, squares);
-    for (int64_t j = 0; j < width; ++j) {
-      const double least = 1 / (block.damping + tile[j] / block.num_terms);
-      const double found = (1 - squares[j]) / block.damping;
-      tile[j] = found > least ? found : least;
+    squared_column_norms(block.scratch, block.rows, width, out + begin);
+  }
+  for (int64_t j = 0; j < block.cols; ++j) {
+    double rest = 1 - out[j];
+    if (rest < kCancelled) {
+      double sum = 0;
+      for (int64_t r = 0; r < block.rows; ++r) {
+        const double x = block.window[r * block.stride + j];
+        sum += x * x;
+      }
+      const double least = block.damping / (block.damping + sum / block.num_terms);
+      if (rest < least) rest = least;
     }
+    out[j] = rest / block.damping;
   }
 }

@@ -14,7 +14,7 @@ constexpr int64_t kDepth = 128;        // columns of a panel that a register til
 
 // As many slabs as keep threads busy and their sums, m²/2 each, within 32 MiB; four where m is larger than that allows.
 int64_t slab_count(int64_t m, int64_t d) {
-  const int64_t affordable = std::clamp<int64_t>((int64_t{1} << 23) / (m * m + 1), 4, 32);
+  const int64_t affordable = std::clamp<int64_t>((int64_t{1} << 23) / (m * m + 1), 4, 16);
   return std::min(affordable, std::max<int64_t>(1, ceil_div(d, 4 * kTileColumns)));
 }
 
