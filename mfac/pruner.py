@@ -192,9 +192,9 @@ class _Pruning:
 
     def run(self, progress: Callable[[PruningStep], None] | None) -> PruningReport:
         settings, dim = self.settings, self.weights.numel()
-        kept_after = geometric_schedule(int(self.live.sum()), settings.sparsity, dim, settings.total_steps)
-        if int(self.live.sum()) <= kept_after[-1]:  # as sparse as asked for already
-            kept_after = []
+        live, kept_after = int(self.live.sum()), []
+        if live > dim - num_dropped_at(settings.sparsity, dim):  # otherwise as sparse as asked for already
+            kept_after = geometric_schedule(live, settings.sparsity, dim, settings.total_steps)
         for step, kept in enumerate(kept_after, start=1):
             start = time.perf_counter()
             damping, increase = self._step(step, kept) if settings.needs_fisher else self._drop_by_magnitude(kept)

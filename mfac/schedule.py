@@ -11,7 +11,7 @@ def geometric_schedule(live: int, sparsity: float, dim: int, steps: int) -> list
     Source: the recomputation schedule of M-FAC's pruner, dens_j = dens_0 (dens_T/dens_0)^(j/R).
 
     Args:
-        live: Weights kept before the first step.
+        live: Weights kept before the first step, more than after the last.
         sparsity: Share of the `dim` weights dropped after the last, in [0, 1).
         dim: d.
         steps: How many steps, >= 1.

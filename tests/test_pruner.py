@@ -200,6 +200,13 @@ def test_a_network_sparser_than_asked_for_is_reported_as_it_is():
     assert torch.equal(report.masks["0.weight"], model[0].weight != 0)
 
 
+def test_a_network_of_zeros_is_as_sparse_as_can_be():
+    model = classifier()
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert mfac.prune(model, cross_entropy, batches(30), sparsity=0.5, **SMALL).sparsity == 1
+
+
 def test_masks_hold_through_fine_tuning():
     model = classifier()
     report = mfac.prune(model, cross_entropy, batches(30), sparsity=0.8, **SMALL)
