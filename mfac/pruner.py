@@ -81,8 +81,9 @@ def prune(
         seed: Of torch's generator while `data` is gone through, so that a shuffling loader gives the same batches each
             time; the caller's generator is not touched.
         per_sample: One gradient a sample in place of one a batch.
-        batchnorm_batches: Batches on which the running statistics of batch-norm layers are re-estimated after
-            pruning; 0 for not at all. Batches of one sample are passed over; without any others the statistics stay.
+        batchnorm_batches: Batches on which the running statistics of all batch-norm layers, those in evaluation mode
+            too, are re-estimated after pruning; 0 for not at all. Batches of one sample are passed over; without any
+            others the statistics stay.
         progress: Called with a `PruningStep` after each step.
 
     Returns:
