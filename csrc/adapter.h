@@ -10,6 +10,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "isa/kernels.h"
@@ -22,10 +23,38 @@ using torch::stable::Tensor;
 inline bool is_float(const Tensor& t) { return t.scalar_type() == ScalarType::Float; }
 inline bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::Double; }
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t scale_count(int64_t dim) { return ceil_div(dim, kScaleColumns); }
+
 inline void check_rows(const char* op, const char* name, const Tensor& t) {
   STD_TORCH_CHECK(t.dim() == 2, op, ": Parameter `", name, "` should be a matrix. Found ", t.dim(), " dimensions.");
   STD_TORCH_CHECK(is_float(t) || is_double(t), op, ": Parameter `", name, "` should be float32 or float64.");
   STD_TORCH_CHECK(t.size(1) <= 1 || t.stride(1) == 1, op, ": Parameter `", name, "` should have contiguous rows.");
+}
+
+inline bool is_window_type(const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  return is_float(t) || is_double(t) || type == ScalarType::BFloat16 || type == ScalarType::Half ||
+         type == ScalarType::Char;
+}
+
+// A window [m, d] of any of its formats, with scales [m, ceil(d / kScaleColumns)] float32 if and only if it is int8.
+inline void check_window(const char* op, const Tensor& window, const std::optional<Tensor>& scales) {
+  STD_TORCH_CHECK(window.dim() == 2, op, ": Parameter `window` should be a matrix. Found ", window.dim(),
+                  " dimensions.");
+  STD_TORCH_CHECK(is_window_type(window), op,
+                  ": Parameter `window` should be float32, float64, bfloat16, float16 or int8.");
+  STD_TORCH_CHECK(window.size(1) <= 1 || window.stride(1) == 1, op,
+                  ": Parameter `window` should have contiguous rows.");
+  const bool scaled = window.scalar_type() == ScalarType::Char;
+  STD_TORCH_CHECK(scaled == scales.has_value(), op,
+                  ": Parameter `scales` should be given for an int8 window, and only for one.");
+  if (!scaled) return;
+  STD_TORCH_CHECK(scales->dim() == 2 && is_float(*scales) && scales->is_contiguous(), op,
+                  ": Parameter `scales` should be a contiguous float32 matrix.");
+  STD_TORCH_CHECK(scales->size(0) == window.size(0) && scales->size(1) == scale_count(window.size(1)), op,
+                  ": Parameter `scales` should have a row for every row and a column for every ", kScaleColumns,
+                  " columns of `window`.");
 }
 
 inline void check_dense_f64(const char* op, const char* name, const Tensor& t) {
@@ -56,6 +85,32 @@ void dispatch_float(const Tensor& t, const F& f) {
   else f(static_cast<double*>(nullptr));
 }
 
+// The same for the formats of a window.
+template <typename F>
+void dispatch_window(const Tensor& t, const F& f) {
+  switch (t.scalar_type()) {
+    case ScalarType::BFloat16:
+      return f(static_cast<bf16*>(nullptr));
+    case ScalarType::Half:
+      return f(static_cast<f16*>(nullptr));
+    case ScalarType::Char:
+      return f(static_cast<int8_t*>(nullptr));
+    default:
+      return dispatch_float(t, f);
+  }
+}
+
+// Elements of a tensor as the kernels' own type.
+template <typename T>
+const T* elements(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+template <typename T>
+T* mutable_elements(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+inline const float* elements_of(const std::optional<Tensor>& t) { return t ? elements<float>(*t) : nullptr; }
+
 template <typename P>
 using element_t = std::remove_pointer_t<P>;
 
@@ -66,7 +121,5 @@ void parallel_tasks(int64_t count, int64_t work, const F& f) {
   constexpr int64_t kWorkPerThread = 32768;
   torch::stable::parallel_for(0, count, std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(1, work)), f);
 }
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace mfac

@@ -5,10 +5,25 @@
 STABLE_TORCH_LIBRARY(mfac, m) {
   // G Gᵀ -> [m, m]
   m.def("gram(Tensor window) -> Tensor");
-  // vectors [k, d] -> vectors Gᵀ, [k, m]
-  m.def("window_dot(Tensor window, Tensor vectors) -> Tensor");
+  // A window may also be bfloat16, float16, or int8 with scales [m, ceil(d / 1024)]: row r is scales[r, j /
+  // 1024]·window[r, j] vectors [k, d] -> vectors Gᵀ, [k, m]
+  m.def("window_dot(Tensor window, Tensor vectors, Tensor? scales=None) -> Tensor");
   // out [k, d] <- alpha out + beta coefficients G, coefficients [k, m]
-  m.def("window_combine_(Tensor(a!) out, Tensor window, Tensor coefficients, float alpha, float beta) -> ()");
+  m.def(
+      "window_combine_(Tensor(a!) out, Tensor window, Tensor coefficients, float alpha, float beta, Tensor? "
+      "scales=None) -> ()");
+  // gradient [d] is rounded into row `row` -> products of that row with every row, [m]; NaN where nothing was written
+  m.def("window_push_(Tensor(a!) window, int row, Tensor gradient, Tensor(b!)? scales=None) -> Tensor");
+  // Sparse rows: values and uint16 offsets [m, blocks, kept] within blocks of block_size columns; the rest as above.
+  m.def("topk_dot(Tensor values, Tensor indices, Tensor vectors, int block_size) -> Tensor");
+  m.def(
+      "topk_combine_(Tensor(a!) out, Tensor values, Tensor indices, Tensor coefficients, float alpha, float beta, int "
+      "block_size) -> ()");
+  // error <- error + gradient; its largest entries become row `row` and leave it
+  m.def(
+      "topk_push_(Tensor(a!) values, Tensor(b!) indices, Tensor(c!) error, int row, Tensor gradient, int block_size) "
+      "-> "
+      "Tensor");
   // lower [m, m] of a symmetric A, x [m] -> A x
   m.def("symmetric_matvec(Tensor lower, Tensor x) -> Tensor");
   // row and column `row` of the Gram matrix become `products` [m]; `inverse` follows as the inverse of

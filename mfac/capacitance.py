@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -33,11 +35,20 @@ class InverseCapacitance:
     """
 
     def __init__(self, rank: int, shift: float) -> None:
-        self.gram = torch.zeros((rank, rank), dtype=torch.float64, device="cpu")
-        self.inverse = torch.eye(rank, dtype=torch.float64, device="cpu") / shift
+        self.rank = rank
         self.shift = shift
         self.replaced = 0
         self.refactorisations = 0
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """K; allocated on first use."""
+        return torch.zeros((self.rank, self.rank), dtype=torch.float64, device="cpu")
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """A; allocated on first use."""
+        return torch.eye(self.rank, dtype=torch.float64, device="cpu").div_(self.shift)
 
     @property
     def trace(self) -> float:

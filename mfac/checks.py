@@ -15,7 +15,8 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-WINDOW_DTYPES = (torch.float32, torch.float64)
+VECTOR_DTYPES = (torch.float32, torch.float64)
+STORAGE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8)
 
 
 def names_of(choices: Sequence[object]) -> str:
@@ -26,18 +27,19 @@ def names_of(choices: Sequence[object]) -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
 
 
-def check_dtype(name: str, dtype: torch.dtype) -> None:
+def check_dtype(name: str, dtype: torch.dtype, choices: Sequence[torch.dtype] = VECTOR_DTYPES) -> None:
     """Accepts the dtypes that have kernels.
 
     Args:
         name: The parameter's name.
         dtype: What was given for it.
+        choices: The dtypes allowed.
 
     Raises:
-        TypeError: If `dtype` is not float32 or float64.
+        TypeError: If `dtype` is none of `choices`.
     """
-    if dtype not in WINDOW_DTYPES:
-        raise TypeError(f"Parameter `{name}` should be {names_of(WINDOW_DTYPES)}. Found {dtype}.")
+    if dtype not in choices:
+        raise TypeError(f"Parameter `{name}` should be {names_of(choices)}. Found {dtype}.")
 
 
 def check_device(name: str, device: torch.device) -> None:
@@ -130,6 +132,28 @@ def check_vectors(name: str, vectors: Tensor, dim: int, dtype: torch.dtype) -> T
     return vectors.detach().reshape(-1, dim)
 
 
+def check_window_vectors(name: str, vectors: Tensor, dim: int, window_dtype: torch.dtype) -> Tensor:
+    """Accepts one vector [d] or several [k, d] for a window of a given format.
+
+    Args:
+        name: The parameter's name.
+        vectors: What was given for it.
+        dim: d.
+        window_dtype: Of the window. float64 takes float64, any other float32, bfloat16 and float16 their own too.
+
+    Returns:
+        The vectors as [k, d] in float64 or float32, detached from autograd.
+
+    Raises:
+        TypeError: If the dtype is another.
+        ValueError: If the shape is wrong.
+    """
+    wanted = torch.float64 if window_dtype == torch.float64 else torch.float32
+    if isinstance(vectors, Tensor) and vectors.dtype == window_dtype and window_dtype.is_floating_point:
+        vectors = vectors.to(wanted)
+    return check_vectors(name, vectors, dim, wanted).contiguous()
+
+
 def check_count(name: str, value: int, least: int = 0) -> int:
     """Accepts an integer that is not too small.
 
@@ -159,6 +183,7 @@ def check_number(
     above: float | None = None,
     least: float | None = None,
     below: float | None = None,
+    most: float | None = None,
 ) -> float:
     """Accepts a finite real number in a range.
 
@@ -168,6 +193,7 @@ def check_number(
         above: The value must be greater.
         least: The value must be at least this.
         below: The value must be smaller.
+        most: The value must be at most this.
 
     Returns:
         The value, as a float.
@@ -182,8 +208,10 @@ def check_number(
         f"> {above:g}" if above is not None else "",
         f">= {least:g}" if least is not None else "",
         f"< {below:g}" if below is not None else "",
+        f"<= {most:g}" if most is not None else "",
     ]
-    inside = (above is None or value > above) and (least is None or value >= least) and (below is None or value < below)
+    inside = (above is None or value > above) and (least is None or value >= least)
+    inside = inside and (below is None or value < below) and (most is None or value <= most)
     if not -1e308 < value < 1e308 or not inside:  # also NaN, and integers beyond float
         raise ValueError(
             f"Parameter `{name}` should be finite and {' and '.join(filter(None, bounds))}. Found {value!r}."
@@ -208,6 +236,30 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
     if value not in choices:
         raise ValueError(f"Parameter `{name}` should be {names_of(choices)}. Found {value!r}.")
     return value
+
+
+def check_storage(name: str, dtype: torch.dtype, density: float) -> float:
+    """Accepts a format of a window's rows.
+
+    Args:
+        name: The name of the dtype's parameter.
+        dtype: Of the stored entries.
+        density: Share of the entries stored, in (0, 1].
+
+    Returns:
+        The density, as a float.
+
+    Raises:
+        TypeError: If `dtype` has no kernels or `density` is not a number.
+        ValueError: If `density` is out of range, or below 1 for int8.
+    """
+    check_dtype(name, dtype, STORAGE_DTYPES)
+    share = check_number("density", density, above=0, most=1)
+    if share < 1 and dtype == torch.int8:
+        raise ValueError(
+            f"Parameter `density` should be 1 for an int8 window: sparse rows hold float values. Found {density!r}."
+        )
+    return share
 
 
 def check_finite_rows(name: str, window: Tensor, squared_norms: Tensor) -> None:

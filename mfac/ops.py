@@ -29,16 +29,47 @@ def gram(window: Tensor) -> Tensor:
     return result
 
 
-def window_dot(window: Tensor, vectors: Tensor) -> Tensor:
+def window_dot(window: Tensor, vectors: Tensor, scales: Tensor | None = None) -> Tensor:
     """Products of `vectors` [k, d] with every row of the window, accumulated in float64: [k, m]. One pass."""
-    result: Tensor = _ops.window_dot(window, vectors)
+    result: Tensor = _ops.window_dot(window, vectors, scales)
     return result
 
 
-def window_combine_(out: Tensor, window: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
+def window_combine_(
+    out: Tensor, window: Tensor, coefficients: Tensor, alpha: float, beta: float, scales: Tensor | None = None
+) -> Tensor:
     """In place: out [k, d] <- alpha · out + beta · coefficients [k, m] G, accumulated in float64. One pass."""
-    _ops.window_combine_(out, window, coefficients, alpha, beta)
+    _ops.window_combine_(out, window, coefficients, alpha, beta, scales)
     return out
+
+
+def window_push_(window: Tensor, row: int, gradient: Tensor, scales: Tensor | None = None) -> Tensor:
+    """Rounds a gradient [d] into a row, in place, and returns that row's products with every row, [m]. One pass.
+
+    Where the gradient is not finite, or not when rounded, nothing is written and the products are NaN.
+    """
+    result: Tensor = _ops.window_push_(window, row, gradient, scales)
+    return result
+
+
+def topk_dot(values: Tensor, indices: Tensor, vectors: Tensor, block_size: int) -> Tensor:
+    """`window_dot` for sparse rows: values and uint16 offsets [m, blocks, kept] within blocks of columns. O(mk)."""
+    result: Tensor = _ops.topk_dot(values, indices, vectors, block_size)
+    return result
+
+
+def topk_combine_(
+    out: Tensor, values: Tensor, indices: Tensor, coefficients: Tensor, alpha: float, beta: float, block_size: int
+) -> Tensor:
+    """`window_combine_` for sparse rows."""
+    _ops.topk_combine_(out, values, indices, coefficients, alpha, beta, block_size)
+    return out
+
+
+def topk_push_(values: Tensor, indices: Tensor, error: Tensor, row: int, gradient: Tensor, block_size: int) -> Tensor:
+    """`window_push_` for sparse rows: the largest entries of error + gradient become the row, the rest the error."""
+    result: Tensor = _ops.topk_push_(values, indices, error, row, gradient, block_size)
+    return result
 
 
 def symmetric_matvec(lower: Tensor, x: Tensor) -> Tensor:
@@ -97,13 +128,37 @@ def _(window: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("mfac::window_dot")
-def _(window: Tensor, vectors: Tensor) -> Tensor:
-    return _float64(window, vectors.shape[0], window.shape[0])
+def _(window: Tensor, vectors: Tensor, scales: Tensor | None = None) -> Tensor:
+    return _float64(vectors, vectors.shape[0], window.shape[0])
 
 
 @torch.library.register_fake("mfac::window_combine_")
-def _(out: Tensor, window: Tensor, coefficients: Tensor, alpha: float, beta: float) -> None:
+def _(
+    out: Tensor, window: Tensor, coefficients: Tensor, alpha: float, beta: float, scales: Tensor | None = None
+) -> None:
     return None
+
+
+@torch.library.register_fake("mfac::window_push_")
+def _(window: Tensor, row: int, gradient: Tensor, scales: Tensor | None = None) -> Tensor:
+    return _float64(gradient, window.shape[0])
+
+
+@torch.library.register_fake("mfac::topk_dot")
+def _(values: Tensor, indices: Tensor, vectors: Tensor, block_size: int) -> Tensor:
+    return _float64(vectors, vectors.shape[0], values.shape[0])
+
+
+@torch.library.register_fake("mfac::topk_combine_")
+def _(
+    out: Tensor, values: Tensor, indices: Tensor, coefficients: Tensor, alpha: float, beta: float, block_size: int
+) -> None:
+    return None
+
+
+@torch.library.register_fake("mfac::topk_push_")
+def _(values: Tensor, indices: Tensor, error: Tensor, row: int, gradient: Tensor, block_size: int) -> Tensor:
+    return _float64(gradient, values.shape[0])
 
 
 @torch.library.register_fake("mfac::symmetric_matvec")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from mfac.checks import check_count, check_device, check_dtype, check_number
+from mfac.checks import check_count, check_device, check_number, check_storage
 from mfac.damping import Damping, check_damping
 from mfac.window import GradientWindow
 
@@ -19,8 +19,9 @@ class MFAC(Optimizer):
     r"""The M-FAC optimizer: :math:`w \leftarrow w - \eta v`, :math:`v \leftarrow \beta v + (1 - \beta) F^{-1} g`.
 
     F = λI + (1/m) Σ gᵢgᵢᵀ over the last m gradients, the newest included. One window serves all parameters, so the
-    curvature between layers counts too. A step costs two passes over the window, 2·m·d·4 bytes at memory speed, and
-    O(m²); memory is the window, m·d float32, the momentum, and O(d).
+    curvature between layers counts too. A step costs two passes over the window at memory speed and O(m²); memory is the window
+    (`window.nbytes`, known before the first step), the momentum, and O(d). A `window_dtype` of 16 or 8 bits, or a
+    `density` below 1, makes both smaller; the step is then exact for the gradients as they are stored.
 
     For near-orthogonal gradients and small λ the step is about m·g/‖g‖²: the rank is a hidden multiplier of the
     learning rate, and what suits SGD does not suit this.
@@ -37,8 +38,9 @@ class MFAC(Optimizer):
         damping: λ > 0, or `mfac.relative(c)`.
         momentum: β, in [0, 1).
         weight_decay: >= 0.
-        window_dtype: float32 or float64.
-        density: 1.0. Sparse windows are not implemented in this version.
+        window_dtype: float32, float64, bfloat16, float16 or int8, the last with a scale for every 1024 weights.
+        density: Share of each gradient that enters the window, its largest entries, in (0, 1]; the rest is added to the
+            next gradient (error feedback).
         normalize: "rank" divides the sum by m from the first step on, as the paper does; "filled" by the gradients
             seen so far, which makes the first m steps smaller.
         decoupled_weight_decay: Whether weight decay stays out of the window.
@@ -73,7 +75,7 @@ class MFAC(Optimizer):
     ) -> None:
         check_count("rank", rank, least=1)
         check_damping(damping)
-        check_dtype("window_dtype", window_dtype)
+        check_storage("window_dtype", window_dtype, density)
         self._window: GradientWindow | None = None  # while the groups are being added
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.decoupled_weight_decay = decoupled_weight_decay
@@ -156,7 +158,7 @@ class MFAC(Optimizer):
     def _flat_gradient(self) -> Tensor:
         """g, [d], zero where a parameter has no gradient."""
         window = self.window
-        flat = window.rows.new_zeros(window.dim)
+        flat = torch.zeros(window.dim, dtype=window.vector_dtype, device="cpu")
         start, found = 0, False
         for group in self.param_groups:
             for parameter in group["params"]:

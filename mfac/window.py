@@ -7,12 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfac import ops
 from mfac.capacitance import InverseCapacitance
-from mfac.checks import check_choice, check_count, check_device, check_dtype, check_number, check_vectors
+from mfac.checks import (
+    check_choice,
+    check_count,
+    check_device,
+    check_number,
+    check_storage,
+    check_window_vectors,
+)
 from mfac.damping import Damping, check_damping, resolve_damping
-from mfac.dual import window_combine_, window_dot
 from mfac.fisher import EmpiricalFisher
+from mfac.rows import DenseRows, make_rows
 
 _EMPTY = -1  # the age of a row that holds no gradient
 
@@ -23,7 +29,11 @@ class GradientWindow:
     .. math:: F = \lambda I + \frac{1}{n} \sum_i g_i g_i^\top
 
     A push replaces the oldest row: one pass over the window and O(m²) for the inverse of the m x m capacitance.
-    `precondition` is a second pass. Memory: the window, 2m² float64 and O(d).
+    `precondition` is a second pass. Memory: `nbytes`, which is the window and 2m² float64, and O(d). It is allocated by
+    the first push, so `nbytes` can be asked for before.
+
+    The window may be compressed: `dtype` 16 or 8 bits wide, or `density` < 1. F is then exactly the Fisher of the rows as
+    they were rounded, and `precondition` is exact for the newest of these.
 
     Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 3.2, with the differences that
     docs/derivation.md numbers: (3) O(dm + m²) in place of O(dm + m³); (4) the push-through form n Gᵀ C⁻¹ eⱼ for the
@@ -34,18 +44,21 @@ class GradientWindow:
         dim: d.
         damping: λ > 0, or `mfac.relative(c)`; the latter follows the window and so has the capacitance factored
             anew, O(m³), before the first product after a push.
-        dtype: Of the window, the gradients and the results: float32 or float64.
-        density: 1.0. Sparse rows are not implemented in this version.
+        dtype: Of the window: float32, float64, bfloat16, float16 or int8, the last with a scale for every 1024 columns
+            of a row. Gradients and vectors are float64 for a float64 window; otherwise float32, or the window's dtype
+            if that is a float. `precondition` returns float64 or float32.
+        density: Share of the entries that a row keeps, in (0, 1]. Below 1, of every block of at most 16384 columns the
+            largest in magnitude; what is left out is added to the next gradient (error feedback).
         device: A CPU device.
         normalize: n: "rank" divides by m from the first gradient on, as the paper does, so that while the window fills
             steps are larger, about m over the number of gradients held; "filled" divides by that number, which has the
             capacitance factored anew, O(m³), at every push until the window is full.
 
     Attributes:
-        rows: The window, [m, d], in ring order; read it, do not write to it.
+        rows: The window, [m, d], in ring order; read it, do not write to it. Of an int8 or sparse window a dense copy.
         newest: The row of the newest gradient, or None.
         num_filled: How many rows hold a gradient.
-        nbytes: Bytes that window and capacitance take.
+        nbytes: Bytes that window and capacitance take, or will take.
 
     Raises:
         TypeError: If a type or dtype is wrong.
@@ -73,14 +86,12 @@ class GradientWindow:
         self.rank = check_count("rank", rank, least=1)
         self.dim = check_count("dim", dim, least=1)
         self._damping = check_damping(damping)
-        check_dtype("dtype", dtype)
         check_device("device", torch.device(device))
-        if check_number("density", density, above=0) != 1:
-            raise ValueError(
-                f"Parameter `density` should be 1.0: this version of mfac has dense windows only. Found {density}."
-            )
+        self.density = check_storage("dtype", dtype, density)
+        self.dtype = dtype
+        self.vector_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.normalize = check_choice("normalize", normalize, ("rank", "filled"))
-        self.rows = torch.zeros((self.rank, self.dim), dtype=dtype, device="cpu")
+        self._rows = make_rows(self.rank, self.dim, dtype, self.density)
         self.newest: int | None = None
         # The number of the push that wrote each row.
         self._ages = torch.full((self.rank,), _EMPTY, dtype=torch.int64, device="cpu")
@@ -90,9 +101,13 @@ class GradientWindow:
         self._capacitance = InverseCapacitance(self.rank, shift)
 
     def __repr__(self) -> str:
-        return (
-            f"GradientWindow(rank={self.rank}, dim={self.dim}, num_filled={self.num_filled}, dtype={self.rows.dtype})"
-        )
+        sparse = f", density={self.density:g}" if self.density < 1 else ""
+        return f"GradientWindow(rank={self.rank}, dim={self.dim}, num_filled={self.num_filled}, dtype={self.dtype}{sparse})"
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows, [m, d]: the window itself, or a dense float copy of an int8 or sparse one."""
+        return self._rows.stored if isinstance(self._rows, DenseRows) else self._rows.dense(slice(None))
 
     @property
     def num_filled(self) -> int:
@@ -111,35 +126,35 @@ class GradientWindow:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the window and the two m x m matrices take."""
-        return self.rows.nbytes + 2 * 8 * self.rank**2
+        """Bytes that the window and the two m x m matrices take, known before the first push allocates them."""
+        return self._rows.nbytes + 2 * 8 * self.rank**2
 
     def push(self, gradient: Tensor) -> None:
         """Writes a gradient over the oldest row, or into an empty one while there is one.
 
         Args:
-            gradient: [d], in the window's dtype.
+            gradient: [d], in the window's vector dtype (see `dtype`).
 
         Raises:
             TypeError: If the dtype is wrong.
             ValueError: If the shape is wrong or the gradient holds a NaN or infinity; the window is as it was.
         """
-        g = check_vectors("gradient", gradient, self.dim, self.rows.dtype)  # [1, d]
-        if gradient.dim() != 1:
+        if isinstance(gradient, Tensor) and gradient.dim() != 1:
+            check_window_vectors("gradient", gradient, self.dim, self.dtype)
             raise ValueError(
                 f"Parameter `gradient` should have shape [d={self.dim}]. Found shape {list(gradient.shape)}."
             )
-        squared_norm = float(ops.window_dot(g, g))
-        if not squared_norm < float("inf"):
-            found = "a squared norm that overflows float64" if bool(torch.isfinite(g).all()) else "a NaN or infinity"
-            raise ValueError(f"Parameter `gradient` should be finite. Found {found}; the window is unchanged.")
-
+        g = check_window_vectors("gradient", gradient, self.dim, self.dtype)[0]  # [d]
         row = int(self._ages.argmin())  # an empty row, or the oldest
-        self.rows[row] = g[0]
+        products = self._rows.push_(row, g)
+        if not bool(products[row] == products[row]):
+            raise ValueError(
+                f"Parameter `gradient` should be finite. Found {self._why_refused(g)}; the window is unchanged."
+            )
         self._ages[row] = self._pushes
         self._pushes += 1
         self.newest = row
-        self._replace(row, ops.window_dot(self.rows, self.rows[row : row + 1])[0])
+        self._replace(row, products)
 
     def remove(self, row: int) -> None:
         """Takes a gradient out of the window; its row is empty and the next to be written.
@@ -156,17 +171,17 @@ class GradientWindow:
             raise ValueError(
                 f"Parameter `row` should be one of the {len(filled)} filled rows of {self.rank}. Found {row}."
             )
-        self.rows[row] = 0
+        self._rows.clear_(row)
         self._ages[row] = _EMPTY
         if self.newest == row:
             self.newest = None
-        self._replace(row, self.rows.new_zeros(self.rank, dtype=torch.float64))
+        self._replace(row, torch.zeros(self.rank, dtype=torch.float64, device="cpu"))
 
     def ihvp(self, v: Tensor, refine: int = 0) -> Tensor:
         """Products F⁻¹v for any vectors.
 
         Args:
-            v: [d] or [k, d], in the window's dtype.
+            v: [d] or [k, d], in the window's vector dtype (see `dtype`).
             refine: Steps of iterative refinement y <- y + F⁻¹(v - Fy), two more passes each.
 
         Returns:
@@ -178,7 +193,7 @@ class GradientWindow:
             ValueError: If the shape is wrong.
             torch.linalg.LinAlgError: If λ is too small for float64.
         """
-        vectors = check_vectors("v", v, self.dim, self.rows.dtype).double()
+        vectors = check_window_vectors("v", v, self.dim, self.dtype).double()
         check_count("refine", refine)
         self._check_filled()
         if self.rank >= self.dim:
@@ -192,7 +207,7 @@ class GradientWindow:
         """Products Fv with the Fisher itself.
 
         Args:
-            v: [d] or [k, d], in the window's dtype.
+            v: [d] or [k, d], in the window's vector dtype (see `dtype`).
 
         Returns:
             Like `v`. Two passes over the window for each vector.
@@ -202,7 +217,7 @@ class GradientWindow:
             TypeError: If the dtype is wrong.
             ValueError: If the shape is wrong.
         """
-        vectors = check_vectors("v", v, self.dim, self.rows.dtype).double()
+        vectors = check_window_vectors("v", v, self.dim, self.dtype).double()
         self._check_filled()
         return self._multiply(vectors).to(v.dtype).reshape(v.shape)
 
@@ -212,7 +227,7 @@ class GradientWindow:
         The error is about ε·(‖G‖²/(nλ))^1.5 where rows are nearly dependent, with ε = 1e-16, and far less where not.
 
         Returns:
-            [d] in the window's dtype, in units of the parameters. One pass over the window and O(m²); where m >= d, a
+            [d] float64 for a float64 window, float32 for any other, in units of the parameters. One pass over the window and O(m²); where m >= d, a
             factorisation of the d x d matrix.
 
         Raises:
@@ -221,15 +236,15 @@ class GradientWindow:
         """
         if self.newest is None:
             raise RuntimeError("The window has no newest gradient to precondition. Call push() first.")
-        out = self.rows.new_zeros(1, self.dim)
+        out = torch.zeros((1, self.dim), dtype=self.vector_dtype, device="cpu")
         if not self._capacitance.gram[self.newest, self.newest] > 0:  # F⁻¹0 = 0, whatever λ is
             return out[0]
         if self.rank >= self.dim:
-            return self._as_static(self.rows[self.newest], refine=0)
-        unit = self.rows.new_zeros((1, self.rank), dtype=torch.float64)
+            return self._as_static(self._rows.dense(torch.tensor([self.newest]))[0], refine=0)
+        unit = torch.zeros((1, self.rank), dtype=torch.float64, device="cpu")
         unit[0, self.newest] = 1
         c = self._capacitance.solve(unit, self._shift())  # [1, m]
-        return ops.window_combine_(out, self.rows, c, 0.0, float(self.num_terms))[0]
+        return self._rows.combine_(out, c, 0.0, float(self.num_terms))[0]
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
         """Everything that a window made with the same arguments needs to go on bit by bit as this one would.
@@ -241,7 +256,7 @@ class GradientWindow:
             Tensors and numbers, as `load_state_dict` takes them.
         """
         tensors = {
-            "rows": self.rows,
+            **self._rows.tensors(),
             "gram": self._capacitance.gram,
             "inverse": self._capacitance.inverse,
             "ages": self._ages,
@@ -266,7 +281,8 @@ class GradientWindow:
             ValueError: If a tensor is of another shape or dtype. After any of these the window is as it was.
         """
         self.check_state(state)
-        self.rows.copy_(state["rows"])
+        for name, tensor in self._rows.tensors().items():
+            tensor.copy_(state[name])
         self._ages.copy_(state["ages"])
         self._capacitance.gram.copy_(state["gram"])
         self._capacitance.inverse.copy_(state["inverse"])
@@ -305,21 +321,28 @@ class GradientWindow:
         # A relative λ depends on the new row itself, so the inverse is left to the next solve.
         self._capacitance.replace(row, products, self._shift() if fixed else float("nan"))
 
+    def _why_refused(self, g: Tensor) -> str:
+        if not bool(torch.isfinite(g).all()):
+            return "a NaN or infinity"
+        if self.dtype == self.vector_dtype and self.density == 1:
+            return "a squared norm that overflows float64"
+        return f"an entry of {float(g.abs().max()):.3g}, which a window of {self.dtype} cannot hold"
+
     def _check_filled(self) -> None:
         if self.num_filled == 0:
             raise RuntimeError("The window is empty. Call push() first.")
 
     def _solve_any(self, v: Tensor) -> Tensor:
         """F⁻¹v in the subtractive form, float64 [k, d]."""
-        c = self._capacitance.solve(window_dot(self.rows, v), self._shift())
-        return window_combine_(v.clone(), self.rows, c, 1 / self.damping, -1 / self.damping)
+        c = self._capacitance.solve(self._rows.dot(v), self._shift())
+        return self._rows.combine_(v.clone(), c, 1 / self.damping, -1 / self.damping)
 
     def _multiply(self, v: Tensor) -> Tensor:
-        return window_combine_(v.clone(), self.rows, window_dot(self.rows, v), self.damping, 1 / self.num_terms)
+        return self._rows.combine_(v.clone(), self._rows.dot(v), self.damping, 1 / self.num_terms)
 
     def _as_static(self, v: Tensor, refine: int) -> Tensor:
         """F⁻¹v where m >= d: the d x d primal matrix, the smaller and the more accurate one, from the rows held."""
-        rows = self.rows[self._ages != _EMPTY]
+        rows = self._rows.dense(self._ages != _EMPTY)
         # EmpiricalFisher divides by its own number of rows: scaling the rows makes that n.
         scale = (rows.shape[0] / self.num_terms) ** 0.5
         return EmpiricalFisher(rows.double() * scale, self.damping).ihvp(v.double(), refine).to(v.dtype)

@@ -22,11 +22,17 @@ def arguments(block_size: int = BLOCK) -> dict[str, tuple[Any, ...]]:
     gram = G.double() @ G.double().T
     inverse = torch.linalg.inv(gram + SHIFT * torch.eye(RANK, dtype=F64)).contiguous()
     factors, _ = torch.ops.mfac.block_factor(G, block_size, 0.1, RANK)
+    values = normal(RANK, -(-DIM // BLOCK), 2, dtype=F32)
+    indices = torch.tensor([0, 0], dtype=torch.uint16).expand(values.shape).contiguous()
     vectors, coefficients = normal(COUNT, DIM), normal(COUNT, RANK)
     return {
         "gram": (G,),
         "window_dot": (G, vectors),
         "window_combine_": (strided(vectors.float()), G, coefficients, 0.5, 2.0),
+        "topk_dot": (values, indices, vectors, BLOCK),
+        "topk_combine_": (vectors.float(), values, indices, coefficients, 0.5, 2.0, BLOCK),
+        "topk_push_": (values.clone(), indices.clone(), G[0].clone(), 2, G[1].clone(), BLOCK),
+        "window_push_": (strided(G), 2, vectors[0].float().contiguous()),
         "symmetric_matvec": (gram, normal(RANK)),
         "capacitance_replace_": (inverse, gram, 2, gram[1].clone(), SHIFT),
         "block_factor": (G, block_size, 0.1, float(RANK)),
@@ -97,7 +103,24 @@ REFUSED = [
     ("gram", 0, flat, "gram: Parameter `window` should be a matrix. Found 1 dimensions."),
     ("gram", 0, half, "gram: Parameter `window` should be float32 or float64."),
     ("gram", 0, spread, "gram: Parameter `window` should have contiguous rows."),
-    ("window_dot", 0, half, "window_dot: Parameter `window` should be float32 or float64."),
+    ("window_dot", 0, torch.Tensor.int, "Parameter `window` should be float32, float64, bfloat16, float16 or int8."),
+    ("window_dot", 0, torch.Tensor.char, "window_dot: Parameter `scales` should be given for an int8 window"),
+    ("window_push_", 1, RANK, "window_push_: Parameter `row` should be in [0, 5). Found 5."),
+    ("window_push_", 1, -1, "window_push_: Parameter `row` should be in [0, 5). Found -1."),
+    ("window_push_", 2, narrower, "window_push_: Parameter `gradient` should have size 33. Found 32."),
+    ("window_push_", 2, half, "window_push_: Parameter `gradient` should be float32 or float64."),
+    ("window_push_", 0, torch.Tensor.char, "window_push_: Parameter `scales` should be given for an int8 window"),
+    ("topk_dot", 1, torch.Tensor.int, "topk_dot: Parameter `indices` should be uint16."),
+    ("topk_dot", 2, narrower, "topk_dot: Parameter `values` should have size 4. Found 5."),
+    ("topk_dot", 3, 0, "topk_dot: Parameter `block_size` should be in [1, 65536]. Found 0."),
+    ("topk_combine_", 3, narrower, "topk_combine_: Parameter `coefficients` should have size 5. Found 4."),
+    (
+        "topk_push_",
+        2,
+        torch.Tensor.double,
+        "topk_push_: Parameter `error` should be contiguous and of the gradient's dtype.",
+    ),
+    ("topk_push_", 3, RANK, "topk_push_: Parameter `row` should be in [0, 5). Found 5."),
     ("window_dot", 1, half, "window_dot: Parameter `vectors` should be float32 or float64."),
     ("window_dot", 1, flat, "window_dot: Parameter `vectors` should be a matrix. Found 1 dimensions."),
     ("window_dot", 1, narrower, "window_dot: Parameter `vectors` should have size 33. Found 32."),

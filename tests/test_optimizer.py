@@ -181,8 +181,12 @@ def test_state_errors():
         ({"weight_decay": -0.5}, ValueError, r"`weight_decay` .* Found -0.5"),
         ({"rank": 0}, ValueError, r"`rank` should be at least 1. Found 0"),
         ({"damping": -1e-5}, ValueError, r"`damping` .* Found -1e-05"),
-        ({"window_dtype": torch.int32}, TypeError, r"`window_dtype` should be float32 or float64. Found torch.int32"),
-        ({"density": 0.01}, ValueError, r"`density` should be 1.0.* Found 0.01"),
+        (
+            {"window_dtype": torch.int32},
+            TypeError,
+            r"`window_dtype` should be float32, .* or int8. Found torch.int32",
+        ),
+        ({"density": 2}, ValueError, r"`density` should be finite and > 0 and <= 1. Found 2"),
     ],
 )
 def test_bad_arguments(arguments, error, message):

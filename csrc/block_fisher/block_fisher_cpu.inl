@@ -50,7 +50,7 @@ MFAC_INLINE void forward_substitute(const double* factor, int64_t size, int64_t 
     int64_t j = 0;
     for (; j + 4 <= i; j += 4) {
       const double c[4] = {-row[j], -row[j + 1], -row[j + 2], -row[j + 3]};
-      axpy4(c, x + j * cols, cols, xi, cols);
+      axpy_rows<4>(c, x + j * cols, cols, xi, cols);
     }
     for (; j < i; ++j) axpy(-row[j], x + j * cols, xi, cols);
     const double inverse_pivot = 1 / row[i];

@@ -1,5 +1,7 @@
 // The kernels for avx2. Compiled on every x86-64 machine, chosen at run time (dispatch.cpp).
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #include <cmath>
 #include <cstdint>
 #include <utility>
@@ -11,10 +13,10 @@
 #define MFAC_GRAM_ROWS 4
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 #include "isa/table.inl"

@@ -1,5 +1,7 @@
 // The kernels for avx512. Compiled on every x86-64 machine, chosen at run time (dispatch.cpp).
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #include <cmath>
 #include <cstdint>
 #include <utility>
@@ -9,13 +11,14 @@
 #define MFAC_ISA avx512
 #define MFAC_LANES 8
 #define MFAC_GRAM_ROWS 8
+#define MFAC_HAS_VNNI
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma"))), \
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx512vnni,avx2,fma,f16c"))), \
                              apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx512vnni,avx2,fma,f16c,prefer-vector-width=512")
 #endif
 
 #include "isa/table.inl"

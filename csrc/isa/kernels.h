@@ -7,20 +7,40 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace mfac {
 
 constexpr int64_t kBlockTileColumns = 512;  // of a dual block, widened at a time
-constexpr int64_t kCombineColumns = 2048;   // widest tile of window_combine: 16 KiB of accumulators
+constexpr int64_t kCombineColumns = 8192;   // widest tile of window_combine: 64 KiB of accumulators, in L2
+constexpr int64_t kScaleColumns = 1024;     // columns of an int8 row that share a scale
+static_assert(kCombineColumns % kScaleColumns == 0);
+
+// The 16-bit formats of a window, as bits: kernels widen them on load.
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
 
 // The kernels that read a window of element type T, with vectors of type V.
 template <typename T, typename V>
 struct WindowKernels {
   // out[r] = Σ_j window[r, j]·v[j]                                    (window_dot/)
   void (*dot)(const T* window, int64_t stride, int64_t rows, int64_t cols, const V* v, double* out);
-  // out[j] <- alpha·out[j] + beta·Σ_r coefficients[r]·window[r, j]     (window_combine/)
-  void (*combine)(const T* window, int64_t stride, int64_t rows, int64_t cols, const double* coefficients, double alpha,
-                  double beta, V* out);
+  // out[j] <- alpha·out[j] + beta·Σ_r coefficients[j / tile, r]·window[r, j], with `rows` coefficients for every
+  // `tile` columns: one set, or for int8 as many as there are scales.  cols <= kCombineColumns  (window_combine/)
+  void (*combine)(const T* window, int64_t stride, int64_t rows, int64_t cols, const double* coefficients, int64_t tile,
+                  double alpha, double beta, V* out);
+  // row[j] <- v[j] rounded to T, rounded[j] <- its value; T other than int8.          (window_push/)
+  void (*round)(const V* v, int64_t cols, T* row, V* rounded);
+};
+
+// Largest magnitude and sum of squares of a vector; the sum is not finite if and only if an entry is not, or if it
+// overflows.
+struct Magnitude {
+  double largest, sum_of_squares;
 };
 
 // Form of one block's factor: kDual holds chol(nλI + G_b G_bᵀ), kPrimal chol(λI + G_bᵀ G_b / n).
@@ -39,10 +59,23 @@ struct Block {
   double* scratch;
 };
 
+// The kernels of sparse rows (topk/): `count` entries of one row inside one block of columns, with uint16 offsets.
+template <typename T, typename V>
+struct TopKKernels {
+  double (*dot)(const T* values, const uint16_t* indices, int64_t count, const V* v);
+  void (*add)(double c, const T* values, const uint16_t* indices, int64_t count, double* sums);
+};
+
 template <typename T>
-struct TypedKernels {
+struct WindowTable {
   WindowKernels<T, float> with_f32;
   WindowKernels<T, double> with_f64;
+  TopKKernels<T, float> topk_with_f32;  // all null for int8
+  TopKKernels<T, double> topk_with_f64;
+};
+
+template <typename T>
+struct TypedKernels {
   // Packs columns of `gram_panel_rows` rows as [cols][gram_panel_rows], zero below the last row. (gram/)
   void (*gram_pack)(const T* window, int64_t stride, int64_t rows, int64_t cols, double* panel);
   // block_fisher/
@@ -56,6 +89,19 @@ struct Kernels {
   const char* isa;
   TypedKernels<float> f32;
   TypedKernels<double> f64;
+  WindowTable<float> window_f32;
+  WindowTable<double> window_f64;
+  WindowTable<bf16> window_bf16;
+  WindowTable<f16> window_f16;
+  WindowTable<int8_t> window_i8;
+
+  // window_push/
+  Magnitude (*magnitude_f32)(const float* v, int64_t cols);
+  Magnitude (*magnitude_f64)(const double* v, int64_t cols);
+  // row[j] <- v[j]/scale rounded, rounded[j] <- scale·row[j], exactly, for at most kScaleColumns columns; the scale.
+  float (*quantize)(const float* v, int64_t cols, int8_t* row, float* rounded);
+  // out[r] = Σ_j window[r, j]·v[j], exactly, for at most kScaleColumns columns
+  void (*int8_dot)(const int8_t* window, int64_t stride, int64_t rows, int64_t cols, const int8_t* v, int32_t* out);
 
   // gram/: sums[i, j] += Σ_k a[k, i]·b[k, j] for two packed panels, [panel_rows, panel_rows]; where a and b
   // are the same panel, at least the entries with j <= i.
@@ -94,10 +140,19 @@ inline const TypedKernels<double>& kernels_for<double>() {
   return kernels().f64;
 }
 
+template <typename T>
+const WindowTable<T>& window_table() {
+  if constexpr (std::is_same_v<T, float>) return kernels().window_f32;
+  else if constexpr (std::is_same_v<T, double>) return kernels().window_f64;
+  else if constexpr (std::is_same_v<T, bf16>) return kernels().window_bf16;
+  else if constexpr (std::is_same_v<T, f16>) return kernels().window_f16;
+  else return kernels().window_i8;
+}
+
 template <typename T, typename V>
 const WindowKernels<T, V>& window_kernels() {
-  if constexpr (sizeof(V) == sizeof(float)) return kernels_for<T>().with_f32;
-  else return kernels_for<T>().with_f64;
+  if constexpr (std::is_same_v<V, float>) return window_table<T>().with_f32;
+  else return window_table<T>().with_f64;
 }
 
 }  // namespace mfac

@@ -10,6 +10,10 @@ namespace {
 
 #include "window_combine/window_combine_cpu.inl"
 
+#include "window_push/window_push_cpu.inl"
+
+#include "topk/topk_cpu.inl"
+
 #include "gram/gram_cpu.inl"
 
 #include "capacitance/capacitance_cpu.inl"
@@ -17,15 +21,29 @@ namespace {
 #include "block_fisher/block_fisher_cpu.inl"
 
 template <typename T>
+constexpr WindowTable<T> window_table_of() {
+  return {
+      {window_dot_rows<T, float>, window_combine_columns<T, float>, round_row<T, float>},
+      {window_dot_rows<T, double>, window_combine_columns<T, double>, round_row<T, double>},
+      {topk_dot_entries<T, float>, topk_add_entries<T>},
+      {topk_dot_entries<T, double>, topk_add_entries<T>},
+  };
+}
+
+template <>
+constexpr WindowTable<int8_t> window_table_of<int8_t>() {  // rounded by quantize_row
+  return {
+      {window_dot_rows<int8_t, float>, window_combine_columns<int8_t, float>, nullptr},
+      {window_dot_rows<int8_t, double>, window_combine_columns<int8_t, double>, nullptr},
+      {nullptr, nullptr},
+      {nullptr, nullptr},
+  };
+}
+
+template <typename T>
 constexpr TypedKernels<T> typed_kernels() {
   return {
-      {window_dot_rows<T, float>, window_combine_columns<T, float>},
-      {window_dot_rows<T, double>, window_combine_columns<T, double>},
-      gram_pack<T>,
-      block_factor<T>,
-      block_ihvp<T>,
-      block_matvec<T>,
-      block_inverse_diagonal<T>,
+      gram_pack<T>, block_factor<T>, block_ihvp<T>, block_matvec<T>, block_inverse_diagonal<T>,
   };
 }
 
@@ -37,8 +55,22 @@ constexpr TypedKernels<T> typed_kernels() {
 #define MFAC_TABLE_OF(isa) MFAC_JOIN(kernels_, isa)
 
 extern const Kernels MFAC_TABLE_OF(MFAC_ISA) = {
-    MFAC_NAME(MFAC_ISA), typed_kernels<float>(), typed_kernels<double>(), kGramPanelRows,
-    gram_panels,         symmetric_matvec_rows,  symmetric_rank2_rows,
+    MFAC_NAME(MFAC_ISA),
+    typed_kernels<float>(),
+    typed_kernels<double>(),
+    window_table_of<float>(),
+    window_table_of<double>(),
+    window_table_of<bf16>(),
+    window_table_of<f16>(),
+    window_table_of<int8_t>(),
+    vector_magnitude<float>,
+    vector_magnitude<double>,
+    quantize_row,
+    int8_dot_rows,
+    kGramPanelRows,
+    gram_panels,
+    symmetric_matvec_rows,
+    symmetric_rank2_rows,
 };
 
 }  // namespace mfac

@@ -24,6 +24,68 @@ MFAC_INLINE f64v load(const float* p) {
   return __builtin_convertvector(x, f64v);
 }
 
+// The 16-bit and 8-bit formats, exactly. Integer vectors of as many lanes as f64v has.
+typedef uint32_t u32v __attribute__((vector_size(4 * MFAC_LANES)));
+typedef int32_t i32v __attribute__((vector_size(4 * MFAC_LANES)));
+typedef uint16_t u16v __attribute__((vector_size(2 * MFAC_LANES)));
+typedef int8_t i8v __attribute__((vector_size(MFAC_LANES)));
+
+template <typename V, typename P>
+MFAC_INLINE V load_bits(const P* p) {
+  V x;
+  __builtin_memcpy(&x, p, sizeof(x));
+  return x;
+}
+
+MFAC_INLINE f64v load(const bf16* p) {
+#if MFAC_LANES == 8
+  const u32v bits = (u32v)_mm256_cvtepu16_epi32(load_bits<__m128i>(p));
+#elif MFAC_LANES == 4
+  const u32v bits = (u32v)_mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+  const u32v bits = __builtin_convertvector(load_bits<u16v>(p), u32v);
+#endif
+  return __builtin_convertvector((f32v)(bits << 16), f64v);
+}
+
+// Half precision by its bits: exponent and mantissa moved into place are 2⁻¹¹² times the value, subnormals included.
+MFAC_INLINE f64v load(const f16* p) {
+#if MFAC_LANES == 8
+  return __builtin_convertvector((f32v)_mm256_cvtph_ps(load_bits<__m128i>(p)), f64v);
+#elif MFAC_LANES == 4
+  return __builtin_convertvector((f32v)_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))), f64v);
+#else
+  const u32v bits = __builtin_convertvector(load_bits<u16v>(p), u32v);
+  const f64v magnitude = __builtin_convertvector((f32v)((bits & 0x7fff) << 13), f64v) * 0x1p112;
+  const f64v sign = 1.0 - 2.0 * __builtin_convertvector(bits >> 15, f64v);
+  return sign * magnitude;
+#endif
+}
+
+MFAC_INLINE f64v load(const int8_t* p) {
+#if MFAC_LANES == 8
+  const i32v x = (i32v)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#elif MFAC_LANES == 4
+  const i32v x = (i32v)_mm_cvtepi8_epi32(_mm_loadu_si32(p));
+#else
+  const i32v x = __builtin_convertvector(load_bits<i8v>(p), i32v);
+#endif
+  return __builtin_convertvector(x, f64v);
+}
+
+// One entry of any format.
+MFAC_INLINE double widen(double x) { return x; }
+MFAC_INLINE double widen(float x) { return x; }
+MFAC_INLINE double widen(int8_t x) { return x; }
+MFAC_INLINE double widen(bf16 x) { return __builtin_bit_cast(float, uint32_t(x.bits) << 16); }
+MFAC_INLINE double widen(f16 x) {
+  const double magnitude = 0x1p112 * double(__builtin_bit_cast(float, uint32_t(x.bits & 0x7fff) << 13));
+  return x.bits >> 15 ? -magnitude : magnitude;
+}
+
+// Asks for the line a few loads ahead in a stream that is read once.
+MFAC_INLINE void prefetch_ahead(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 512, 0, 3); }
+
 MFAC_INLINE void store(double* p, f64v x) { __builtin_memcpy(p, &x, sizeof(x)); }
 
 MFAC_INLINE void store(float* p, f64v x) {
@@ -50,7 +112,7 @@ MFAC_INLINE double dot(const A* a, const B* b, int64_t n) {
   }
   for (; j + kLanes <= n; j += kLanes) s0 += load(a + j) * load(b + j);
   double s = lane_sum((s0 + s1) + (s2 + s3));
-  for (; j < n; ++j) s += double(a[j]) * double(b[j]);
+  for (; j < n; ++j) s += widen(a[j]) * widen(b[j]);
   return s;
 }
 
@@ -59,27 +121,40 @@ template <typename X>
 MFAC_INLINE void axpy(double c, const X* x, double* y, int64_t n) {
   int64_t j = 0;
   for (; j + kLanes <= n; j += kLanes) store(y + j, load(y + j) + c * load(x + j));
-  for (; j < n; ++j) y[j] += c * double(x[j]);
+  for (; j < n; ++j) y[j] += c * widen(x[j]);
 }
 
-// y[j] += Σ_{r<4} c[r]·x[r·stride + j]: four rows a pass, so that y is read and written once for them.
-template <typename X>
-MFAC_INLINE void axpy4(const double* c, const X* x, int64_t stride, double* y, int64_t n) {
-  const X *x0 = x, *x1 = x + stride, *x2 = x + 2 * stride, *x3 = x + 3 * stride;
-  const double c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];
+// y[j] += Σ_{r<n} c[r]·x[r·stride + j]: n rows a pass, so that y is read and written once for them.
+template <int n, typename X>
+MFAC_INLINE void axpy_rows(const double* c, const X* x, int64_t stride, double* y, int64_t cols) {
+  constexpr int64_t kStep = 64 / sizeof(X) < 2 * kLanes ? 2 * kLanes : 64 / sizeof(X);  // whole lines
   int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) {
-    const f64v even = load(y + j) + c0 * load(x0 + j) + c2 * load(x2 + j);
-    const f64v odd = c1 * load(x1 + j) + c3 * load(x3 + j);
-    store(y + j, even + odd);
+  for (; j + kStep <= cols; j += kStep) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) prefetch_ahead(x + i * stride + j);
+    for (int64_t k = j; k < j + kStep; k += 2 * kLanes) {
+      f64v a = load(y + k), b = load(y + k + kLanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < n; ++i) {
+        a += c[i] * load(x + i * stride + k);
+        b += c[i] * load(x + i * stride + k + kLanes);
+      }
+      store(y + k, a);
+      store(y + k + kLanes, b);
+    }
   }
-  for (; j < n; ++j) y[j] += (c0 * double(x0[j]) + c2 * double(x2[j])) + (c1 * double(x1[j]) + c3 * double(x3[j]));
+  for (; j < cols; ++j) {
+    double sum = y[j];
+    for (int i = 0; i < n; ++i) sum += c[i] * widen(x[i * stride + j]);
+    y[j] = sum;
+  }
 }
 
 // y[j] += Σ_{r<rows} c[r]·x[r·stride + j]
 template <typename X>
 MFAC_INLINE void add_rows(const double* c, const X* x, int64_t stride, int64_t rows, double* y, int64_t n) {
   int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) axpy4(c + r, x + r * stride, stride, y, n);
+  for (; r + 8 <= rows; r += 8) axpy_rows<8>(c + r, x + r * stride, stride, y, n);
+  for (; r + 2 <= rows; r += 2) axpy_rows<2>(c + r, x + r * stride, stride, y, n);
   for (; r < rows; ++r) axpy(c[r], x + r * stride, y, n);
 }

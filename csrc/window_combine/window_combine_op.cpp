@@ -5,34 +5,50 @@
 namespace mfac {
 namespace {
 
+// Columns of a task: as wide as the accumulators allow, narrower where that would leave threads idle.
+int64_t combine_columns(int64_t d) {
+  constexpr int64_t kTasks = 16;
+  return std::clamp(ceil_div(ceil_div(d, kTasks), kScaleColumns) * kScaleColumns, kScaleColumns, kCombineColumns);
+}
+
 template <typename T, typename V>
-void window_combine(const T* window, int64_t stride, int64_t m, int64_t d, const double* coefficients, int64_t k,
-                    double alpha, double beta, V* out, int64_t out_stride) {
-  parallel_tasks(ceil_div(d, kCombineColumns), m * k * kCombineColumns, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t column = tile * kCombineColumns, cols = std::min(kCombineColumns, d - column);
-      for (int64_t i = 0; i < k; ++i)
-        window_kernels<T, V>().combine(window + column, stride, m, cols, coefficients + i * m, alpha, beta,
-                                       out + i * out_stride + column);
+void window_combine(const T* window, const float* scales, int64_t stride, int64_t m, int64_t d,
+                    const double* coefficients, int64_t k, double alpha, double beta, V* out, int64_t out_stride) {
+  const int64_t width = combine_columns(d), tiles = scale_count(d);
+  parallel_tasks(ceil_div(d, width), m * k * width, [&](int64_t begin, int64_t end) {
+    std::vector<double> scaled(scales == nullptr ? 0 : m * (width / kScaleColumns));
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t column = task * width, cols = std::min(width, d - column), first = column / kScaleColumns;
+      for (int64_t i = 0; i < k; ++i) {
+        const double* c = coefficients + i * m;
+        if (scales != nullptr) {
+          for (int64_t t = 0; t < scale_count(cols); ++t)
+            for (int64_t r = 0; r < m; ++r) scaled[t * m + r] = c[r] * double(scales[r * tiles + first + t]);
+          c = scaled.data();
+        }
+        window_kernels<T, V>().combine(window + column, stride, m, cols, c, scales == nullptr ? width : kScaleColumns,
+                                       alpha, beta, out + i * out_stride + column);
+      }
     }
   });
 }
 
-void window_combine_cpu(Tensor out, const Tensor& window, const Tensor& coefficients, double alpha, double beta) {
+void window_combine_cpu(Tensor out, const Tensor& window, const Tensor& coefficients, double alpha, double beta,
+                        std::optional<Tensor> scales) {
   check_rows("window_combine_", "out", out);
-  check_rows("window_combine_", "window", window);
+  check_window("window_combine_", window, scales);
   check_dense_f64("window_combine_", "coefficients", coefficients);
   const int64_t m = window.size(0), d = window.size(1), k = out.size(0);
   check_size("window_combine_", "out", out.size(1), d);
   check_shape("window_combine_", "coefficients", coefficients, {k, m});
   STD_TORCH_CHECK(k <= 1 || out.stride(0) >= d,
                   "window_combine_: Parameter `out` should have rows that do not overlap.");
-  dispatch_float(window, [&](auto* window_type) {
+  dispatch_window(window, [&](auto* window_type) {
     dispatch_float(out, [&](auto* out_type) {
       using T = element_t<decltype(window_type)>;
       using V = element_t<decltype(out_type)>;
-      window_combine(window.const_data_ptr<T>(), window.stride(0), m, d, coefficients.const_data_ptr<double>(), k,
-                     alpha, beta, out.mutable_data_ptr<V>(), out.stride(0));
+      window_combine(elements<T>(window), elements_of(scales), window.stride(0), m, d, elements<double>(coefficients),
+                     k, alpha, beta, out.mutable_data_ptr<V>(), out.stride(0));
     });
   });
 }

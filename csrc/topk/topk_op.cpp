@@ -1,0 +1,207 @@
+// Windows of sparse rows: of every block of columns, each row keeps the entries largest in magnitude, as values [m,
+// blocks, kept] and uint16 offsets within the block, ascending. What a row leaves out is carried to the next in `error`
+// [d] (error feedback: Modoranu et al., EFCP, 2023).
+//
+// A block of columns is a task, with its part of a dense vector, or of float64 sums, in L2. Sums over blocks are added
+// in order. A last block with fewer columns than entries is filled up with zeros at offset 0.
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "window_push/storable.h"
+
+namespace mfac {
+namespace {
+
+struct Layout {
+  int64_t rank, blocks, kept, dim, block_size;
+  int64_t begin(int64_t b) const { return b * block_size; }
+  int64_t cols(int64_t b) const { return std::min(block_size, dim - begin(b)); }
+  int64_t entry(int64_t row, int64_t b) const { return (row * blocks + b) * kept; }
+};
+
+Layout check_entries(const char* op, const Tensor& values, const Tensor& indices, int64_t dim, int64_t block_size) {
+  STD_TORCH_CHECK(values.dim() == 3 && indices.dim() == 3, op,
+                  ": Parameters `values` and `indices` should have shape [m, blocks, kept].");
+  STD_TORCH_CHECK(is_window_type(values) && values.scalar_type() != ScalarType::Char, op,
+                  ": Parameter `values` should be float32, float64, bfloat16 or float16.");
+  STD_TORCH_CHECK(indices.scalar_type() == ScalarType::UInt16, op, ": Parameter `indices` should be uint16.");
+  STD_TORCH_CHECK(values.is_contiguous() && indices.is_contiguous(), op,
+                  ": Parameters `values` and `indices` should be contiguous.");
+  STD_TORCH_CHECK(block_size >= 1 && block_size <= 65536, op,
+                  ": Parameter `block_size` should be in [1, 65536]. Found ", block_size, ".");
+  check_shape(op, "indices", indices, {values.size(0), values.size(1), values.size(2)});
+  check_size(op, "values", values.size(1), ceil_div(dim, block_size));
+  const int64_t kept = values.size(2);
+  STD_TORCH_CHECK(kept >= 1 && kept <= block_size, op, ": Parameter `values` should hold 1 to block_size entries.");
+  return {values.size(0), values.size(1), kept, dim, block_size};
+}
+
+template <typename F>
+void dispatch_values(const Tensor& t, const F& f) {
+  switch (t.scalar_type()) {
+    case ScalarType::BFloat16:
+      return f(static_cast<bf16*>(nullptr));
+    case ScalarType::Half:
+      return f(static_cast<f16*>(nullptr));
+    default:
+      return dispatch_float(t, f);
+  }
+}
+
+template <typename T, typename V>
+const TopKKernels<T, V>& topk_kernels() {
+  if constexpr (std::is_same_v<V, float>) return window_table<T>().topk_with_f32;
+  else return window_table<T>().topk_with_f64;
+}
+
+// out [k, m] <- vectors Gᵀ
+template <typename T, typename V>
+void products(const T* values, const uint16_t* indices, const Layout& layout, const V* vectors, int64_t stride,
+              int64_t k, double* out) {
+  const int64_t m = layout.rank, blocks = layout.blocks;
+  std::vector<double> partial(blocks * k * m);
+  parallel_tasks(blocks, m * layout.kept * k, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b)
+      for (int64_t i = 0; i < k; ++i)
+        for (int64_t r = 0; r < m; ++r)
+          partial[(b * k + i) * m + r] =
+              topk_kernels<T, V>().dot(values + layout.entry(r, b), indices + layout.entry(r, b), layout.kept,
+                                       vectors + i * stride + layout.begin(b));
+  });
+  for (int64_t i = 0; i < k * m; ++i) {
+    double sum = 0;
+    for (int64_t b = 0; b < blocks; ++b) sum += partial[b * k * m + i];
+    out[i] = sum;
+  }
+}
+
+// Offsets of the `kept` entries largest in magnitude, ascending; the first of equal ones.
+template <typename V>
+void select_largest(const V* v, int64_t cols, int64_t kept, std::vector<V>& magnitudes, uint16_t* chosen) {
+  const int64_t count = std::min(kept, cols);
+  for (int64_t j = 0; j < cols; ++j) magnitudes[j] = std::fabs(v[j]);
+  std::nth_element(magnitudes.begin(), magnitudes.begin() + (count - 1), magnitudes.begin() + cols, std::greater<V>());
+  const V threshold = magnitudes[count - 1];
+  int64_t equal = count;
+  for (int64_t j = 0; j < count; ++j) equal -= magnitudes[j] > threshold;
+  int64_t found = 0;
+  for (int64_t j = 0; j < cols && found < count; ++j) {
+    const V size = std::fabs(v[j]);
+    if (size > threshold || (size == threshold && equal-- > 0)) chosen[found++] = uint16_t(j);
+  }
+  std::fill(chosen + found, chosen + kept, uint16_t(0));
+}
+
+template <typename T, typename V>
+void push(T* values, uint16_t* indices, V* error, const Layout& layout, int64_t row, const V* gradient, double* out) {
+  std::vector<V> carried(layout.dim), rounded(layout.dim, V(0));
+  for (int64_t j = 0; j < layout.dim; ++j) carried[j] = error[j] + gradient[j];
+  if (!is_storable<T>(carried.data(), layout.dim)) {
+    std::fill(out, out + layout.rank, std::numeric_limits<double>::quiet_NaN());
+    return;
+  }
+  parallel_tasks(layout.blocks, 8 * layout.block_size, [&](int64_t begin, int64_t end) {
+    std::vector<V> magnitudes(layout.block_size), kept_values(layout.kept), kept_rounded(layout.kept);
+    for (int64_t b = begin; b < end; ++b) {
+      V* v = carried.data() + layout.begin(b);
+      uint16_t* chosen = indices + layout.entry(row, b);
+      const int64_t cols = layout.cols(b), count = std::min(layout.kept, cols);
+      select_largest(v, cols, layout.kept, magnitudes, chosen);
+      for (int64_t p = 0; p < layout.kept; ++p) kept_values[p] = p < count ? v[chosen[p]] : V(0);
+      window_kernels<T, V>().round(kept_values.data(), layout.kept, values + layout.entry(row, b), kept_rounded.data());
+      for (int64_t p = 0; p < count; ++p) {
+        rounded[layout.begin(b) + chosen[p]] = kept_rounded[p];
+        v[chosen[p]] -= kept_rounded[p];
+      }
+      std::copy(v, v + cols, error + layout.begin(b));
+    }
+  });
+  products<T, V>(values, indices, layout, rounded.data(), layout.dim, 1, out);
+}
+
+Tensor topk_dot_cpu(const Tensor& values, const Tensor& indices, const Tensor& vectors, int64_t block_size) {
+  constexpr const char* op = "topk_dot";
+  check_rows(op, "vectors", vectors);
+  const Layout layout = check_entries(op, values, indices, vectors.size(1), block_size);
+  const int64_t k = vectors.size(0);
+  Tensor out = empty_f64(vectors, {k, layout.rank});
+  dispatch_values(values, [&](auto* value_type) {
+    dispatch_float(vectors, [&](auto* vector_type) {
+      using T = element_t<decltype(value_type)>;
+      using V = element_t<decltype(vector_type)>;
+      products(elements<T>(values), elements<uint16_t>(indices), layout, elements<V>(vectors), vectors.stride(0), k,
+               out.mutable_data_ptr<double>());
+    });
+  });
+  return out;
+}
+
+// out [k, d] <- alpha out + beta coefficients G
+void topk_combine_cpu(Tensor out, const Tensor& values, const Tensor& indices, const Tensor& coefficients, double alpha,
+                      double beta, int64_t block_size) {
+  constexpr const char* op = "topk_combine_";
+  check_rows(op, "out", out);
+  check_dense_f64(op, "coefficients", coefficients);
+  const Layout layout = check_entries(op, values, indices, out.size(1), block_size);
+  const int64_t k = out.size(0), m = layout.rank;
+  check_shape(op, "coefficients", coefficients, {k, m});
+  STD_TORCH_CHECK(k <= 1 || out.stride(0) >= layout.dim, op, ": Parameter `out` should have rows that do not overlap.");
+  const double* c = elements<double>(coefficients);
+  dispatch_values(values, [&](auto* value_type) {
+    dispatch_float(out, [&](auto* out_type) {
+      using T = element_t<decltype(value_type)>;
+      using V = element_t<decltype(out_type)>;
+      const T* x = elements<T>(values);
+      const uint16_t* offsets = elements<uint16_t>(indices);
+      parallel_tasks(layout.blocks, m * layout.kept * k, [&](int64_t begin, int64_t end) {
+        std::vector<double> sums(layout.block_size);
+        for (int64_t task = begin * k; task < end * k; ++task) {
+          const int64_t b = task / k, i = task % k;
+          std::fill(sums.begin(), sums.end(), 0.0);
+          for (int64_t r = 0; r < m; ++r)
+            topk_kernels<T, V>().add(c[i * m + r], x + layout.entry(r, b), offsets + layout.entry(r, b), layout.kept,
+                                     sums.data());
+          V* y = out.template mutable_data_ptr<V>() + i * out.stride(0) + layout.begin(b);
+          for (int64_t j = 0; j < layout.cols(b); ++j)
+            y[j] = alpha == 0 ? V(beta * sums[j]) : V(alpha * double(y[j]) + beta * sums[j]);
+        }
+      });
+    });
+  });
+}
+
+Tensor topk_push_cpu(Tensor values, Tensor indices, Tensor error, int64_t row, const Tensor& gradient,
+                     int64_t block_size) {
+  constexpr const char* op = "topk_push_";
+  STD_TORCH_CHECK(is_float(gradient) || is_double(gradient), op,
+                  ": Parameter `gradient` should be float32 or float64.");
+  STD_TORCH_CHECK(gradient.dim() == 1 && gradient.is_contiguous(), op,
+                  ": Parameter `gradient` should be a contiguous vector.");
+  STD_TORCH_CHECK(error.scalar_type() == gradient.scalar_type() && error.is_contiguous(), op,
+                  ": Parameter `error` should be contiguous and of the gradient's dtype.");
+  const Layout layout = check_entries(op, values, indices, gradient.size(0), block_size);
+  check_shape(op, "error", error, {layout.dim});
+  STD_TORCH_CHECK(row >= 0 && row < layout.rank, op, ": Parameter `row` should be in [0, ", layout.rank, "). Found ",
+                  row, ".");
+  Tensor products = empty_f64(gradient, {layout.rank});
+  dispatch_values(values, [&](auto* value_type) {
+    dispatch_float(gradient, [&](auto* vector_type) {
+      using T = element_t<decltype(value_type)>;
+      using V = element_t<decltype(vector_type)>;
+      push(mutable_elements<T>(values), mutable_elements<uint16_t>(indices), mutable_elements<V>(error), layout, row,
+           elements<V>(gradient), products.mutable_data_ptr<double>());
+    });
+  });
+  return products;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(mfac, CPU, m) {
+  m.impl("topk_dot", TORCH_BOX(&topk_dot_cpu));
+  m.impl("topk_combine_", TORCH_BOX(&topk_combine_cpu));
+  m.impl("topk_push_", TORCH_BOX(&topk_push_cpu));
+}
+
+}  // namespace mfac

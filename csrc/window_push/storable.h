@@ -1,0 +1,28 @@
+// Whether a vector can be written into a window of elements T.
+#pragma once
+
+#include <limits>
+
+#include "adapter.h"
+
+namespace mfac {
+
+// The largest magnitude that does not round to an infinity.
+template <typename T>
+double largest_finite() {
+  if constexpr (std::is_same_v<T, f16>) return 65519.99;  // below 65504 and half a unit in its last place
+  else if constexpr (std::is_same_v<T, bf16>) return 0x1.fefffep127;
+  else if constexpr (std::is_same_v<T, double>) return std::numeric_limits<double>::max();
+  else return std::numeric_limits<float>::max();
+}
+
+inline Magnitude magnitude_of(const float* v, int64_t n) { return kernels().magnitude_f32(v, n); }
+inline Magnitude magnitude_of(const double* v, int64_t n) { return kernels().magnitude_f64(v, n); }
+
+template <typename T, typename V>
+bool is_storable(const V* v, int64_t d) {
+  const Magnitude size = magnitude_of(v, d);
+  return size.sum_of_squares <= std::numeric_limits<double>::max() && size.largest <= largest_finite<T>();
+}
+
+}  // namespace mfac

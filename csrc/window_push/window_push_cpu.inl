@@ -1,0 +1,128 @@
+// What a new row of the window needs before its products: is it finite, and what is it when rounded to the window's
+// format. Two reads and one write of d entries, 1/m of what the products read.
+
+template <typename V>
+Magnitude vector_magnitude(const V* v, int64_t cols) {
+  f64v largest = {}, squares = {};
+  int64_t j = 0;
+  for (; j + kLanes <= cols; j += kLanes) {
+    const f64v x = load(v + j), size = x < 0 ? -x : x;
+    largest = size > largest ? size : largest;
+    squares += x * x;
+  }
+  double most = 0, sum = lane_sum(squares);
+  for (int64_t i = 0; i < kLanes; ++i) most = largest[i] > most ? largest[i] : most;
+  for (; j < cols; ++j) {
+    const double x = v[j];
+    most = std::fabs(x) > most ? std::fabs(x) : most;
+    sum += x * x;
+  }
+  return {most, sum};
+}
+
+MFAC_INLINE void round_to(float x, float& y) { y = x; }
+MFAC_INLINE void round_to(double x, double& y) { y = x; }
+MFAC_INLINE void round_to(double x, float& y) { y = float(x); }
+MFAC_INLINE void round_to(float x, double& y) { y = x; }
+
+// Round to nearest, ties to even.
+MFAC_INLINE void round_to(float x, bf16& y) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  y.bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+MFAC_INLINE void round_to(float x, f16& y) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x), sign = bits >> 16 & 0x8000;
+  const float size = __builtin_fabsf(x);
+  // Above 2⁻¹⁴ the mantissa is cut to 10 bits in place. Below, adding ½ leaves the value in units of 2⁻²⁴ in the low
+  // bits.
+  const uint32_t of_size = __builtin_bit_cast(uint32_t, size);
+  const uint32_t normal = (of_size - (112u << 23) + 0xfff + ((of_size >> 13) & 1)) >> 13;
+  const uint32_t subnormal = __builtin_bit_cast(uint32_t, size + 0.5f) - 0x3f000000u;
+  y.bits = uint16_t(sign | (size < 0x1p-14f ? subnormal : normal));
+}
+
+// Doubles reach the 16-bit formats by way of float32, as gradients are no finer than that where such a window is used.
+MFAC_INLINE void round_to(double x, bf16& y) { round_to(float(x), y); }
+MFAC_INLINE void round_to(double x, f16& y) { round_to(float(x), y); }
+
+template <typename T, typename V>
+void round_row(const V* v, int64_t cols, T* row, V* rounded) {
+  for (int64_t j = 0; j < cols; ++j) {
+    T x;
+    round_to(v[j], x);
+    row[j] = x;
+    rounded[j] = V(widen(x));
+  }
+}
+
+// row[j] <- v[j]/scale rounded to nearest, with the least scale for which |row[j]| <= 127 that has 16 significant
+// bits: scale·row[j] is then a float32 number, so that the row stored has an exact float32 value. The scale, 0 for
+// zeros.
+float quantize_row(const float* v, int64_t cols, int8_t* row, float* rounded) {
+  float most = 0;
+  for (int64_t j = 0; j < cols; ++j) most = __builtin_fabsf(v[j]) > most ? __builtin_fabsf(v[j]) : most;
+  const uint32_t bits = __builtin_bit_cast(uint32_t, most / 127.0f);
+  const float scale = __builtin_bit_cast(float, (bits + 0xff) & ~0xffu);
+  // Below this the quotients would not be normal numbers; such rows are as good as zero.
+  const bool vanishes = !(scale > 0x1p-100f);
+  const float inverse = vanishes ? 0 : 1 / scale;
+  for (int64_t j = 0; j < cols; ++j) {
+    const float shifted = v[j] * inverse + 0x1.8p23f;  // the sum is rounded to an integer, ties to even
+    const float q = shifted - 0x1.8p23f;
+    row[j] = int8_t(q);
+    rounded[j] = q * scale;
+  }
+  return vanishes ? 0 : scale;
+}
+
+// Σ_j a[j]·b[j], exact: at most 1024 · 128 · 255 in magnitude.
+MFAC_INLINE int32_t int8_dot(const int8_t* a, const int8_t* b, int64_t n) {
+  int32_t sum = 0;
+  for (int64_t j = 0; j < n; ++j) sum += int32_t(a[j]) * int32_t(b[j]);
+  return sum;
+}
+
+#if defined(MFAC_HAS_VNNI)
+// VNNI multiplies unsigned by signed bytes: a + 128 takes a's place and 128·Σb is taken off. Four rows a pass.
+MFAC_INLINE int32_t lane_sum(__m512i x) {
+  typedef int32_t lanes __attribute__((vector_size(64)));
+  int32_t sum = 0;
+  for (int i = 0; i < 16; ++i) sum += ((lanes)x)[i];
+  return sum;
+}
+
+template <int n>
+MFAC_INLINE int64_t vnni_dot_rows(const int8_t* window, int64_t stride, int64_t cols, const int8_t* v, int32_t* out) {
+  const __m512i offset = _mm512_set1_epi8(int8_t(-128)), ones = _mm512_set1_epi8(1);
+  __m512i sum[n], sum_v = _mm512_setzero_si512();
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) sum[i] = _mm512_setzero_si512();
+  int64_t j = 0;
+  for (; j + 64 <= cols; j += 64) {
+    const __m512i y = _mm512_loadu_si512(v + j);
+    sum_v = _mm512_dpbusd_epi32(sum_v, ones, y);
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) {
+      prefetch_ahead(window + i * stride + j);
+      const __m512i x = _mm512_xor_si512(_mm512_loadu_si512(window + i * stride + j), offset);
+      sum[i] = _mm512_dpbusd_epi32(sum[i], x, y);
+    }
+  }
+  const int32_t correction = 128 * lane_sum(sum_v);
+#pragma GCC unroll 8
+  for (int i = 0; i < n; ++i) out[i] = lane_sum(sum[i]) - correction;
+  return j;
+}
+#endif
+
+void int8_dot_rows(const int8_t* window, int64_t stride, int64_t rows, int64_t cols, const int8_t* v, int32_t* out) {
+  int64_t r = 0;
+#if defined(MFAC_HAS_VNNI)
+  for (; r + 8 <= rows; r += 8) {
+    const int64_t done = vnni_dot_rows<8>(window + r * stride, stride, cols, v, out + r);
+    for (int i = 0; i < 8; ++i) out[r + i] += int8_dot(window + (r + i) * stride + done, v + done, cols - done);
+  }
+#endif
+  for (; r < rows; ++r) out[r] = int8_dot(window + r * stride, v, cols);
+}

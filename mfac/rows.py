@@ -1,0 +1,207 @@
+"""How a window stores its rows: as they are, in 16 or 8 bits, or by their largest entries alone.
+
+Whatever the format, the window *is* the rounded rows: `push_` returns the products of the row as it was rounded, so the
+Gram matrix made of them is that of what is stored (docs/derivation.md, "Compressed windows"). Storage is allocated on
+first use; `nbytes` is known before.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mfac import ops
+from mfac.dual import window_combine_, window_dot
+
+_SCALE_COLUMNS = 1024  # kScaleColumns in csrc/isa/kernels.h
+_BLOCK_COLUMNS = 16384  # widest block of a sparse row: a block of float64 sums is 128 KiB
+
+
+class Rows(Protocol):
+    """Rows g_1 ... g_m of length d in some format. Vectors are float32, or float64 where the rows are."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes they take once allocated."""
+
+    def push_(self, row: int, gradient: Tensor) -> Tensor:
+        """Writes a gradient [d] and returns its products with every row, [m] float64; NaN if nothing was written."""
+
+    def clear_(self, row: int) -> None:
+        """Makes a row zero."""
+
+    def dot(self, vectors: Tensor) -> Tensor:
+        """`vectors` [k, d] times Gᵀ: [k, m] float64."""
+
+    def combine_(self, out: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
+        """In place: out [k, d] <- alpha·out + beta·coefficients [k, m] G."""
+
+    def dense(self, index: Tensor | slice) -> Tensor:
+        """The rows asked for, [k, d], in the vectors' dtype: exactly what is stored."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The storage by name, by reference."""
+
+
+class DenseRows:
+    """Rows in float64, float32, bfloat16 or float16."""
+
+    def __init__(self, rank: int, dim: int, dtype: torch.dtype) -> None:
+        self.shape = (rank, dim)
+        self.dtype = dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @cached_property
+    def stored(self) -> Tensor:
+        """G, [m, d]."""
+        return torch.zeros(self.shape, dtype=self.dtype, device="cpu")
+
+    def push_(self, row: int, gradient: Tensor) -> Tensor:
+        return ops.window_push_(self.stored, row, gradient)
+
+    def clear_(self, row: int) -> None:
+        self.stored[row] = 0
+
+    def dot(self, vectors: Tensor) -> Tensor:
+        if self.dtype.itemsize >= 4:
+            return window_dot(self.stored, vectors)
+        return ops.window_dot(self.stored, vectors)
+
+    def combine_(self, out: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
+        if self.dtype.itemsize >= 4:
+            return window_combine_(out, self.stored, coefficients, alpha, beta)
+        return ops.window_combine_(out, self.stored, coefficients, alpha, beta)
+
+    def dense(self, index: Tensor | slice) -> Tensor:
+        rows = self.stored[index]
+        return rows if self.dtype.itemsize >= 4 else rows.float()
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"rows": self.stored}
+
+
+class Int8Rows:
+    """Rows in int8, with a float32 scale for every 1024 columns of a row: the largest entry there is ±127 scales."""
+
+    def __init__(self, rank: int, dim: int) -> None:
+        self.shape = (rank, dim)
+        self.scales_shape = (rank, -(-dim // _SCALE_COLUMNS))
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) + 4 * math.prod(self.scales_shape)
+
+    @cached_property
+    def stored(self) -> Tensor:
+        """The integers, [m, d]."""
+        return torch.zeros(self.shape, dtype=torch.int8, device="cpu")
+
+    @cached_property
+    def scales(self) -> Tensor:
+        """[m, ceil(d / 1024)]."""
+        return torch.zeros(self.scales_shape, dtype=torch.float32, device="cpu")
+
+    def push_(self, row: int, gradient: Tensor) -> Tensor:
+        return ops.window_push_(self.stored, row, gradient, self.scales)
+
+    def clear_(self, row: int) -> None:
+        self.stored[row] = 0
+        self.scales[row] = 0
+
+    def dot(self, vectors: Tensor) -> Tensor:
+        return ops.window_dot(self.stored, vectors, self.scales)
+
+    def combine_(self, out: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
+        return ops.window_combine_(out, self.stored, coefficients, alpha, beta, self.scales)
+
+    def dense(self, index: Tensor | slice) -> Tensor:
+        scales = self.scales[index].repeat_interleave(_SCALE_COLUMNS, dim=-1)[..., : self.shape[1]]
+        return self.stored[index].float() * scales  # exact: the scales have 16 significant bits
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"rows": self.stored, "scales": self.scales}
+
+
+class TopKRows:
+    """Sparse rows: of every block of columns the share `density` of entries that is largest in magnitude.
+
+    What a row leaves out, and what its values lose in rounding, is added to the next gradient (error feedback).
+
+    Source: Modoranu et al., "Error Feedback Can Accurately Compress Preconditioners" (EFCP, 2306.06098).
+
+    Args:
+        rank: m.
+        dim: d.
+        dtype: Of the values.
+        density: Share of the entries kept, in (0, 1); at least one a block.
+    """
+
+    def __init__(self, rank: int, dim: int, dtype: torch.dtype, density: float) -> None:
+        blocks = -(-dim // _BLOCK_COLUMNS)
+        self.dim = dim
+        self.dtype = dtype
+        self.block_size = -(-dim // blocks)
+        self.shape = (rank, -(-dim // self.block_size), math.ceil(density * self.block_size))
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * (self.dtype.itemsize + 2) + self.dim * self.vector_dtype.itemsize
+
+    @property
+    def vector_dtype(self) -> torch.dtype:
+        """Of the error: the gradients' dtype."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @cached_property
+    def values(self) -> Tensor:
+        """[m, blocks, kept]."""
+        return torch.zeros(self.shape, dtype=self.dtype, device="cpu")
+
+    @cached_property
+    def indices(self) -> Tensor:
+        """Offsets within the block, [m, blocks, kept] uint16."""
+        return torch.zeros(self.shape, dtype=torch.uint16, device="cpu")
+
+    @cached_property
+    def error(self) -> Tensor:
+        """What has not entered the window yet, [d]."""
+        return torch.zeros(self.dim, dtype=self.vector_dtype, device="cpu")
+
+    def push_(self, row: int, gradient: Tensor) -> Tensor:
+        return ops.topk_push_(self.values, self.indices, self.error, row, gradient, self.block_size)
+
+    def clear_(self, row: int) -> None:
+        self.values[row] = 0
+
+    def dot(self, vectors: Tensor) -> Tensor:
+        return ops.topk_dot(self.values, self.indices, vectors, self.block_size)
+
+    def combine_(self, out: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
+        return ops.topk_combine_(out, self.values, self.indices, coefficients, alpha, beta, self.block_size)
+
+    def dense(self, index: Tensor | slice) -> Tensor:
+        values = self.values[index].reshape(-1, *self.shape[1:]).to(self.vector_dtype)  # [k, blocks, kept]
+        starts = torch.arange(0, self.dim, self.block_size, device="cpu")[:, None]
+        columns = self.indices[index].reshape(values.shape).long() + starts
+        rows = values.new_zeros((values.shape[0], self.dim))
+        rows.scatter_add_(1, columns.flatten(1), values.flatten(1))
+        return rows if self.values[index].dim() == 3 else rows[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"values": self.values, "indices": self.indices, "error": self.error}
+
+
+def make_rows(rank: int, dim: int, dtype: torch.dtype, density: float) -> Rows:
+    """The storage for a window of these parameters."""
+    if density < 1:
+        return TopKRows(rank, dim, dtype, density)
+    if dtype == torch.int8:
+        return Int8Rows(rank, dim)
+    return DenseRows(rank, dim, dtype)
