@@ -44,10 +44,7 @@ def window_combine_(
 
 
 def window_push_(window: Tensor, row: int, gradient: Tensor, scales: Tensor | None = None) -> Tensor:
-    """Rounds a gradient [d] into a row, in place, and returns that row's products with every row, [m]. One pass.
-
-    Where the gradient is not finite, or not when rounded, nothing is written and the products are NaN.
-    """
+    """Rounds a gradient [d] into a row and returns the row's products with all, [m]; NaN if not finite, nothing written."""
     result: Tensor = _ops.window_push_(window, row, gradient, scales)
     return result
 

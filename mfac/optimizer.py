@@ -19,9 +19,9 @@ class MFAC(Optimizer):
     r"""The M-FAC optimizer: :math:`w \leftarrow w - \eta v`, :math:`v \leftarrow \beta v + (1 - \beta) F^{-1} g`.
 
     F = λI + (1/m) Σ gᵢgᵢᵀ over the last m gradients, the newest included. One window serves all parameters, so the
-    curvature between layers counts too. A step costs two passes over the window at memory speed and O(m²); memory is the window
-    (`window.nbytes`, known before the first step), the momentum, and O(d). A `window_dtype` of 16 or 8 bits, or a
-    `density` below 1, makes both smaller; the step is then exact for the gradients as they are stored.
+    curvature between layers counts too. A step costs two passes over the window at memory speed and O(m²);
+    memory is the window (`window.nbytes`, known before the first step), the momentum, and O(d). A `window_dtype` of
+    16 or 8 bits, or a `density` below 1, makes both smaller; the step is then exact for the gradients as stored.
 
     For near-orthogonal gradients and small λ the step is about m·g/‖g‖²: the rank is a hidden multiplier of the
     learning rate, and what suits SGD does not suit this.

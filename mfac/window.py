@@ -32,8 +32,8 @@ class GradientWindow:
     `precondition` is a second pass. Memory: `nbytes`, which is the window and 2m² float64, and O(d). It is allocated by
     the first push, so `nbytes` can be asked for before.
 
-    The window may be compressed: `dtype` 16 or 8 bits wide, or `density` < 1. F is then exactly the Fisher of the rows as
-    they were rounded, and `precondition` is exact for the newest of these.
+    The window may be compressed: `dtype` 16 or 8 bits wide, or `density` < 1. F is then exactly the Fisher of the rows
+    as they were rounded, and `precondition` is exact for the newest of these.
 
     Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 3.2, with the differences that
     docs/derivation.md numbers: (3) O(dm + m²) in place of O(dm + m³); (4) the push-through form n Gᵀ C⁻¹ eⱼ for the
@@ -102,7 +102,8 @@ class GradientWindow:
 
     def __repr__(self) -> str:
         sparse = f", density={self.density:g}" if self.density < 1 else ""
-        return f"GradientWindow(rank={self.rank}, dim={self.dim}, num_filled={self.num_filled}, dtype={self.dtype}{sparse})"
+        shape = f"rank={self.rank}, dim={self.dim}, num_filled={self.num_filled}"
+        return f"GradientWindow({shape}, dtype={self.dtype}{sparse})"
 
     @property
     def rows(self) -> Tensor:
@@ -227,8 +228,8 @@ class GradientWindow:
         The error is about ε·(‖G‖²/(nλ))^1.5 where rows are nearly dependent, with ε = 1e-16, and far less where not.
 
         Returns:
-            [d] float64 for a float64 window, float32 for any other, in units of the parameters. One pass over the window and O(m²); where m >= d, a
-            factorisation of the d x d matrix.
+            [d] float64 for a float64 window, float32 for any other, in units of the parameters. One pass over the
+            window and O(m²); where m >= d, a factorisation of the d x d matrix.
 
         Raises:
             RuntimeError: If there is no newest gradient: nothing was pushed, or it was removed.
