@@ -5,6 +5,8 @@
 STABLE_TORCH_LIBRARY(mfac, m) {
   // G Gᵀ -> [m, m]
   m.def("gram(Tensor window) -> Tensor");
+  // inverse_factor [m, m] = L⁻¹ -> squared column norms of L⁻¹G, [d]; `single`: in float32 arithmetic
+  m.def("whitened_norms(Tensor window, Tensor inverse_factor, bool single) -> Tensor");
   // A window may also be bfloat16, float16, or int8 with scales [m, ceil(d / 1024)]: row r is scales[r, j /
   // 1024]·window[r, j] vectors [k, d] -> vectors Gᵀ, [k, m]
   m.def("window_dot(Tensor window, Tensor vectors, Tensor? scales=None) -> Tensor");

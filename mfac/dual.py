@@ -12,6 +12,10 @@ from mfac import ops
 
 _TILE_ENTRIES = 1 << 19  # of a float64 column tile: 4 MiB
 _CANCELLED = 1e-6  # of 1 - ‖U_:i‖²: below this a bound is looked at
+_NORMS_AT_ONCE = 1024  # columns gathered at a time
+_SINGLE_ERROR = 2.0**-21  # relative error of 1 - ‖U_:i‖² that float32 arithmetic may have by its bound
+_SMALLEST_LIMIT = 1e-4  # of ‖U_:i‖²: below this, float32 arithmetic would be of use to few columns
+_MOST_UNCERTAIN = 8  # where more than one in so many columns is above the limit, all are done in float64
 _MOST_FUSED_VECTORS = 4  # from 8 on a matrix product over tiles is faster (bench/ops.py)
 
 
@@ -80,6 +84,17 @@ def factor_capacitance(gram: Tensor, shift: float) -> Tensor:
     return factor
 
 
+def _norm_of_magnitudes(matrix: Tensor) -> float:
+    """A bound on the spectral norm of |A|: the geometric mean of the largest row and column sums."""
+    magnitudes = matrix.abs()
+    return float(magnitudes.sum(0).max() * magnitudes.sum(1).max()) ** 0.5
+
+
+def _fits_single(matrix: Tensor) -> bool:
+    """Whether products with the largest entries are far from float32's range, so that its relative errors hold."""
+    return bool((matrix.abs().max() < 1e15) & (matrix.diagonal().abs().min() > 1e-15))
+
+
 class DualFisher:
     """F⁻¹ = (I - Gᵀ C⁻¹ G)/λ for m < d.
 
@@ -124,17 +139,38 @@ class DualFisher:
         return window_combine_(v.clone(), self.window, window_dot(self.window, v), self.damping, 1 / self.num_terms)
 
     def inverse_diagonal(self) -> Tensor:
-        """diag(F⁻¹), [d] float64; a triangular solve of m²d flops, tile by tile."""
-        diagonal = self.window.new_empty((self.window.shape[1],), dtype=torch.float64)
-        for columns, tile in column_tiles(self.window):
-            whitened = self._whiten(tile).square_() if self.stored is None else self.stored[:, columns].square()
-            rest = 1 - whitened.sum(0)
-            cancelled = rest < _CANCELLED
-            if bool(cancelled.any()):  # (F⁻¹)_ii >= 1/F_ii, which does not subtract
-                least = self.damping / (self.damping + tile[:, cancelled].square().sum(0) / self.num_terms)
-                rest[cancelled] = torch.maximum(rest[cancelled], least)
-            diagonal[columns] = rest / self.damping
-        return diagonal
+        """diag(F⁻¹), [d] float64, from the squared column norms of L⁻¹G; m²d flops."""
+        if self.stored is not None:
+            norms = torch.cat([tile.square().sum(0) for tile in self.stored.split(_NORMS_AT_ONCE, dim=1)])
+        else:
+            norms = self._whitened_norms()  # [d]
+        rest = 1 - norms
+        cancelled = (rest < _CANCELLED).nonzero()[:, 0]
+        for columns in cancelled.split(_NORMS_AT_ONCE):  # (F⁻¹)_ii >= 1/F_ii, which does not subtract
+            squares = self.window[:, columns].double().square_().sum(0)
+            rest[columns] = torch.maximum(rest[columns], self.damping / (self.damping + squares / self.num_terms))
+        return rest.div_(self.damping)
+
+    def _whitened_norms(self) -> Tensor:
+        """‖U_:i‖² for every column, [d] float64; of a float32 window in float32 where a bound allows it."""
+        # A sum of m products is off by at most (m + 2)u of the sum of their magnitudes, so that with κ >= ‖|L⁻¹|‖ ‖|L|‖
+        # the error of s = ‖U_:i‖² is at most ρs, ρ = (m + 2)u(2κ + 1), and that of 1 - s is below _SINGLE_ERROR of it
+        # where s <= _SINGLE_ERROR/(_SINGLE_ERROR + ρ). Columns above that are done in float64.
+        eye = torch.eye(self.factor.shape[0], dtype=torch.float64, device="cpu")
+        inverse = torch.linalg.solve_triangular(self.factor, eye, upper=False).contiguous()
+        if self.window.dtype == torch.float64:
+            return ops.whitened_norms(self.window, inverse, False)
+        rho = (eye.shape[0] + 2) * 2.0**-24 * (2 * _norm_of_magnitudes(self.factor) * _norm_of_magnitudes(inverse) + 1)
+        limit = _SINGLE_ERROR / (_SINGLE_ERROR + rho)
+        if limit < _SMALLEST_LIMIT or not _fits_single(inverse):
+            return ops.whitened_norms(self.window, inverse, False)
+        norms = ops.whitened_norms(self.window, inverse, True)
+        uncertain = (~(norms <= limit)).nonzero()[:, 0]
+        if uncertain.numel() > self.window.shape[1] // _MOST_UNCERTAIN:
+            return ops.whitened_norms(self.window, inverse, False)
+        for columns in uncertain.split(_NORMS_AT_ONCE) if uncertain.numel() else ():
+            norms[columns] = ops.whitened_norms(self.window[:, columns].contiguous(), inverse, False)
+        return norms
 
     def _columns(self, index: Tensor) -> Tensor:
         """U[:, index], [m, len(index)]."""

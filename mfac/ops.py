@@ -29,6 +29,12 @@ def gram(window: Tensor) -> Tensor:
     return result
 
 
+def whitened_norms(window: Tensor, inverse_factor: Tensor, single: bool) -> Tensor:
+    """Squared column norms of L⁻¹G, [d] float64, for a lower triangular L⁻¹ [m, m]; `single`: in float32. O(m²d)."""
+    result: Tensor = _ops.whitened_norms(window, inverse_factor, single)
+    return result
+
+
 def window_dot(window: Tensor, vectors: Tensor, scales: Tensor | None = None) -> Tensor:
     """Products of `vectors` [k, d] with every row of the window, accumulated in float64: [k, m]. One pass."""
     result: Tensor = _ops.window_dot(window, vectors, scales)
@@ -44,7 +50,7 @@ def window_combine_(
 
 
 def window_push_(window: Tensor, row: int, gradient: Tensor, scales: Tensor | None = None) -> Tensor:
-    """Rounds a gradient [d] into a row and returns the row's products with all, [m]; NaN if not finite, nothing written."""
+    """Rounds a gradient [d] into a row; the row's products with all rows, [m]. NaN, and nothing written, if not finite."""
     result: Tensor = _ops.window_push_(window, row, gradient, scales)
     return result
 
@@ -122,6 +128,11 @@ def _block_order(window: Tensor, block_size: int) -> tuple[int, int]:
 @torch.library.register_fake("mfac::gram")
 def _(window: Tensor) -> Tensor:
     return _float64(window, window.shape[0], window.shape[0])
+
+
+@torch.library.register_fake("mfac::whitened_norms")
+def _(window: Tensor, inverse_factor: Tensor, single: bool) -> Tensor:
+    return _float64(window, window.shape[1])
 
 
 @torch.library.register_fake("mfac::window_dot")

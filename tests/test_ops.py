@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rounding import assert_sums_agree
+from rounding import U, assert_sums_agree
 from samplers import KINDS, normal, strided, window
 
 from mfac import ops
@@ -41,6 +41,33 @@ def test_gram_values_of_long_and_of_tall_windows(dtype: torch.dtype):
     assert_gram_is_right(window(9, LONG, dtype=dtype))
     assert_gram_is_right(window(300, 1100, dtype=dtype))
     assert_gram_is_right(window(1, 3, dtype=dtype).expand(6, 3))  # stride 0
+
+
+def assert_norms_are_right(G: torch.Tensor, single: bool) -> None:
+    # An entry of L⁻¹G is off by at most (m + 2)u of the sum of magnitudes, the rounding of L⁻¹ included; its square by
+    # twice that, and the sum of m squares by m·u more.
+    m = G.shape[0]
+    factor = normal(m, m, seed=3).tril() + 2 * torch.eye(m, dtype=F64)
+    u = U[F32] if single else U[F64]
+    magnitudes = (factor.abs() @ G.double().abs()).square().sum(0)
+    found = ops.whitened_norms(G, factor, single)
+    assert found.dtype == F64
+    error = (found - (factor @ G.double()).square().sum(0)).abs()
+    assert bool((error <= (3 * m + 8) * u * magnitudes + torch.finfo(G.dtype).tiny).all())
+
+
+@pytest.mark.parametrize("dim", SIZES)
+@pytest.mark.parametrize(("dtype", "single"), [(F32, True), (F32, False), (F64, False)])
+def test_whitened_norms_values(dim: int, dtype: torch.dtype, single: bool):
+    for rank in RANKS:
+        assert_norms_are_right(window(rank, dim, norm=3.0, dtype=dtype, seed=rank), single)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whitened_norms_values_of_every_kind_of_window(kind: str):
+    for scale in (1e-10, 1e10):
+        assert_norms_are_right(window(37, 301, norm=scale, dtype=F32, kind=kind), single=True)
+        assert_norms_are_right(window(37, 301, norm=scale, dtype=F64, kind=kind), single=False)
 
 
 def assert_dot_is_right(G: torch.Tensor, v: torch.Tensor) -> None:

@@ -43,6 +43,16 @@ struct Magnitude {
   double largest, sum_of_squares;
 };
 
+constexpr int64_t kWhitenRowsAtOnce = 8;  // rows of L⁻¹ that a register tile holds
+
+// Squared column norms of L⁻¹G in arithmetic of type C; layouts stand in whitened_norms/.
+template <typename T, typename C>
+struct WhitenKernels {
+  int64_t panel_columns;
+  void (*pack)(const T* window, int64_t stride, int64_t rows, int64_t cols, C* panels);
+  void (*norms)(const C* factor, const C* panel, int64_t rows, C* norms);
+};
+
 // Form of one block's factor: kDual holds chol(nλI + G_b G_bᵀ), kPrimal chol(λI + G_bᵀ G_b / n).
 enum class BlockForm { kDual, kPrimal };
 
@@ -103,6 +113,10 @@ struct Kernels {
   // out[r] = Σ_j window[r, j]·v[j], exactly, for at most kScaleColumns columns
   void (*int8_dot)(const int8_t* window, int64_t stride, int64_t rows, int64_t cols, const int8_t* v, int32_t* out);
 
+  WhitenKernels<float, float> whiten_f32;
+  WhitenKernels<float, double> whiten_f32_in_f64;
+  WhitenKernels<double, double> whiten_f64;
+
   // gram/: sums[i, j] += Σ_k a[k, i]·b[k, j] for two packed panels, [panel_rows, panel_rows]; where a and b
   // are the same panel, at least the entries with j <= i.
   int64_t gram_panel_rows;
@@ -138,6 +152,13 @@ inline const TypedKernels<float>& kernels_for<float>() {
 template <>
 inline const TypedKernels<double>& kernels_for<double>() {
   return kernels().f64;
+}
+
+template <typename T, typename C>
+const WhitenKernels<T, C>& whiten_kernels() {
+  if constexpr (std::is_same_v<C, float>) return kernels().whiten_f32;
+  else if constexpr (std::is_same_v<T, float>) return kernels().whiten_f32_in_f64;
+  else return kernels().whiten_f64;
 }
 
 template <typename T>

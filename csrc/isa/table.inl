@@ -14,6 +14,8 @@ namespace {
 
 #include "topk/topk_cpu.inl"
 
+#include "whitened_norms/whitened_norms_cpu.inl"
+
 #include "gram/gram_cpu.inl"
 
 #include "capacitance/capacitance_cpu.inl"
@@ -67,6 +69,9 @@ extern const Kernels MFAC_TABLE_OF(MFAC_ISA) = {
     vector_magnitude<double>,
     quantize_row,
     int8_dot_rows,
+    {kPanelColumns<float>, whiten_pack<float, float>, whiten_panel<float>},
+    {kPanelColumns<double>, whiten_pack<float, double>, whiten_panel<double>},
+    {kPanelColumns<double>, whiten_pack<double, double>, whiten_panel<double>},
     kGramPanelRows,
     gram_panels,
     symmetric_matvec_rows,

@@ -1,0 +1,224 @@
+"""Values of windows of sparse rows: which entries `topk_push_` keeps, what it carries over, and products with them."""
+
+import pytest
+import torch
+from rounding import assert_sums_agree
+from samplers import normal
+from torch import Tensor
+
+from mfac import ops
+
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+DTYPES = [(F32, F32), (F64, F64), (BF16, F32), (F16, F32), (F32, F64), (BF16, F64), (F16, F64), (F64, F32)]
+
+# (d, block size, kept): one block; last blocks as wide, narrower, of one column and narrower than `kept`; all kept.
+LAYOUTS = [
+    (1, 1, 1),
+    (7, 7, 3),
+    (21, 7, 1),
+    (23, 7, 3),
+    (22, 7, 3),
+    (16, 7, 5),
+    (40, 13, 13),
+    (1000, 1000, 10),
+    (5001, 1667, 17),
+    (65_537, 65_536, 100),
+]
+
+
+class Sparse:
+    """A window of sparse rows, and the same made with dense sorts."""
+
+    def __init__(self, rank: int, layout: tuple[int, int, int], dtype: torch.dtype, vector_dtype: torch.dtype) -> None:
+        self.dim, self.block_size, self.kept = layout
+        shape = (rank, -(-self.dim // self.block_size), self.kept)
+        self.values = torch.zeros(shape, dtype=dtype)
+        self.indices = torch.zeros(shape, dtype=torch.uint16)
+        self.error = torch.zeros(self.dim, dtype=vector_dtype)
+
+    def push(self, row: int, g: Tensor) -> Tensor:
+        return ops.topk_push_(self.values, self.indices, self.error, row, g, self.block_size)
+
+    def dense(self) -> Tensor:
+        """[m, d] float64."""
+        rows = torch.zeros(self.values.shape[0], self.dim, dtype=F64)
+        for b in range(self.values.shape[1]):
+            part = rows[:, b * self.block_size : (b + 1) * self.block_size]
+            part.scatter_add_(1, self.indices[:, b].long(), self.values[:, b].double())
+        return rows
+
+    def clone(self) -> list[Tensor]:
+        return [self.values.clone(), self.indices.clone(), self.error.clone()]
+
+    def tensors(self) -> list[Tensor]:
+        return [self.values, self.indices, self.error]
+
+
+def largest(v: Tensor, block_size: int, kept: int) -> list[Tensor]:
+    """Offsets of the entries largest in magnitude in every block, ascending; of equal ones the first."""
+    chosen = []
+    for start in range(0, v.numel(), block_size):
+        order = v[start : start + block_size].abs().sort(descending=True, stable=True).indices
+        chosen.append(order[:kept].sort().values)
+    return chosen
+
+
+def assert_push_is_right(S: Sparse, row: int, g: Tensor) -> None:
+    before, rest = S.clone(), [r for r in range(S.values.shape[0]) if r != row]
+    carried = S.error + g  # one rounding, the library's too
+    products = S.push(row, g)
+    expected_error = carried.clone()
+    for b, chosen in enumerate(largest(carried, S.block_size, S.kept)):
+        assert torch.equal(S.indices[row, b].long()[: chosen.numel()], chosen)
+        columns = b * S.block_size + chosen
+        rounded = carried[columns].float() if S.values.dtype.itemsize == 2 else carried[columns]
+        rounded = rounded.to(S.values.dtype)  # 16 bits by way of float32
+        assert torch.equal(S.values[row, b][: chosen.numel()], rounded)
+        assert not S.values[row, b][chosen.numel() :].any() and not S.indices[row, b].long()[chosen.numel() :].any()
+        expected_error[columns] -= rounded.to(carried.dtype)
+    assert torch.equal(S.error, expected_error)
+    wide = S.dense()
+    # Nothing is lost: the loss of rounding to fewer bits is a number of the wider format, so the sum is exact.
+    exactly = carried.double()
+    if not (S.values.dtype == F32 and S.error.dtype == F64):
+        assert torch.equal(wide[row] + S.error.double(), exactly)
+    for found, kept in zip(S.tensors()[:2], before[:2], strict=True):
+        assert all(torch.equal(found[r], kept[r]) for r in rest)
+    assert_sums_agree(products, wide @ wide[row], S.dim, wide.abs() @ wide[row].abs())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("dtype", "vector_dtype"), DTYPES)
+def test_push_values(dtype: torch.dtype, vector_dtype: torch.dtype, layout: tuple[int, int, int]):
+    for rank in (1, 3) if layout[0] < 10_000 else (2,):
+        S = Sparse(rank, layout, dtype, vector_dtype)
+        for i in range(2 * rank + 1):  # past wrap-around, the error carried along
+            assert_push_is_right(S, i % rank, normal(S.dim, seed=i, dtype=vector_dtype))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_values_of_ties_go_to_the_first(layout: tuple[int, int, int]):
+    for most in (0, 1, 3):  # zeros, then 1s and 0s, then few different magnitudes of either sign
+        S = Sparse(2, layout, F32, F32)
+        generator = torch.Generator().manual_seed(most)
+        for i in range(4):
+            g = torch.randint(-most, most + 1, (S.dim,), generator=generator).float()
+            assert_push_is_right(S, i % 2, g)
+
+
+def test_values_of_the_last_column_of_the_widest_block():
+    S = Sparse(1, (65_537, 65_536, 2), F32, F32)
+    g = torch.zeros(65_537)
+    g[65_535], g[65_536], g[3] = 5.0, -7.0, 1.0
+    S.push(0, g)
+    assert S.indices[0].tolist() == [[3, 65_535], [0, 0]]
+    assert S.values[0].tolist() == [[1.0, 5.0], [-7.0, 0.0]]
+    assert not S.error.any()
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_error_holds_the_loss_of_rounding_exactly(dtype: torch.dtype):
+    # Subnormals of both formats, ties and all sizes in between.
+    sizes = torch.logspace(-44 if dtype == BF16 else -12, 4, 3001, dtype=F64)
+    g = (normal(3001, seed=1) * sizes).float()
+    S = Sparse(1, (3001, 1001, 1001), dtype, F32)  # everything kept
+    S.push(0, g)
+    assert torch.equal(S.values[0].flatten()[:3001], g.to(dtype))
+    assert torch.equal(S.error, g - g.to(dtype).float())
+    assert torch.equal(S.dense()[0] + S.error.double(), g.double())
+
+
+def test_nothing_is_lost_over_many_pushes():
+    S = Sparse(4, (101, 34, 3), F32, F32)
+    generator = torch.Generator().manual_seed(0)
+    # Integers: all sums are exact, so that what went in is what came out and what is still there.
+    total, out = torch.zeros(101, dtype=F64), torch.zeros(101, dtype=F64)
+    for i in range(200):
+        g = torch.randint(-9, 10, (101,), generator=generator).float()
+        S.push(i % 4, g)
+        total += g
+        out += S.dense()[i % 4]
+    assert torch.equal(out + S.error.double(), total)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("dtype", "vector_dtype"), DTYPES)
+def test_dot_and_combine_values(dtype: torch.dtype, vector_dtype: torch.dtype, layout: tuple[int, int, int]):
+    rank = 5
+    S = Sparse(rank, layout, dtype, F32)
+    for row in range(rank - 1):  # the last is empty
+        S.push(row, normal(S.dim, seed=row, dtype=F32))
+    wide = S.dense()
+    for count in (1, 3):
+        v = normal(count, S.dim + 5, seed=count, dtype=vector_dtype)[:, 2:-3]  # rows further apart than long
+        found = ops.topk_dot(S.values, S.indices, v, S.block_size)
+        assert found.dtype == F64
+        assert_sums_agree(found, v.double() @ wide.T, S.dim, v.double().abs() @ wide.abs().T)
+
+        c = normal(count, rank, seed=7)
+        around = torch.full((count, S.dim + 5), 77.0, dtype=vector_dtype)
+        for alpha, beta in ((0.5, -3.0), (0.0, 2.0)):
+            out = around[:, 2:-3]
+            out.copy_(normal(count, S.dim, seed=8, dtype=vector_dtype))
+            expected = alpha * out.double() + beta * (c @ wide)
+            absolute = alpha * out.double().abs() + abs(beta) * (c.abs() @ wide.abs())
+            if alpha == 0:
+                out.fill_(float("nan"))  # not read
+            ops.topk_combine_(out, S.values, S.indices, c, alpha, beta, S.block_size)
+            assert_sums_agree(out, expected, rank + 2, absolute)  # and the products with alpha and beta
+            assert bool((around[:, :2] == 77).all()) and bool((around[:, -3:] == 77).all())
+
+
+def test_no_vector_gives_no_product():
+    S = Sparse(3, (23, 7, 3), F32, F32)
+    assert ops.topk_dot(S.values, S.indices, torch.empty(0, 23), 7).shape == (0, 3)
+
+
+REFUSED = [
+    *[(dtype, bad) for dtype in (F32, BF16, F16) for bad in (float("nan"), float("inf"), -float("inf"))],
+    (BF16, float.fromhex("0x1.ffp127")),  # the first float32 that rounds to infinity
+    (F16, 65600.0),  # whatever the error adds
+    (F16, -1e10),
+]
+
+
+@pytest.mark.parametrize(("dtype", "bad"), REFUSED)
+def test_values_that_cannot_be_stored_change_nothing(dtype: torch.dtype, bad: float):
+    for layout in LAYOUTS[:-1]:
+        S = Sparse(2, layout, dtype, F32)
+        for row in range(2):
+            S.push(row, normal(S.dim, seed=row, dtype=F32))
+        before = S.clone()
+        for at in {0, S.dim // 2, S.dim - 1}:
+            g = normal(S.dim, seed=5, dtype=F32)
+            g[at] = bad
+            products = S.push(1, g)
+            assert products.shape == (2,) and bool(products.isnan().all())
+            assert all(torch.equal(a, b) for a, b in zip(before, S.tensors(), strict=True))
+
+
+def test_an_error_that_grows_beyond_the_format_is_refused():
+    S = Sparse(1, (4, 4, 1), F16, F32)
+    S.push(0, torch.tensor([60_000.0, 50_000.0, 0.0, 0.0]))
+    before = S.clone()
+    assert bool(S.push(0, torch.tensor([0.0, 50_000.0, 0.0, 0.0])).isnan().all())
+    assert all(torch.equal(a, b) for a, b in zip(before, S.tensors(), strict=True))
+
+
+@pytest.mark.parametrize("wrong", ["row", "error", "kept", "indices", "block_size", "blocks"])
+def test_wrong_arguments_are_refused(wrong: str):
+    S, g, row, size = Sparse(3, (23, 7, 3), F32, F32), torch.ones(23), 0, 7
+    if wrong == "row":
+        row = 3
+    elif wrong == "error":
+        S.error = S.error.double()
+    elif wrong == "kept":
+        S.values, S.indices = torch.zeros(3, 4, 8), torch.zeros(3, 4, 8, dtype=torch.uint16)
+    elif wrong == "indices":
+        S.indices = torch.zeros(3, 4, 3, dtype=torch.int16)
+    elif wrong == "block_size":
+        size = 65_537
+    else:
+        size = 8
+    with pytest.raises(RuntimeError, match="topk_push_: Parameter"):
+        ops.topk_push_(S.values, S.indices, S.error, row, g, size)
