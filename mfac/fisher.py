@@ -12,7 +12,7 @@ from mfac import ops
 from mfac.block_diagonal import BlockDiagonalFisher
 from mfac.checks import check_count, check_finite_rows, check_vectors, check_window
 from mfac.damping import Damping, RelativeDamping, check_damping, resolve_damping
-from mfac.dual import DualFisher, column_tiles
+from mfac.dual import DualFisher
 from mfac.primal import PrimalFisher
 
 _ELEMENTS_AT_ONCE = 4096
@@ -252,10 +252,7 @@ class EmpiricalFisher:
 
 def _squared_norms(window: Tensor) -> Tensor:
     """‖g_i‖² in float64, [m]."""
-    norms = window.new_zeros(window.shape[0], dtype=torch.float64)
-    for _, tile in column_tiles(window):
-        norms += tile.square_().sum(1)
-    return norms
+    return torch.cat([ops.window_dot(row, row)[0] for row in window.split(1)])
 
 
 def ihvp(grads: Tensor, v: Tensor, damping: Damping = 1e-5, block_size: int | None = None, refine: int = 0) -> Tensor:

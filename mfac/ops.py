@@ -50,7 +50,7 @@ def window_combine_(
 
 
 def window_push_(window: Tensor, row: int, gradient: Tensor, scales: Tensor | None = None) -> Tensor:
-    """Rounds a gradient [d] into a row; the row's products with all rows, [m]. NaN, and nothing written, if not finite."""
+    """Rounds a gradient [d] into a row; its products with all rows, [m]. NaN, and nothing written, if not finite."""
     result: Tensor = _ops.window_push_(window, row, gradient, scales)
     return result
 
