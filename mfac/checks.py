@@ -149,7 +149,9 @@ def check_window_vectors(name: str, vectors: Tensor, dim: int, window_dtype: tor
         ValueError: If the shape is wrong.
     """
     wanted = torch.float64 if window_dtype == torch.float64 else torch.float32
-    if isinstance(vectors, Tensor) and vectors.dtype == window_dtype and window_dtype.is_floating_point:
+    if isinstance(vectors, Tensor) and vectors.dtype != wanted and window_dtype not in VECTOR_DTYPES:
+        choices = (wanted, window_dtype) if window_dtype.is_floating_point else (wanted,)
+        check_dtype(name, vectors.dtype, choices)
         vectors = vectors.to(wanted)
     return check_vectors(name, vectors, dim, wanted).contiguous()
 

@@ -8,6 +8,7 @@ first use; `nbytes` is known before.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Protocol
 
@@ -45,6 +46,9 @@ class Rows(Protocol):
 
     def tensors(self) -> dict[str, Tensor]:
         """The storage by name, by reference."""
+
+    def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuses storage, of the right shapes, that this format cannot hold."""
 
 
 class DenseRows:
@@ -85,6 +89,9 @@ class DenseRows:
 
     def tensors(self) -> dict[str, Tensor]:
         return {"rows": self.stored}
+
+    def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        pass
 
 
 class Int8Rows:
@@ -127,6 +134,9 @@ class Int8Rows:
 
     def tensors(self) -> dict[str, Tensor]:
         return {"rows": self.stored, "scales": self.scales}
+
+    def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        pass
 
 
 class TopKRows:
@@ -196,6 +206,24 @@ class TopKRows:
 
     def tensors(self) -> dict[str, Tensor]:
         return {"values": self.values, "indices": self.indices, "error": self.error}
+
+    def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        starts = torch.arange(0, self.dim, self.block_size, device="cpu")
+        columns = (self.dim - starts).clamp(max=self.block_size)  # of each block
+        if bool((tensors["indices"].long() >= columns[:, None]).any()):
+            raise ValueError("Parameter `state` should have 'indices' below the columns of their block. Found others.")
+
+    def __getstate__(self) -> dict[str, object]:
+        """Offsets as int16: torch cannot pickle uint16."""
+        state = self.__dict__.copy()
+        if "indices" in state:
+            state["indices"] = self.indices.view(torch.int16)
+        return state
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        if "indices" in state:
+            self.__dict__["indices"] = self.indices.view(torch.uint16)
 
 
 def make_rows(rank: int, dim: int, dtype: torch.dtype, density: float) -> Rows:

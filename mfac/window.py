@@ -18,7 +18,7 @@ from mfac.checks import (
 )
 from mfac.damping import Damping, check_damping, resolve_damping
 from mfac.fisher import EmpiricalFisher
-from mfac.rows import DenseRows, make_rows
+from mfac.rows import DenseRows, TopKRows, make_rows
 
 _EMPTY = -1  # the age of a row that holds no gradient
 
@@ -310,6 +310,7 @@ class GradientWindow:
                 _check_like(name, state[name], mine)
             elif not (name == "newest" and state[name] is None):
                 check_number(f"state[{name!r}]", state[name], least=-1)
+        self._rows.check_tensors(state)
         newest = state["newest"]
         if newest is not None and not (0 <= newest < self.rank and state["ages"][newest] != _EMPTY):
             raise ValueError(f"Parameter `state` should have a filled row as 'newest'. Found {newest!r}.")
@@ -327,7 +328,8 @@ class GradientWindow:
             return "a NaN or infinity"
         if self.dtype == self.vector_dtype and self.density == 1:
             return "a squared norm that overflows float64"
-        return f"an entry of {float(g.abs().max()):.3g}, which a window of {self.dtype} cannot hold"
+        entered = g + self._rows.error if isinstance(self._rows, TopKRows) else g
+        return f"an entry of {float(entered.abs().max()):.3g}, which a window of {self.dtype} cannot hold"
 
     def _check_filled(self) -> None:
         if self.num_filled == 0:

@@ -34,7 +34,18 @@ Layout check_entries(const char* op, const Tensor& values, const Tensor& indices
   check_size(op, "values", values.size(1), ceil_div(dim, block_size));
   const int64_t kept = values.size(2);
   STD_TORCH_CHECK(kept >= 1 && kept <= block_size, op, ": Parameter `values` should hold 1 to block_size entries.");
-  return {values.size(0), values.size(1), kept, dim, block_size};
+  const Layout layout{values.size(0), values.size(1), kept, dim, block_size};
+  const uint16_t* offsets = elements<uint16_t>(indices);
+  for (int64_t r = 0; r < layout.rank; ++r)
+    for (int64_t b = 0; b < layout.blocks; ++b) {
+      const uint16_t* of_block = offsets + layout.entry(r, b);
+      uint16_t largest = 0;
+      for (int64_t p = 0; p < kept; ++p) largest = std::max(largest, of_block[p]);
+      STD_TORCH_CHECK(largest < layout.cols(b), op,
+                      ": Parameter `indices` should be below the columns of its block. Found ", largest, " in row ", r,
+                      ".");
+    }
+  return layout;
 }
 
 template <typename F>
