@@ -55,7 +55,8 @@ def test_values_of_every_instruction_set(isa: str, best: str):
         pytest.skip(f"this machine has {best} only")
     if isa == mfac.build_info()["isa_chosen"]:
         pytest.skip("this very process has it: the tests of values themselves")
-    files = [str(TESTS / name) for name in ("test_ops.py", "test_ops_capacitance.py", "test_ops_block.py")]
+    rooms = ("ops", "ops_capacitance", "ops_block", "ops_window_push", "ops_topk")
+    files = [str(TESTS / f"test_{name}.py") for name in rooms]
     # Odd sizes around a vector and a tile; the largest add time and no other path.
     outcome = run(
         isa, "-m", "pytest", "-p", "no:cacheprovider", *files, "-k", "values and not 2049 and not 1000 and not 1100"

@@ -1,0 +1,58 @@
+"""The inverse capacitance: a replaced row and a product, both O(m²)."""
+
+from __future__ import annotations
+
+import torch
+
+from mfac import ops
+from mfac.bench.measurement import DAMPING, READ, Measurement, Setting
+from mfac.bench.recurrence import DynamicRecurrence
+from mfac.bench.timing import check, relative_error
+
+
+def capacitance(setting: Setting) -> list[Measurement]:
+    """A replaced row of the inverse capacitance, against a Cholesky factorisation and the paper's O(m³) rebuild.
+
+    Args:
+        setting: Shapes and rounds.
+
+    Returns:
+        A line each for `capacitance_replace_` and `symmetric_matvec`.
+    """
+    rank = 2 * setting.rank
+    rows = setting.normal(rank, 2 * rank, dtype=torch.float64)
+    matrix, shift = ops.gram(rows), rank * DAMPING
+    full = matrix + shift * torch.eye(rank, dtype=torch.float64)
+    inverse = torch.linalg.inv(full).contiguous()
+    row = rows[rank // 2] = setting.normal(2 * rank, dtype=torch.float64)
+    products = rows @ row
+    ops.capacitance_replace_(inverse, matrix, rank // 2, products, shift)
+    full = rows @ rows.T + shift * torch.eye(rank, dtype=torch.float64)
+    check("capacitance_replace_", relative_error(inverse.tril(), torch.linalg.inv(full).tril()), 1e-11)
+    check("symmetric_matvec", relative_error(ops.symmetric_matvec(matrix, products), rows @ (rows.T @ products)), 1e-13)
+    paper = DynamicRecurrence(rows, DAMPING)
+    triangle = 4.0 * rank**2
+    seconds, rates = setting.time(
+        {
+            "replace": lambda: ops.capacitance_replace_(inverse, matrix, rank // 2, products, shift),
+            "Cholesky": lambda: torch.linalg.cholesky(full),
+            "symmetric_matvec": lambda: ops.symmetric_matvec(matrix, products),
+            "mv": lambda: full @ products,
+        },
+        READ,
+        rounds=3 * setting.rounds,
+    )
+    rebuild, _ = setting.time({"paper": paper.rebuild}, rounds=setting.slow_rounds)
+    return [
+        Measurement(
+            "capacitance_replace_",  # read for a product, then read and written
+            *(rank, 2 * rank, "float64", seconds["replace"], 3 * triangle, rates[READ]),
+            plain=seconds["Cholesky"],
+            paper=rebuild["paper"],
+        ),
+        Measurement(
+            "symmetric_matvec",
+            *(rank, 2 * rank, "float64", seconds["symmetric_matvec"], triangle, rates[READ]),
+            plain=seconds["mv"],
+        ),
+    ]

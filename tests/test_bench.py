@@ -1,0 +1,62 @@
+"""`python -m mfac.bench` prints a line for every measurement, and never hides a ratio."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from mfac.bench.measurement import Measurement
+from mfac.bench.sweep import Point, Series, pyplot
+from mfac.bench.wanted import wanted
+
+FORMATS = ("float32", "bfloat16", "float16", "int8", "top-k 1%")
+LINES = {
+    *((op, dtype) for op in ("push + precondition", "window_dot", "window_combine_") for dtype in FORMATS),
+    *((op, "float64") for op in ("capacitance_replace_", "symmetric_matvec")),
+    *((op, "float32") for op in ("gram", "factor", "factor + diagonal", "ihvp")),
+    *((op, "float32") for op in ("block_factor", "block_ihvp", "block_inverse_diagonal", "block Fisher, all three")),
+}
+
+
+def bench(*arguments: str) -> str:
+    command = [sys.executable, "-m", "mfac.bench", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_measurement_has_its_line():
+    text = bench("--quick", "--rank", "16", "--dim", "3000")
+    for op, dtype in LINES:
+        assert any(line.startswith(f"{op} ") and f" {dtype} " in line for line in text.splitlines()), (op, dtype)
+    assert "streaming read" in text and "GEMM float64" in text
+    ratios = text.split("Ratios wanted")[1].splitlines()
+    assert sum("met" in line.split() for line in ratios) == 9
+
+
+def test_ops_not_asked_for_are_said_to_be_missing():
+    text = bench("--quick", "--rank", "4", "--dim", "300", "--ops", "capacitance")
+    assert "capacitance_replace_" in text and "block_factor" not in text
+    assert text.count("not measured") == 8
+
+
+def test_a_ratio_that_is_missed_says_so():
+    line = Measurement("capacitance_replace_", 8, 16, "float64", 1.0, 1.0, 1.0, plain=14.9)
+    texts = wanted([line], None)
+    assert [text.split()[-2:] for text in texts if "Cholesky" in text] == [["NOT", "met"]]
+
+
+def test_exponents_are_fitted_on_logarithms():
+    series = Series("m", [Point(rank, 100, 3.0 * rank**2) for rank in (8, 16, 32, 64, 128)])
+    assert series.exponent() == pytest.approx(2)
+    assert "d = 100" in str(series)
+
+
+def test_missing_matplotlib_names_the_command(monkeypatch: pytest.MonkeyPatch):
+    def refuse(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        pyplot()
