@@ -4,7 +4,7 @@
 //
 // A block of columns is a task, with its part of a dense vector, or of float64 sums, in L2. Sums over blocks are added
 // in order. A last block with fewer columns than entries is filled up with zeros at offset 0.
-#include <cmath>
+#include <bit>
 #include <functional>
 #include <limits>
 
@@ -87,20 +87,37 @@ void products(const T* values, const uint16_t* indices, const Layout& layout, co
   }
 }
 
+// The bits of |x|, which order as |x| does.
+uint32_t magnitude_bits(float x) { return std::bit_cast<uint32_t>(x) & 0x7fffffffu; }
+uint64_t magnitude_bits(double x) { return std::bit_cast<uint64_t>(x) & 0x7fffffffffffffffu; }
+
+// The count-th largest of the keys: a histogram of their leading 11 bits finds its bin, a selection the key in the bin.
+template <typename Key>
+Key select_key(const std::vector<Key>& keys, int64_t size, int64_t count, std::vector<Key>& bin) {
+  constexpr int kShift = 8 * sizeof(Key) - 12;  // the sign bit is 0
+  int32_t histogram[2048] = {};
+  for (int64_t j = 0; j < size; ++j) ++histogram[keys[j] >> kShift];
+  int64_t above = 0, b = 2047;
+  while (above + histogram[b] < count) above += histogram[b--];
+  bin.clear();
+  for (int64_t j = 0; j < size; ++j)
+    if (int64_t(keys[j] >> kShift) == b) bin.push_back(keys[j]);
+  std::nth_element(bin.begin(), bin.begin() + (count - above - 1), bin.end(), std::greater<Key>());
+  return bin[count - above - 1];
+}
+
 // Offsets of the `kept` entries largest in magnitude, ascending; the first of equal ones.
-template <typename V>
-void select_largest(const V* v, int64_t cols, int64_t kept, std::vector<V>& magnitudes, uint16_t* chosen) {
+template <typename V, typename Key>
+void select_largest(const V* v, int64_t cols, int64_t kept, std::vector<Key>& keys, std::vector<Key>& bin,
+                    uint16_t* chosen) {
   const int64_t count = std::min(kept, cols);
-  for (int64_t j = 0; j < cols; ++j) magnitudes[j] = std::fabs(v[j]);
-  std::nth_element(magnitudes.begin(), magnitudes.begin() + (count - 1), magnitudes.begin() + cols, std::greater<V>());
-  const V threshold = magnitudes[count - 1];
+  for (int64_t j = 0; j < cols; ++j) keys[j] = magnitude_bits(v[j]);
+  const Key threshold = select_key(keys, cols, count, bin);
   int64_t equal = count;
-  for (int64_t j = 0; j < count; ++j) equal -= magnitudes[j] > threshold;
+  for (int64_t j = 0; j < cols; ++j) equal -= keys[j] > threshold;
   int64_t found = 0;
-  for (int64_t j = 0; j < cols && found < count; ++j) {
-    const V size = std::fabs(v[j]);
-    if (size > threshold || (size == threshold && equal-- > 0)) chosen[found++] = uint16_t(j);
-  }
+  for (int64_t j = 0; j < cols && found < count; ++j)
+    if (keys[j] > threshold || (keys[j] == threshold && equal-- > 0)) chosen[found++] = uint16_t(j);
   std::fill(chosen + found, chosen + kept, uint16_t(0));
 }
 
@@ -113,12 +130,13 @@ void push(T* values, uint16_t* indices, V* error, const Layout& layout, int64_t 
     return;
   }
   parallel_tasks(layout.blocks, 8 * layout.block_size, [&](int64_t begin, int64_t end) {
-    std::vector<V> magnitudes(layout.block_size), kept_values(layout.kept), kept_rounded(layout.kept);
+    std::vector<decltype(magnitude_bits(V(0)))> keys(layout.block_size), bin;
+    std::vector<V> kept_values(layout.kept), kept_rounded(layout.kept);
     for (int64_t b = begin; b < end; ++b) {
       V* v = carried.data() + layout.begin(b);
       uint16_t* chosen = indices + layout.entry(row, b);
       const int64_t cols = layout.cols(b), count = std::min(layout.kept, cols);
-      select_largest(v, cols, layout.kept, magnitudes, chosen);
+      select_largest(v, cols, layout.kept, keys, bin, chosen);
       for (int64_t p = 0; p < layout.kept; ++p) kept_values[p] = p < count ? v[chosen[p]] : V(0);
       window_kernels<T, V>().round(kept_values.data(), layout.kept, values + layout.entry(row, b), kept_rounded.data());
       for (int64_t p = 0; p < count; ++p) {

@@ -86,10 +86,12 @@ MFAC_INLINE int32_t int8_dot(const int8_t* a, const int8_t* b, int64_t n) {
 #if defined(MFAC_HAS_VNNI)
 // VNNI multiplies unsigned by signed bytes: a + 128 takes a's place and 128·Σb is taken off. Four rows a pass.
 MFAC_INLINE int32_t lane_sum(__m512i x) {
-  typedef int32_t lanes __attribute__((vector_size(64)));
-  int32_t sum = 0;
-  for (int i = 0; i < 16; ++i) sum += ((lanes)x)[i];
-  return sum;
+  typedef int32_t v16 __attribute__((vector_size(64)));
+  const v16 a = (v16)x;
+  const auto b = __builtin_shufflevector(a, a, 0, 1, 2, 3, 4, 5, 6, 7) +
+                 __builtin_shufflevector(a, a, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto c = __builtin_shufflevector(b, b, 0, 1, 2, 3) + __builtin_shufflevector(b, b, 4, 5, 6, 7);
+  return (c[0] + c[1]) + (c[2] + c[3]);
 }
 
 template <int n>
