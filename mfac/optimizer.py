@@ -142,14 +142,15 @@ class MFAC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.window.push(self._flat_gradient())
-        preconditioned = self.window.precondition()  # [d]
-        start = 0
+        pieces = iter(self.window.precondition().split([parameter.numel() for parameter in self._parameters()]))
         for group in self.param_groups:
-            for parameter in group["params"]:
-                piece = preconditioned[start : start + parameter.numel()].view(parameter.shape)
-                start += parameter.numel()
+            parameters, preconditioned = [], []  # zip asks `pieces` only where the group has one more parameter
+            for parameter, piece in zip(group["params"], pieces, strict=False):
                 if parameter.grad is not None:
-                    self._update_(parameter, piece, group)
+                    parameters.append(parameter)
+                    preconditioned.append(piece.view(parameter.shape).to(parameter.dtype))
+            if parameters:
+                self._update_(parameters, preconditioned, group)
         return loss
 
     def _parameters(self) -> list[Tensor]:
@@ -157,35 +158,37 @@ class MFAC(Optimizer):
 
     def _flat_gradient(self) -> Tensor:
         """g, [d], zero where a parameter has no gradient."""
-        window = self.window
-        flat = torch.zeros(window.dim, dtype=window.vector_dtype, device="cpu")
-        start, found = 0, False
+        pieces, found = [], False
         for group in self.param_groups:
             for parameter in group["params"]:
-                piece = flat[start : start + parameter.numel()].view(parameter.shape)
-                start += parameter.numel()
-                if parameter.grad is None:
+                gradient = parameter.grad
+                if gradient is None:
+                    pieces.append(torch.zeros(parameter.numel(), dtype=self.window.vector_dtype, device="cpu"))
                     continue
-                if parameter.grad.is_sparse:
+                if gradient.is_sparse:
                     raise TypeError("Parameter `params` should have dense gradients. Found a sparse one.")
                 found = True
-                piece.copy_(parameter.grad)
+                piece = gradient.reshape(-1).to(self.window.vector_dtype)
                 if group["weight_decay"] and not self.decoupled_weight_decay:
-                    piece.add_(parameter.to(piece.dtype), alpha=group["weight_decay"])
+                    piece = piece.add(parameter.reshape(-1).to(piece.dtype), alpha=group["weight_decay"])
+                pieces.append(piece)
         if not found:
             raise RuntimeError("No parameter has a gradient. Call backward() before step().")
-        return flat
+        return torch.cat(pieces)
 
-    def _update_(self, parameter: Tensor, preconditioned: Tensor, group: dict[str, Any]) -> None:
+    def _update_(self, parameters: list[Tensor], preconditioned: list[Tensor], group: dict[str, Any]) -> None:
+        """One group's parameters, all in one call of each kind: a small network has more calls than work."""
         if group["weight_decay"] and self.decoupled_weight_decay:
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        update = preconditioned
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        updates = preconditioned
         if group["momentum"]:
-            state = self.state[parameter]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            update = state["momentum_buffer"].lerp_(preconditioned.to(parameter.dtype), 1 - group["momentum"])
-        parameter.add_(update.to(parameter.dtype), alpha=-group["lr"])
+            for parameter in parameters:
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+            updates = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+            torch._foreach_lerp_(updates, preconditioned, 1 - group["momentum"])
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold; torch's own would leave the window out."""
