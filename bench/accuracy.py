@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import mfac
-from bench.timing import describe_machine
+from mfac.bench.timing import describe_machine
 from tests import oracle
 
 RANKS, DIMS, BLOCK_SIZES = (1, 7, 64, 300), (1, 33, 4097), (None, 32, 100)

@@ -20,11 +20,11 @@ from torch.optim import SGD, Optimizer
 
 import mfac
 from bench.fashion import load_fashion_mnist
-from bench.timing import describe_machine
 from demo.digits import Digits
 from demo.fetch import FetchError
 from demo.networks import ResNet8
 from demo.training import train
+from mfac.bench.timing import describe_machine
 
 OUT = Path(__file__).resolve().parent / "out" / "convergence.json"
 IMAGES = 10_000

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 
 import mfac
-from bench.recurrence import StaticRecurrence
-from bench.timing import check, describe_machine, medians
 from mfac import ops
+from mfac.bench.recurrence import StaticRecurrence
+from mfac.bench.timing import check, describe_machine, medians
 from mfac.capacitance import InverseCapacitance
 
 

@@ -8,13 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.timing import check, describe_machine, medians
 from mfac import ops
+from mfac.bench.timing import check, describe_machine, medians, relative_error
 from mfac.dual import column_tiles
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
 def show(op: str, shape: str, ours: float, aten: dict[str, float], work: str) -> None:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import mfac
-from bench.timing import describe_machine
 from demo.digits import load_mnist
 from demo.networks import MLP, accuracy, load_pretrained_digit_cnn
+from mfac.bench.timing import describe_machine
 
 LEAST = {("cnn", 0.8): 99.0, ("cnn", 0.9): 98.9, ("cnn", 0.95): 98.0, ("mlp", 0.95): 91.3, ("mlp", 0.98): 87.0}
 METHODS = {

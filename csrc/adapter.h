@@ -26,10 +26,14 @@ inline bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::D
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t scale_count(int64_t dim) { return ceil_div(dim, kScaleColumns); }
 
-inline void check_rows(const char* op, const char* name, const Tensor& t) {
+inline void check_matrix(const char* op, const char* name, const Tensor& t) {
   STD_TORCH_CHECK(t.dim() == 2, op, ": Parameter `", name, "` should be a matrix. Found ", t.dim(), " dimensions.");
-  STD_TORCH_CHECK(is_float(t) || is_double(t), op, ": Parameter `", name, "` should be float32 or float64.");
   STD_TORCH_CHECK(t.size(1) <= 1 || t.stride(1) == 1, op, ": Parameter `", name, "` should have contiguous rows.");
+}
+
+inline void check_rows(const char* op, const char* name, const Tensor& t) {
+  check_matrix(op, name, t);
+  STD_TORCH_CHECK(is_float(t) || is_double(t), op, ": Parameter `", name, "` should be float32 or float64.");
 }
 
 inline bool is_window_type(const Tensor& t) {
@@ -40,12 +44,9 @@ inline bool is_window_type(const Tensor& t) {
 
 // A window [m, d] of any of its formats, with scales [m, ceil(d / kScaleColumns)] float32 if and only if it is int8.
 inline void check_window(const char* op, const Tensor& window, const std::optional<Tensor>& scales) {
-  STD_TORCH_CHECK(window.dim() == 2, op, ": Parameter `window` should be a matrix. Found ", window.dim(),
-                  " dimensions.");
+  check_matrix(op, "window", window);
   STD_TORCH_CHECK(is_window_type(window), op,
                   ": Parameter `window` should be float32, float64, bfloat16, float16 or int8.");
-  STD_TORCH_CHECK(window.size(1) <= 1 || window.stride(1) == 1, op,
-                  ": Parameter `window` should have contiguous rows.");
   const bool scaled = window.scalar_type() == ScalarType::Char;
   STD_TORCH_CHECK(scaled == scales.has_value(), op,
                   ": Parameter `scales` should be given for an int8 window, and only for one.");
@@ -85,19 +86,19 @@ void dispatch_float(const Tensor& t, const F& f) {
   else f(static_cast<double*>(nullptr));
 }
 
-// The same for the formats of a window.
+// The same with the 16-bit formats of a window.
+template <typename F>
+void dispatch_float_window(const Tensor& t, const F& f) {
+  if (t.scalar_type() == ScalarType::BFloat16) f(static_cast<bf16*>(nullptr));
+  else if (t.scalar_type() == ScalarType::Half) f(static_cast<f16*>(nullptr));
+  else dispatch_float(t, f);
+}
+
+// The same with int8.
 template <typename F>
 void dispatch_window(const Tensor& t, const F& f) {
-  switch (t.scalar_type()) {
-    case ScalarType::BFloat16:
-      return f(static_cast<bf16*>(nullptr));
-    case ScalarType::Half:
-      return f(static_cast<f16*>(nullptr));
-    case ScalarType::Char:
-      return f(static_cast<int8_t*>(nullptr));
-    default:
-      return dispatch_float(t, f);
-  }
+  if (t.scalar_type() == ScalarType::Char) f(static_cast<int8_t*>(nullptr));
+  else dispatch_float_window(t, f);
 }
 
 // Elements of a tensor as the kernels' own type.

@@ -132,6 +132,11 @@ def check_vectors(name: str, vectors: Tensor, dim: int, dtype: torch.dtype) -> T
     return vectors.detach().reshape(-1, dim)
 
 
+def vector_dtype(window_dtype: torch.dtype) -> torch.dtype:
+    """Of the vectors that go with a window of a given format: float64 with float64, float32 with any other."""
+    return torch.float64 if window_dtype == torch.float64 else torch.float32
+
+
 def check_window_vectors(name: str, vectors: Tensor, dim: int, window_dtype: torch.dtype) -> Tensor:
     """Accepts one vector [d] or several [k, d] for a window of a given format.
 
@@ -148,7 +153,7 @@ def check_window_vectors(name: str, vectors: Tensor, dim: int, window_dtype: tor
         TypeError: If the dtype is another.
         ValueError: If the shape is wrong.
     """
-    wanted = torch.float64 if window_dtype == torch.float64 else torch.float32
+    wanted = vector_dtype(window_dtype)
     if isinstance(vectors, Tensor) and vectors.dtype != wanted and window_dtype not in VECTOR_DTYPES:
         choices = (wanted, window_dtype) if window_dtype.is_floating_point else (wanted,)
         check_dtype(name, vectors.dtype, choices)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mfac import ops
+from mfac.checks import vector_dtype
 from mfac.dual import window_combine_, window_dot
 
 _SCALE_COLUMNS = 1024  # kScaleColumns in csrc/isa/kernels.h
@@ -48,10 +49,11 @@ class Rows(Protocol):
         """The storage by name, by reference."""
 
     def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Refuses storage, of the right shapes, that this format cannot hold."""
+        """Refuses storage, of the right shapes, that this format cannot hold. Most hold whatever has their shapes."""
+        return
 
 
-class DenseRows:
+class DenseRows(Rows):
     """Rows in float64, float32, bfloat16 or float16."""
 
     def __init__(self, rank: int, dim: int, dtype: torch.dtype) -> None:
@@ -90,11 +92,8 @@ class DenseRows:
     def tensors(self) -> dict[str, Tensor]:
         return {"rows": self.stored}
 
-    def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        pass
 
-
-class Int8Rows:
+class Int8Rows(Rows):
     """Rows in int8, with a float32 scale for every 1024 columns of a row: the largest entry there is ±127 scales."""
 
     def __init__(self, rank: int, dim: int) -> None:
@@ -135,11 +134,8 @@ class Int8Rows:
     def tensors(self) -> dict[str, Tensor]:
         return {"rows": self.stored, "scales": self.scales}
 
-    def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        pass
 
-
-class TopKRows:
+class TopKRows(Rows):
     """Sparse rows: of every block of columns the share `density` of entries that is largest in magnitude.
 
     What a row leaves out, and what its values lose in rounding, is added to the next gradient (error feedback).
@@ -157,17 +153,13 @@ class TopKRows:
         blocks = -(-dim // _BLOCK_COLUMNS)
         self.dim = dim
         self.dtype = dtype
+        self.vector_dtype = vector_dtype(dtype)  # of the error
         self.block_size = -(-dim // blocks)
         self.shape = (rank, -(-dim // self.block_size), math.ceil(density * self.block_size))
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * (self.dtype.itemsize + 2) + self.dim * self.vector_dtype.itemsize
-
-    @property
-    def vector_dtype(self) -> torch.dtype:
-        """Of the error: the gradients' dtype."""
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     @cached_property
     def values(self) -> Tensor:
@@ -184,6 +176,15 @@ class TopKRows:
         """What has not entered the window yet, [d]."""
         return torch.zeros(self.dim, dtype=self.vector_dtype, device="cpu")
 
+    @property
+    def _starts(self) -> Tensor:
+        """First column of each block, [blocks]."""
+        return torch.arange(0, self.dim, self.block_size, device="cpu")
+
+    def columns(self, index: Tensor | slice) -> Tensor:
+        """Columns of the entries of the rows asked for, [k, blocks, kept]."""
+        return self.indices[index].long() + self._starts[:, None]
+
     def push_(self, row: int, gradient: Tensor) -> Tensor:
         return ops.topk_push_(self.values, self.indices, self.error, row, gradient, self.block_size)
 
@@ -198,18 +199,15 @@ class TopKRows:
 
     def dense(self, index: Tensor | slice) -> Tensor:
         values = self.values[index].reshape(-1, *self.shape[1:]).to(self.vector_dtype)  # [k, blocks, kept]
-        starts = torch.arange(0, self.dim, self.block_size, device="cpu")[:, None]
-        columns = self.indices[index].reshape(values.shape).long() + starts
         rows = values.new_zeros((values.shape[0], self.dim))
-        rows.scatter_add_(1, columns.flatten(1), values.flatten(1))
+        rows.scatter_add_(1, self.columns(index).reshape(values.shape[0], -1), values.flatten(1))
         return rows if self.values[index].dim() == 3 else rows[0]
 
     def tensors(self) -> dict[str, Tensor]:
         return {"values": self.values, "indices": self.indices, "error": self.error}
 
     def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        starts = torch.arange(0, self.dim, self.block_size, device="cpu")
-        columns = (self.dim - starts).clamp(max=self.block_size)  # of each block
+        columns = (self.dim - self._starts).clamp(max=self.block_size)  # of each block
         if bool((tensors["indices"].long() >= columns[:, None]).any()):
             raise ValueError("Parameter `state` should have 'indices' below the columns of their block. Found others.")
 

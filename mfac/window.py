@@ -15,6 +15,7 @@ from mfac.checks import (
     check_number,
     check_storage,
     check_window_vectors,
+    vector_dtype,
 )
 from mfac.damping import Damping, check_damping, resolve_damping
 from mfac.fisher import EmpiricalFisher
@@ -89,7 +90,7 @@ class GradientWindow:
         check_device("device", torch.device(device))
         self.density = check_storage("dtype", dtype, density)
         self.dtype = dtype
-        self.vector_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.vector_dtype = vector_dtype(dtype)
         self.normalize = check_choice("normalize", normalize, ("rank", "filled"))
         self._rows = make_rows(self.rank, self.dim, dtype, self.density)
         self.newest: int | None = None
@@ -140,12 +141,12 @@ class GradientWindow:
             TypeError: If the dtype is wrong.
             ValueError: If the shape is wrong or the gradient holds a NaN or infinity; the window is as it was.
         """
-        if isinstance(gradient, Tensor) and gradient.dim() != 1:
-            check_window_vectors("gradient", gradient, self.dim, self.dtype)
+        vectors = check_window_vectors("gradient", gradient, self.dim, self.dtype)
+        if gradient.dim() != 1:
             raise ValueError(
                 f"Parameter `gradient` should have shape [d={self.dim}]. Found shape {list(gradient.shape)}."
             )
-        g = check_window_vectors("gradient", gradient, self.dim, self.dtype)[0]  # [d]
+        g = vectors[0]  # [d]
         row = int(self._ages.argmin())  # an empty row, or the oldest
         products = self._rows.push_(row, g)
         if not bool(products[row] == products[row]):

@@ -40,7 +40,7 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     from bench.peers.measure import product_errors, time_steps
     from bench.peers.methods import BASELINE, METHODS
     from bench.peers.tasks import NETWORKS, load_tasks
-    from bench.timing import describe_machine
+    from mfac.bench.timing import describe_machine
 
     if arguments.only not in {None, *NETWORKS}:
         parser.error(f"--only should be one of {', '.join(NETWORKS)}. Found {arguments.only}.")

@@ -43,7 +43,7 @@ struct Magnitude {
   double largest, sum_of_squares;
 };
 
-constexpr int64_t kWhitenRowsAtOnce = 8;  // rows of L⁻¹ that a register tile holds
+constexpr int64_t kWhitenRows = 8;  // rows of L⁻¹ that a register tile holds
 
 // Squared column norms of L⁻¹G in arithmetic of type C; layouts stand in whitened_norms/.
 template <typename T, typename C>
@@ -108,8 +108,8 @@ struct Kernels {
   // window_push/
   Magnitude (*magnitude_f32)(const float* v, int64_t cols);
   Magnitude (*magnitude_f64)(const double* v, int64_t cols);
-  // row[j] <- v[j]/scale rounded, rounded[j] <- scale·row[j], exactly, for at most kScaleColumns columns; the scale.
-  float (*quantize)(const float* v, int64_t cols, int8_t* row, float* rounded);
+  // row[j] <- v[j]/scale rounded, for at most kScaleColumns columns; the scale.
+  float (*quantize)(const float* v, int64_t cols, int8_t* row);
   // out[r] = Σ_j window[r, j]·v[j], exactly, for at most kScaleColumns columns
   void (*int8_dot)(const int8_t* window, int64_t stride, int64_t rows, int64_t cols, const int8_t* v, int32_t* out);
 

@@ -48,18 +48,6 @@ Layout check_entries(const char* op, const Tensor& values, const Tensor& indices
   return layout;
 }
 
-template <typename F>
-void dispatch_values(const Tensor& t, const F& f) {
-  switch (t.scalar_type()) {
-    case ScalarType::BFloat16:
-      return f(static_cast<bf16*>(nullptr));
-    case ScalarType::Half:
-      return f(static_cast<f16*>(nullptr));
-    default:
-      return dispatch_float(t, f);
-  }
-}
-
 template <typename T, typename V>
 const TopKKernels<T, V>& topk_kernels() {
   if constexpr (std::is_same_v<V, float>) return window_table<T>().topk_with_f32;
@@ -155,7 +143,7 @@ Tensor topk_dot_cpu(const Tensor& values, const Tensor& indices, const Tensor& v
   const Layout layout = check_entries(op, values, indices, vectors.size(1), block_size);
   const int64_t k = vectors.size(0);
   Tensor out = empty_f64(vectors, {k, layout.rank});
-  dispatch_values(values, [&](auto* value_type) {
+  dispatch_float_window(values, [&](auto* value_type) {
     dispatch_float(vectors, [&](auto* vector_type) {
       using T = element_t<decltype(value_type)>;
       using V = element_t<decltype(vector_type)>;
@@ -177,7 +165,7 @@ void topk_combine_cpu(Tensor out, const Tensor& values, const Tensor& indices, c
   check_shape(op, "coefficients", coefficients, {k, m});
   STD_TORCH_CHECK(k <= 1 || out.stride(0) >= layout.dim, op, ": Parameter `out` should have rows that do not overlap.");
   const double* c = elements<double>(coefficients);
-  dispatch_values(values, [&](auto* value_type) {
+  dispatch_float_window(values, [&](auto* value_type) {
     dispatch_float(out, [&](auto* out_type) {
       using T = element_t<decltype(value_type)>;
       using V = element_t<decltype(out_type)>;
@@ -214,7 +202,7 @@ Tensor topk_push_cpu(Tensor values, Tensor indices, Tensor error, int64_t row, c
   STD_TORCH_CHECK(row >= 0 && row < layout.rank, op, ": Parameter `row` should be in [0, ", layout.rank, "). Found ",
                   row, ".");
   Tensor products = empty_f64(gradient, {layout.rank});
-  dispatch_values(values, [&](auto* value_type) {
+  dispatch_float_window(values, [&](auto* value_type) {
     dispatch_float(gradient, [&](auto* vector_type) {
       using T = element_t<decltype(value_type)>;
       using V = element_t<decltype(vector_type)>;

@@ -1,8 +1,6 @@
 // ‖U_:j‖² with U = L⁻¹G for a panel of columns, in arithmetic of type C: a triangular matrix product of which only the
 // squared column norms are kept. L⁻¹ is packed as [blocks of kWhitenRows rows][k][kWhitenRows], the panel as
 // [k][kPanelColumns<C>].
-constexpr int64_t kWhitenRows = kWhitenRowsAtOnce;
-
 typedef float f32w __attribute__((vector_size(8 * MFAC_LANES)));  // as wide as f64v
 
 template <typename C>

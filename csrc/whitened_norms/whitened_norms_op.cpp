@@ -9,13 +9,13 @@ namespace {
 
 constexpr int64_t kTileColumns = 256;
 
-// [ceil(m / rows_at_once)][m][rows_at_once], zero above the diagonal and below the last row
+// [ceil(m / kWhitenRows)][m][kWhitenRows], zero above the diagonal and below the last row
 template <typename C>
 std::vector<C> pack_factor(const double* factor, int64_t m) {
-  constexpr int64_t kRows = kWhitenRowsAtOnce;
-  std::vector<C> packed(ceil_div(m, kRows) * kRows * m, C(0));
+  std::vector<C> packed(ceil_div(m, kWhitenRows) * kWhitenRows * m, C(0));
   for (int64_t i = 0; i < m; ++i)
-    for (int64_t k = 0; k <= i; ++k) packed[i / kRows * kRows * m + k * kRows + i % kRows] = C(factor[i * m + k]);
+    for (int64_t k = 0; k <= i; ++k)
+      packed[i / kWhitenRows * kWhitenRows * m + k * kWhitenRows + i % kWhitenRows] = C(factor[i * m + k]);
   return packed;
 }
 

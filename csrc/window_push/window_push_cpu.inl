@@ -59,7 +59,7 @@ void round_row(const V* v, int64_t cols, T* row, V* rounded) {
 // row[j] <- v[j]/scale rounded to nearest, with the least scale for which |row[j]| <= 127 that has 16 significant
 // bits: scale·row[j] is then a float32 number, so that the row stored has an exact float32 value. The scale, 0 for
 // zeros.
-float quantize_row(const float* v, int64_t cols, int8_t* row, float* rounded) {
+float quantize_row(const float* v, int64_t cols, int8_t* row) {
   float most = 0;
   for (int64_t j = 0; j < cols; ++j) most = __builtin_fabsf(v[j]) > most ? __builtin_fabsf(v[j]) : most;
   const uint32_t bits = __builtin_bit_cast(uint32_t, most / 127.0f);
@@ -69,9 +69,7 @@ float quantize_row(const float* v, int64_t cols, int8_t* row, float* rounded) {
   const float inverse = vanishes ? 0 : 1 / scale;
   for (int64_t j = 0; j < cols; ++j) {
     const float shifted = v[j] * inverse + 0x1.8p23f;  // the sum is rounded to an integer, ties to even
-    const float q = shifted - 0x1.8p23f;
-    row[j] = int8_t(q);
-    rounded[j] = q * scale;
+    row[j] = int8_t(shifted - 0x1.8p23f);
   }
   return vanishes ? 0 : scale;
 }
@@ -84,7 +82,6 @@ MFAC_INLINE int32_t int8_dot(const int8_t* a, const int8_t* b, int64_t n) {
 }
 
 #if defined(MFAC_HAS_VNNI)
-// VNNI multiplies unsigned by signed bytes: a + 128 takes a's place and 128·Σb is taken off. Four rows a pass.
 MFAC_INLINE int32_t lane_sum(__m512i x) {
   typedef int32_t v16 __attribute__((vector_size(64)));
   const v16 a = (v16)x;
@@ -94,6 +91,8 @@ MFAC_INLINE int32_t lane_sum(__m512i x) {
   return (c[0] + c[1]) + (c[2] + c[3]);
 }
 
+// VNNI multiplies unsigned by signed bytes: a + 128 takes a's place and 128·Σb is taken off. Whole vectors of n rows;
+// how many columns those are.
 template <int n>
 MFAC_INLINE int64_t vnni_dot_rows(const int8_t* window, int64_t stride, int64_t cols, const int8_t* v, int32_t* out) {
   const __m512i offset = _mm512_set1_epi8(int8_t(-128)), ones = _mm512_set1_epi8(1);

@@ -28,11 +28,10 @@ void push_int8(int8_t* window, float* scales, int64_t stride, int64_t m, int64_t
   const int8_t* newest = window + row * stride;
   float* scale = scales + row * tiles;
   parallel_tasks(tiles, kScaleColumns, [&](int64_t begin, int64_t end) {
-    float rounded[kScaleColumns];
     for (int64_t t = begin; t < end; ++t) {
       const int64_t first = t * kScaleColumns;
-      scale[t] = kernels().quantize(gradient + first, std::min(kScaleColumns, d - first), window + row * stride + first,
-                                    rounded);
+      scale[t] =
+          kernels().quantize(gradient + first, std::min(kScaleColumns, d - first), window + row * stride + first);
     }
   });
   for_each_chunk(m, d, 1, products,

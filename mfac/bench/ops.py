@@ -86,7 +86,7 @@ def gram_of(rows: Rows, rank: int) -> Tensor:
 def plain_dot(rows: Rows, rank: int, v: Tensor) -> Tensor:
     """What plain torch would do for G v: [m]."""
     if isinstance(rows, TopKRows):
-        return (rows.values.flatten(1) * v[_columns(rows)]).sum(1)
+        return (rows.values.flatten(1) * v[rows.columns(slice(None)).flatten(1)]).sum(1)
     return torch.cat([tile @ v for _, tile in _tiles(rows, rank, v.dtype)])
 
 
@@ -94,15 +94,12 @@ def plain_combine(rows: Rows, rank: int, c: Tensor, dim: int) -> Tensor:
     """What plain torch would do for Gᵀ c: [d]."""
     out = c.new_zeros(dim)
     if isinstance(rows, TopKRows):
-        return out.index_add_(0, _columns(rows).flatten(), (rows.values.flatten(1).to(c.dtype) * c[:, None]).flatten())
+        return out.index_add_(
+            0, rows.columns(slice(None)).flatten(), (rows.values.flatten(1).to(c.dtype) * c[:, None]).flatten()
+        )
     for some, tile in _tiles(rows, rank, c.dtype):
         out.addmv_(tile.T, c[some])
     return out
-
-
-def _columns(rows: TopKRows) -> Tensor:
-    starts = torch.arange(0, rows.dim, rows.block_size)[:, None]
-    return (rows.indices.long() + starts).flatten(1)  # [m, blocks * kept]
 
 
 def _check_step(name: str, window: GradientWindow) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -83,37 +83,25 @@ def step_cost(rank: int, dim: int, rounds: int) -> Point:
     return Point(rank, dim, seconds["step"] + anew["refactor"] / rank)
 
 
-def over_rank(dim: int, ranks: Sequence[int], rounds: int = 15) -> Series:
-    """Steps at fixed d.
+def over(varied: str, shapes: Iterable[tuple[int, int]], rounds: int = 15) -> Series:
+    """Steps at several shapes, of which one size is fixed.
 
     Args:
-        dim: d.
-        ranks: Every m, each below d.
+        varied: "d" or "m".
+        shapes: m and d > m of each.
         rounds: Times that a step is timed.
 
     Returns:
         The series.
     """
-    return Series("m", [step_cost(rank, dim, rounds) for rank in ranks])
-
-
-def over_dim(rank: int, dims: Sequence[int], rounds: int = 15) -> Series:
-    """Steps at fixed m.
-
-    Args:
-        rank: m.
-        dims: Every d, each above m.
-        rounds: Times that a step is timed.
-
-    Returns:
-        The series.
-    """
-    return Series("d", [step_cost(rank, dim, rounds) for dim in dims])
+    return Series(varied, [step_cost(rank, dim, rounds) for rank, dim in shapes])
 
 
 def exponent_in_rank(quick: bool) -> Series:
     """The series that the ratios wanted look at: small d, so that O(m²) shows beside O(dm)."""
-    return over_rank(1024, (32, 64, 128, 256), rounds=9) if quick else over_rank(4096, [2**k for k in range(6, 12)])
+    if quick:
+        return over("m", [(2**k, 1024) for k in range(5, 9)], rounds=9)
+    return over("m", [(2**k, 4096) for k in range(6, 12)])
 
 
 def sweep(quick: bool) -> list[Series]:
@@ -126,9 +114,9 @@ def sweep(quick: bool) -> list[Series]:
         Three series.
     """
     return [
-        over_dim(64, [2**k for k in range(14, 19 if quick else 23)]),
+        over("d", [(64, 2**k) for k in range(14, 19 if quick else 23)]),
         exponent_in_rank(quick),
-        over_rank(2**16 if quick else 2**18, [2**k for k in range(4, 8 if quick else 10)]),
+        over("m", [(2**k, 2**16 if quick else 2**18) for k in range(4, 8 if quick else 10)]),
     ]
 
 
