@@ -10,6 +10,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <new>
 #include <optional>
 #include <vector>
 
@@ -114,6 +115,21 @@ inline const float* elements_of(const std::optional<Tensor>& t) { return t ? ele
 
 template <typename P>
 using element_t = std::remove_pointer_t<P>;
+
+// Where vectors begin at cache lines: a load or store of 64 bytes that crosses a line takes two.
+template <typename T>
+struct LineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+  LineAllocator() = default;
+  template <typename S>
+  LineAllocator(const LineAllocator<S>&) {}
+  T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+  void deallocate(T* p, std::size_t) { ::operator delete(p, kLine); }
+  friend bool operator==(const LineAllocator&, const LineAllocator&) { return true; }
+};
+template <typename T>
+using Buffer = std::vector<T, LineAllocator<T>>;
 
 // f(begin, end) on torch's intra-op threads over [0, count) tasks of about `work` elements each; one thread
 // where a second would cost more to wake than it saves.

@@ -28,7 +28,7 @@ class BlockDiagonalFisher:
         self.damping = damping
         self.num_terms = num_terms
         self.block_size = block_size
-        self.factors, failed = ops.block_factor(window, block_size, damping, num_terms)  # [blocks, r, r]
+        self.factors, failed = ops.block_factor(window, block_size, damping, num_terms)  # U of UᵀU, [blocks, r, r]
         if bool((failed >= 0).any()):
             block = int((failed >= 0).nonzero()[0])
             raise torch.linalg.LinAlgError(
@@ -49,11 +49,11 @@ class BlockDiagonalFisher:
         return ops.block_inverse_diagonal(self.window, self.factors, self.block_size, self.damping, self.num_terms)
 
     def _block(self, number: int) -> tuple[int, Tensor, Tensor]:
-        """First column, columns of the window in float64, and factor of one block."""
+        """First column, columns of the window in float64, and lower factor of one block."""
         begin = number * self.block_size
         columns = self.window[:, begin : begin + self.block_size].double()  # [m, b]
         order = min(columns.shape)
-        return begin, columns, self.factors[number, :order, :order].tril()
+        return begin, columns, self.factors[number, :order, :order].mT
 
     def _inverse_within(self, number: int, i: Tensor, j: Tensor) -> Tensor:
         """F⁻¹[i][:, j] for columns of one block."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from mfac import ops
+from mfac.whitening import single_whitened_norms, whitened_norms
 
+_EPS = torch.finfo(torch.float64).eps
 _TILE_ENTRIES = 1 << 19  # of a float64 column tile: 4 MiB
 _CANCELLED = 1e-6  # of 1 - ‖U_:i‖²: below this a bound is looked at
 _NORMS_AT_ONCE = 1024  # columns gathered at a time
-_SINGLE_ERROR = 2.0**-21  # relative error of 1 - ‖U_:i‖² that float32 arithmetic may have by its bound
-_SMALLEST_LIMIT = 1e-4  # of ‖U_:i‖²: below this, float32 arithmetic would be of use to few columns
-_MOST_UNCERTAIN = 8  # where more than one in so many columns is above the limit, all are done in float64
 _MOST_FUSED_VECTORS = 4  # from 8 on a matrix product over tiles is faster (bench/ops.py)
 
 
@@ -84,41 +84,60 @@ def factor_capacitance(gram: Tensor, shift: float) -> Tensor:
     return factor
 
 
-def _norm_of_magnitudes(matrix: Tensor) -> float:
-    """A bound on the spectral norm of |A|: the geometric mean of the largest row and column sums."""
-    magnitudes = matrix.abs()
-    return float(magnitudes.sum(0).max() * magnitudes.sum(1).max()) ** 0.5
-
-
-def _fits_single(matrix: Tensor) -> bool:
-    """Whether products with the largest entries are far from float32's range, so that its relative errors hold."""
-    return bool((matrix.abs().max() < 1e15) & (matrix.diagonal().abs().min() > 1e-15))
-
-
 class DualFisher:
     """F⁻¹ = (I - Gᵀ C⁻¹ G)/λ for m < d.
 
     Args:
         window: G, [m, d], kept by reference.
-        gram: K = GGᵀ, [m, m] float64.
         damping: λ.
         num_terms: n.
+        gram: K = GGᵀ, [m, m] float64, if it is known. Otherwise it is computed when C is first needed, which for the
+            diagonal alone it may not be.
+        squared_norms: ‖g_i‖², [m] float64.
         store_columns: Whether to hold U = L⁻¹G, [m, d] float64.
 
     Raises:
         torch.linalg.LinAlgError: If C is not numerically positive definite.
     """
 
-    def __init__(self, window: Tensor, gram: Tensor, damping: float, num_terms: float, store_columns: bool) -> None:
+    def __init__(
+        self,
+        window: Tensor,
+        damping: float,
+        num_terms: float,
+        gram: Tensor | None,
+        squared_norms: Tensor,
+        store_columns: bool,
+    ) -> None:
         self.window = window
         self.damping = damping
         self.num_terms = num_terms
-        self.factor = factor_capacitance(gram, num_terms * damping)  # [m, m]
+        self.squared_norms = squared_norms
+        if gram is not None:
+            self.factor = self._factor_of(gram)
+        elif not self._surely_positive():
+            _ = self.factor  # so that it is now that it fails
         self.stored: Tensor | None = None  # U
         if store_columns:
             self.stored = torch.empty_like(window, dtype=torch.float64)
             for columns, tile in column_tiles(window):
                 self.stored[:, columns] = self._whiten(tile)
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """L, the lower Cholesky factor of C, [m, m] float64."""
+        return self._factor_of(ops.gram(self.window))
+
+    def _factor_of(self, gram: Tensor) -> Tensor:
+        return factor_capacitance(gram, self.num_terms * self.damping)
+
+    def _surely_positive(self) -> bool:
+        """Whether nλ is above all that rounding can do to C, so that its factorisation cannot fail."""
+        # Cholesky of order m succeeds if the smallest eigenvalue is above about m(m + 1)u of the largest diagonal entry;
+        # K itself is off by the length of its sums times u of the trace.
+        rank, dim = self.window.shape
+        error = rank * (rank + 1 + 256 + dim / 1024) * _EPS * float(self.squared_norms.max())
+        return self.num_terms * self.damping > 4 * error
 
     def _whiten(self, tile: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self.factor, tile, upper=False)
@@ -143,7 +162,7 @@ class DualFisher:
         if self.stored is not None:
             norms = torch.cat([tile.square().sum(0) for tile in self.stored.split(_NORMS_AT_ONCE, dim=1)])
         else:
-            norms = self._whitened_norms()  # [d]
+            norms = self._whitened_norms()
         rest = 1 - norms
         cancelled = (rest < _CANCELLED).nonzero()[:, 0]
         for columns in cancelled.split(_NORMS_AT_ONCE):  # (F⁻¹)_ii >= 1/F_ii, which does not subtract
@@ -152,25 +171,12 @@ class DualFisher:
         return rest.div_(self.damping)
 
     def _whitened_norms(self) -> Tensor:
-        """‖U_:i‖² for every column, [d] float64; of a float32 window in float32 where a bound allows it."""
-        # A sum of m products is off by at most (m + 2)u of the sum of their magnitudes, so that with κ >= ‖|L⁻¹|‖ ‖|L|‖
-        # the error of s = ‖U_:i‖² is at most ρs, ρ = (m + 2)u(2κ + 1), and that of 1 - s is below _SINGLE_ERROR of it
-        # where s <= _SINGLE_ERROR/(_SINGLE_ERROR + ρ). Columns above that are done in float64.
-        eye = torch.eye(self.factor.shape[0], dtype=torch.float64, device="cpu")
-        inverse = torch.linalg.solve_triangular(self.factor, eye, upper=False).contiguous()
-        if self.window.dtype == torch.float64:
-            return ops.whitened_norms(self.window, inverse, False)
-        rho = (eye.shape[0] + 2) * 2.0**-24 * (2 * _norm_of_magnitudes(self.factor) * _norm_of_magnitudes(inverse) + 1)
-        limit = _SINGLE_ERROR / (_SINGLE_ERROR + rho)
-        if limit < _SMALLEST_LIMIT or not _fits_single(inverse):
-            return ops.whitened_norms(self.window, inverse, False)
-        norms = ops.whitened_norms(self.window, inverse, True)
-        uncertain = (~(norms <= limit)).nonzero()[:, 0]
-        if uncertain.numel() > self.window.shape[1] // _MOST_UNCERTAIN:
-            return ops.whitened_norms(self.window, inverse, False)
-        for columns in uncertain.split(_NORMS_AT_ONCE) if uncertain.numel() else ():
-            norms[columns] = ops.whitened_norms(self.window[:, columns].contiguous(), inverse, False)
-        return norms
+        """‖U_:i‖² for every column, [d] float64."""
+        if "factor" not in self.__dict__:
+            norms = single_whitened_norms(self.window, self.squared_norms, self.num_terms * self.damping)
+            if norms is not None:
+                return norms
+        return whitened_norms(self.window, self.factor)
 
     def _columns(self, index: Tensor) -> Tensor:
         """U[:, index], [m, len(index)]."""

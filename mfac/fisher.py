@@ -14,6 +14,7 @@ from mfac.checks import check_count, check_finite_rows, check_vectors, check_win
 from mfac.damping import Damping, RelativeDamping, check_damping, resolve_damping
 from mfac.dual import DualFisher
 from mfac.primal import PrimalFisher
+from mfac.whitening import single_may_do
 
 _ELEMENTS_AT_ONCE = 4096
 
@@ -95,18 +96,21 @@ class EmpiricalFisher:
         num_terms = float(self.rank)
         whole = self.block_size is None or self.block_size >= self.dim
 
-        gram = ops.gram(window) if whole and self.rank < self.dim else None
+        # The Gram matrix, unless the diagonal of F⁻¹ may do without: then it waits until it is asked for.
+        dual = whole and self.rank < self.dim
+        gram = ops.gram(window) if dual and not single_may_do(window) else None
         squared_norms = _squared_norms(window) if gram is None else gram.diagonal()  # [m]
         check_finite_rows("grads", window, squared_norms)
         trace = float(squared_norms.sum()) if isinstance(damping, RelativeDamping) else 0.0
         self.damping = resolve_damping(damping, trace, num_terms, self.dim)
 
         self._form: _Form
-        if gram is not None:
-            self._form = DualFisher(window, gram, self.damping, num_terms, store_columns)
-        elif self.block_size is None or self.block_size >= self.dim:
+        if dual:
+            self._form = DualFisher(window, self.damping, num_terms, gram, squared_norms, store_columns)
+        elif whole:
             self._form = PrimalFisher(window, self.damping, num_terms)
         else:
+            assert self.block_size is not None
             self._form = BlockDiagonalFisher(window, self.block_size, self.damping, num_terms)
 
     def __repr__(self) -> str:

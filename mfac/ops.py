@@ -23,9 +23,9 @@ if _WANTED_ISA and _C.build_info()["isa_chosen"] != _WANTED_ISA:
 _ops = torch.ops.mfac
 
 
-def gram(window: Tensor) -> Tensor:
-    """G Gᵀ in float64, [m, m]. O(m²d), extra memory O(m²)."""
-    result: Tensor = _ops.gram(window)
+def gram(window: Tensor, single: bool = False) -> Tensor:
+    """G Gᵀ in float64, [m, m]. O(m²d), extra memory O(m²). `single`: products, and sums of 64 of them, in float32."""
+    result: Tensor = _ops.gram(window, single)
     return result
 
 
@@ -88,7 +88,7 @@ def capacitance_replace_(inverse: Tensor, gram: Tensor, row: int, products: Tens
 
 
 def block_factor(window: Tensor, block_size: int, damping: float, num_terms: float) -> tuple[Tensor, Tensor]:
-    """Cholesky factors of every diagonal block, [blocks, r, r], and the failing pivot of each or -1."""
+    """Upper Cholesky factors of every diagonal block, [blocks, r, r], and the failing pivot of each or -1."""
     factors, failed = _ops.block_factor(window, block_size, damping, num_terms)
     return factors, failed
 
@@ -126,7 +126,7 @@ def _block_order(window: Tensor, block_size: int) -> tuple[int, int]:
 
 
 @torch.library.register_fake("mfac::gram")
-def _(window: Tensor) -> Tensor:
+def _(window: Tensor, single: bool = False) -> Tensor:
     return _float64(window, window.shape[0], window.shape[0])
 
 

@@ -7,7 +7,7 @@ from rounding import U
 from samplers import normal, window
 
 import mfac
-from mfac import dual, ops
+from mfac import ops, whitening
 
 F32, F64 = torch.float32, torch.float64
 
@@ -29,7 +29,7 @@ def assert_diagonal_is_right(G: torch.Tensor, damping: float) -> None:
     found = mfac.EmpiricalFisher(G, damping).inverse_diagonal()
     expected = oracle.inverse(G, damping).diagonal()
     # The float32 bound of 1 - ‖U‖², the rounding of the result, and in float64 the conditioning of the problem.
-    limit = dual._SINGLE_ERROR + U[F32] + 10 * sum(G.shape) * U[F64] * oracle.condition(G, damping)
+    limit = whitening._SINGLE_ERROR + U[F32] + 10 * sum(G.shape) * U[F64] * oracle.condition(G, damping)
     assert float(((found.double() - expected) / expected).abs().max()) <= limit
 
 

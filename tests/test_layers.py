@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "mfac"
 # From left to right. A module may be listed before it exists, and none may exist that is not listed.
 ORDER = [
     *("_C", "checks", "damping", "ops"),
-    *("dual", "primal", "block_diagonal", "fisher", "capacitance", "rows", "window"),
+    *("whitening", "dual", "primal", "block_diagonal", "fisher", "capacitance", "rows", "window"),
     *("parameters", "batches", "gradients", "batchnorm"),
     *("saliency", "masks", "schedule", "compensation", "report", "pruner"),
     "optimizer",

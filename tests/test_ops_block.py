@@ -53,17 +53,20 @@ def test_block_values_of_every_kind_of_window(kind: str):
         assert_blocks_are_right(window(rank, 131, dtype=F32, kind=kind), block_size)
 
 
-def test_block_factor_holds_the_lower_factor_of_each_block():
+def test_block_factor_holds_the_upper_factor_of_each_block():
     G = window(5, 11)
     factors, _ = ops.block_factor(G, 4, DAMPING, 5.0)  # 4 < m: primal
-    L = factors[1].tril()
-    torch.testing.assert_close(L @ L.T, oracle.fisher(G[:, 4:8], DAMPING), rtol=0, atol=1e-15)  # entries below 1, ~10 u
+    upper = factors[1]
+    assert torch.equal(upper, upper.triu())
+    torch.testing.assert_close(upper.T @ upper, oracle.fisher(G[:, 4:8], DAMPING), rtol=0, atol=1e-15)  # entries below 1, ~10 u
     factors, _ = ops.block_factor(G, 6, DAMPING, 5.0)  # 5 < 6: dual; the last block, of 5 columns, is primal
     K = G[:, :6] @ G[:, :6].T + 5 * DAMPING * torch.eye(5, dtype=F64)
-    L = factors[0].tril()
-    torch.testing.assert_close(L @ L.T, K, rtol=0, atol=3e-15)
-    L = factors[1].tril()
-    torch.testing.assert_close(L @ L.T, oracle.fisher(G[:, 6:], DAMPING), rtol=0, atol=1e-15)
+    upper = factors[0]
+    assert torch.equal(upper, upper.triu())
+    torch.testing.assert_close(upper.T @ upper, K, rtol=0, atol=3e-15)
+    upper = factors[1]
+    assert torch.equal(upper, upper.triu())
+    torch.testing.assert_close(upper.T @ upper, oracle.fisher(G[:, 6:], DAMPING), rtol=0, atol=1e-15)
 
 
 def test_block_factor_reports_the_failing_pivot_of_each_block():

@@ -1,94 +1,71 @@
-// Batched small blocks: everything one diagonal block of the Fisher needs, by one thread, in cache.
-// A dual block goes by in tiles of columns, each widened into scratch, so that scratch is m·kBlockTileColumns however
-// wide the block is. A primal block is no wider than m.
+// Batched small blocks: everything one diagonal block of the Fisher needs, by one thread, in cache. A block's matrix is
+// its capacitance (dual) or the block itself (primal), its factor the upper U of UᵀU, with L = Uᵀ in the formulae.
+// A dual block goes by in tiles of columns, so that scratch does not grow with its width. A primal block is no wider
+// than m.
 
+// a[i, j] <- Σ_k panel[k, i]·panel[k, j] for j >= i, from packed panels of `depth` (gram/); size is whole panels.
+MFAC_INLINE void block_products(const double* panels, int64_t depth, int64_t size, double* a) {
+  constexpr int64_t kPanel = kGramPanelRows<double>;
+  for (int64_t p = 0; p < size; p += kPanel) {
+    for (int64_t q = p; q < size; q += kPanel)
+      gram_panels<double>(panels + p * depth, panels + q * depth, depth, a + p * size + q, size);
+  }
+}
+
+// The part below the diagonal of the squares on the diagonal, which is what block_products has of them, to above it.
+MFAC_INLINE void block_reflect(double* a, int64_t size) {
+  constexpr int64_t kPanel = kGramPanelRows<double>;
+  for (int64_t p = 0; p < size; p += kPanel)
+    for (int64_t i = p; i < p + kPanel; ++i)
+      for (int64_t j = i + 1; j < p + kPanel; ++j) a[i * size + j] = a[j * size + i];
+}
+
+// The upper triangle of nλI + G_b G_bᵀ into a [size, size].
 template <typename T>
-void block_widen(const Block<T>& block, int64_t begin, int64_t cols) {  // scratch <- columns of G_b, [rows, cols]
-  for (int64_t r = 0; r < block.rows; ++r) {
-    const T* x = block.window + r * block.stride + begin;
-    double* y = block.scratch + r * cols;
-    int64_t j = 0;
-    for (; j + kLanes <= cols; j += kLanes) store(y + j, load(x + j));
-    for (; j < cols; ++j) y[j] = x[j];
+void block_capacitance(const Block<T>& block, double* panels, double* a, int64_t size) {
+  constexpr int64_t kPanel = kGramPanelRows<double>;
+  for (int64_t begin = 0; begin < block.cols; begin += kBlockTileColumns) {
+    const int64_t width = block.cols - begin < kBlockTileColumns ? block.cols - begin : kBlockTileColumns;
+    for (int64_t r = 0; r < size; r += kPanel)
+      gram_pack<T, double>(block.window + r * block.stride + begin, block.stride, block.rows - r, width,
+                           panels + r * width);
+    block_products(panels, width, size, a);
+  }
+  block_reflect(a, size);
+  for (int64_t i = 0; i < block.rows; ++i) a[i * size + i] += block.num_terms * block.damping;
+}
+
+// The upper triangle of λI + G_bᵀ G_b / n into a [size, size].
+template <typename T>
+void block_fisher(const Block<T>& block, double* panels, double* a, int64_t size) {
+  whiten_pack<T, double>(block.window, block.stride, block.rows, block.cols, panels);
+  block_products(panels, block.rows, size, a);
+  block_reflect(a, size);
+  for (int64_t i = 0; i < block.cols; ++i) {
+    for (int64_t j = i; j < block.cols; ++j) a[i * size + j] /= block.num_terms;
+    a[i * size + i] += block.damping;
   }
 }
 
-MFAC_INLINE int64_t block_tile_width(int64_t remaining) {
-  return remaining < kBlockTileColumns ? remaining : kBlockTileColumns;
-}
-
-// In-place lower Cholesky factor of the lower triangle of `a`; -1, or the failing pivot. Row i is solved
-// against the rows above it, whose dot products run over contiguous prefixes.
-MFAC_INLINE int64_t cholesky_lower(double* a, int64_t size, int64_t stride) {
-  for (int64_t i = 0; i < size; ++i) {
-    double* row = a + i * stride;
-    for (int64_t j = 0; j < i; ++j) {
-      const double* above = a + j * stride;
-      row[j] = (row[j] - dot(row, above, j)) / above[j];
-    }
-    const double pivot = row[i] - dot(row, row, i);
-    if (!(pivot > 0)) return i;  // also catches NaN
-    row[i] = std::sqrt(pivot);
-  }
-  return -1;
-}
-
-// x <- L⁻ᵀ L⁻¹ x
-MFAC_INLINE void cholesky_solve(const double* factor, int64_t size, int64_t stride, double* x) {
-  for (int64_t i = 0; i < size; ++i) x[i] = (x[i] - dot(factor + i * stride, x, i)) / factor[i * stride + i];
-  for (int64_t i = size - 1; i >= 0; --i) {
-    x[i] /= factor[i * stride + i];
-    axpy(-x[i], factor + i * stride, x, i);
-  }
-}
-
-// X <- L⁻¹ X for X of `cols` columns, row-major.
-MFAC_INLINE void forward_substitute(const double* factor, int64_t size, int64_t stride, double* x, int64_t cols) {
-  for (int64_t i = 0; i < size; ++i) {
-    const double* row = factor + i * stride;
-    double* xi = x + i * cols;
-    int64_t j = 0;
-    for (; j + 4 <= i; j += 4) {
-      const double c[4] = {-row[j], -row[j + 1], -row[j + 2], -row[j + 3]};
-      axpy_rows<4>(c, x + j * cols, cols, xi, cols);
-    }
-    for (; j < i; ++j) axpy(-row[j], x + j * cols, xi, cols);
-    const double inverse_pivot = 1 / row[i];
-    for (int64_t k = 0; k < cols; ++k) xi[k] *= inverse_pivot;
-  }
-}
-
-// -1, or the failing pivot.  scratch: dual [rows, kBlockTileColumns + 1], primal [rows, cols]
+// -1, or the failing pivot.  scratch: [size, size] and then dual [size, kBlockTileColumns], primal [size, rows], with
+// size the order in whole panels
 template <typename T>
 int64_t block_factor(const Block<T>& block) {
-  double* factor = block.factor;
-  if (block.form == BlockForm::kDual) {  // nλI + G_b G_bᵀ
-    double* products = block.scratch + block.rows * kBlockTileColumns;
-    for (int64_t i = 0; i < block.rows; ++i) {
-      for (int64_t j = 0; j < i; ++j) factor[i * block.factor_stride + j] = 0;
-      factor[i * block.factor_stride + i] = block.num_terms * block.damping;
-    }
-    for (int64_t begin = 0; begin < block.cols; begin += kBlockTileColumns) {
-      const int64_t width = block_tile_width(block.cols - begin);
-      block_widen(block, begin, width);
-      for (int64_t i = 0; i < block.rows; ++i) {
-        double* row = factor + i * block.factor_stride;
-        window_dot_rows(block.scratch, width, i + 1, width, block.scratch + i * width, products);
-        for (int64_t j = 0; j <= i; ++j) row[j] += products[j];
-      }
-    }
-    return cholesky_lower(factor, block.rows, block.factor_stride);
+  constexpr int64_t kPanel = kGramPanelRows<double>;
+  const int64_t order = block.form == BlockForm::kDual ? block.rows : block.cols;
+  const int64_t size = (order + kPanel - 1) / kPanel * kPanel;
+  double *a = block.scratch, *panels = a + size * size;
+  for (int64_t k = 0; k < size * size; ++k) a[k] = 0;
+  if (block.form == BlockForm::kDual) block_capacitance(block, panels, a, size);
+  else block_fisher(block, panels, a, size);
+  for (int64_t i = order; i < size; ++i) a[i * size + i] = 1;  // what is beyond the matrix factors as a unit matrix
+  const int64_t failed = cholesky_upper(a, size, size);
+  for (int64_t i = 0; i < order; ++i) {
+    double* row = block.factor + i * block.factor_stride;
+    for (int64_t j = 0; j < i; ++j) row[j] = 0;
+    for (int64_t j = i; j < order; ++j) row[j] = a[i * size + j];
   }
-  // λI + G_bᵀ G_b / n, from the transposed block: rows of scratch are the block's columns.
-  for (int64_t r = 0; r < block.rows; ++r)
-    for (int64_t j = 0; j < block.cols; ++j) block.scratch[j * block.rows + r] = block.window[r * block.stride + j];
-  for (int64_t i = 0; i < block.cols; ++i) {
-    double* row = factor + i * block.factor_stride;
-    window_dot_rows(block.scratch, block.rows, i + 1, block.rows, block.scratch + i * block.rows, row);
-    for (int64_t j = 0; j <= i; ++j) row[j] /= block.num_terms;
-    row[i] += block.damping;
-  }
-  return cholesky_lower(factor, block.cols, block.factor_stride);
+  return failed;
 }
 
 // dual: (v - G_bᵀ C_b⁻¹ G_b v) / λ;  primal: F_b⁻¹ v.  scratch: [rows]
@@ -117,41 +94,76 @@ void block_matvec(const Block<T>& block, const double* v, double* out) {
   add_rows(k, block.window, block.stride, block.rows, out, block.cols);
 }
 
-// out[j] <- Σ_i x[i, j]²
-MFAC_INLINE void squared_column_norms(const double* x, int64_t rows, int64_t cols, double* out) {
-  for (int64_t j = 0; j < cols; ++j) out[j] = 0;
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < cols; ++j) out[j] += x[i * cols + j] * x[i * cols + j];
+// One tile of rows of X = U⁻ᵀB for a panel of columns, X [k][kPanelColumns<double>]: solved against the rows above, from
+// row `first` on, and against itself. Its squares are added to the columns' norms.
+template <int rows>
+MFAC_INLINE void substitute_tile(const double* upper, int64_t stride, int64_t row, int64_t first, double* x,
+                                 f64v (&norm)[2]) {
+  constexpr int64_t kWidth = kPanelColumns<double>;
+  f64v sum[rows][2] = {};
+  double inverse_pivots[rows];
+  if (row > first)
+    add_products<rows, 2, double>(sum, upper + first * stride + row, stride, x + first * kWidth, kWidth, row - first);
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+    inverse_pivots[r] = 1 / upper[(row + r) * (stride + 1)];
+    for (int v = 0; v < 2; ++v) sum[r][v] = load(x + (row + r) * kWidth + v * kLanes) - sum[r][v];
+  }
+  solve_tile<rows, 2>(sum, upper + row * (stride + 1), stride, inverse_pivots);
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+    for (int v = 0; v < 2; ++v) {
+      store(x + (row + r) * kWidth + v * kLanes, sum[r][v]);
+      norm[v] += sum[r][v] * sum[r][v];
+    }
+  }
 }
 
-// dual: (1 - ‖U_:j‖²)/λ with U = L⁻¹ G_b; where the subtraction cancels, at least 1/F_jj, which bounds it from below.
-// primal: ‖(L⁻¹)_:j‖².  scratch: dual [rows, kBlockTileColumns], primal [cols, cols]
+// norms[j] <- Σ_i (U⁻ᵀB)_ij² for a panel of columns [size][kPanelColumns<double>], overwritten, that is zero above row
+// `first`
+MFAC_INLINE void substitute_norms(const double* upper, int64_t size, int64_t stride, int64_t first, double* x,
+                                  double* norms) {
+  f64v norm[2] = {};
+  int64_t row = first;
+  for (; row + kTileRows <= size; row += kTileRows) substitute_tile<kTileRows>(upper, stride, row, first, x, norm);
+  for (; row < size; ++row) substitute_tile<1>(upper, stride, row, first, x, norm);
+  __builtin_memcpy(norms, norm, sizeof(norm));
+}
+
+// (1 - s)/λ for s = ‖U_:j‖² of a column; where the subtraction cancels at least 1/F_jj, which bounds it from below.
+template <typename T>
+MFAC_INLINE double dual_diagonal(const Block<T>& block, int64_t j, double s) {
+  constexpr double kCancelled = 1e-6;
+  double rest = 1 - s;
+  if (rest < kCancelled) {
+    double sum = 0;
+    for (int64_t r = 0; r < block.rows; ++r) {
+      const double x = block.window[r * block.stride + j];
+      sum += x * x;
+    }
+    const double least = block.damping / (block.damping + sum / block.num_terms);
+    if (rest < least) rest = least;
+  }
+  return rest / block.damping;
+}
+
+// dual: (1 - ‖(L⁻¹ G_b)_:j‖²)/λ.  primal: ‖(L⁻¹)_:j‖².  scratch: a panel of columns, [order][kPanelColumns<double>]
 template <typename T>
 void block_inverse_diagonal(const Block<T>& block, double* out) {
-  constexpr double kCancelled = 1e-6;
-  if (block.form == BlockForm::kPrimal) {
-    for (int64_t k = 0; k < block.cols * block.cols; ++k) block.scratch[k] = k % (block.cols + 1) == 0;
-    forward_substitute(block.factor, block.cols, block.factor_stride, block.scratch, block.cols);
-    squared_column_norms(block.scratch, block.cols, block.cols, out);
-    return;
-  }
-  for (int64_t begin = 0; begin < block.cols; begin += kBlockTileColumns) {
-    const int64_t width = block_tile_width(block.cols - begin);
-    block_widen(block, begin, width);
-    forward_substitute(block.factor, block.rows, block.factor_stride, block.scratch, width);
-    squared_column_norms(block.scratch, block.rows, width, out + begin);
-  }
-  for (int64_t j = 0; j < block.cols; ++j) {
-    double rest = 1 - out[j];
-    if (rest < kCancelled) {
-      double sum = 0;
-      for (int64_t r = 0; r < block.rows; ++r) {
-        const double x = block.window[r * block.stride + j];
-        sum += x * x;
-      }
-      const double least = block.damping / (block.damping + sum / block.num_terms);
-      if (rest < least) rest = least;
+  constexpr int64_t kWidth = kPanelColumns<double>;
+  double* x = block.scratch;
+  double norms[kWidth];
+  for (int64_t begin = 0; begin < block.cols; begin += kWidth) {
+    const int64_t width = block.cols - begin < kWidth ? block.cols - begin : kWidth;
+    if (block.form == BlockForm::kDual) {
+      whiten_pack<T, double>(block.window + begin, block.stride, block.rows, width, x);
+      substitute_norms(block.factor, block.rows, block.factor_stride, 0, x, norms);
+      for (int64_t j = 0; j < width; ++j) out[begin + j] = dual_diagonal(block, begin + j, norms[j]);
+    } else {  // of the unit matrix, whose columns are zero above the diagonal
+      __builtin_memset(x + begin * kWidth, 0, sizeof(double) * (block.cols - begin) * kWidth);
+      for (int64_t j = 0; j < width; ++j) x[(begin + j) * kWidth + j] = 1;
+      substitute_norms(block.factor, block.cols, block.factor_stride, begin, x, norms);
+      for (int64_t j = 0; j < width; ++j) out[begin + j] = norms[j];
     }
-    out[j] = rest / block.damping;
   }
 }

@@ -1,6 +1,7 @@
 // The block-diagonal Fisher: one task a block, start to end in one thread's cache. A block of B columns is
 // dual where m < B and primal where m >= B; the last block may be narrower and of the other form.
 #include "adapter.h"
+#include "huge_pages.h"
 
 namespace mfac {
 namespace {
@@ -11,9 +12,14 @@ struct Blocks {
   int64_t order() const { return std::min(rank, block_size); }  // of the largest factor
   int64_t begin(int64_t b) const { return b * block_size; }
   int64_t cols(int64_t b) const { return std::min(block_size, dim - begin(b)); }
-  // Doubles that factoring a block or its diagonal may use: of a dual one a tile and a row and a column, a primal one
-  // whole.
-  int64_t scratch() const { return std::max((rank + 1) * kBlockTileColumns + rank, rank * order()); }
+  int64_t order(int64_t b) const { return std::min(rank, cols(b)); }
+  // Doubles that factoring a block may use: its matrix and, packed, a tile of a dual block or all of a primal one.
+  int64_t factor_scratch() const {
+    const int64_t panel = static_kernels<double, double>().gram.panel_rows, size = ceil_div(order(), panel) * panel;
+    return size * (size + std::max(kBlockTileColumns, rank));
+  }
+  // Doubles that its diagonal may use: a panel of columns.
+  int64_t diagonal_scratch() const { return order() * static_kernels<double, double>().whiten.panel_columns; }
   BlockForm form(int64_t b) const { return rank < cols(b) ? BlockForm::kDual : BlockForm::kPrimal; }
 };
 
@@ -23,7 +29,7 @@ void for_each_block(const Tensor& window, const Blocks& blocks, double* factors,
                     int64_t scratch, int64_t work, const F& f) {
   const T* data = window.const_data_ptr<T>();
   parallel_tasks(blocks.count(), work, [&](int64_t begin, int64_t end) {
-    std::vector<double> buffer(scratch);
+    Buffer<double> buffer(scratch);
     for (int64_t b = begin; b < end; ++b) {
       double* factor = factors == nullptr ? nullptr : factors + b * blocks.order() * blocks.order();
       f(b, Block<T>{data + blocks.begin(b), window.stride(0), blocks.rank, blocks.cols(b), damping, num_terms,
@@ -51,13 +57,15 @@ std::tuple<Tensor, Tensor> block_factor_cpu(const Tensor& window, int64_t block_
   Tensor factors = empty_f64(window, {count, order, order});
   Tensor info = torch::stable::new_empty(window, {count}, ScalarType::Long);
   double* factor = factors.mutable_data_ptr<double>();
-  std::fill(factor, factor + factors.numel(), 0.0);
+  prefer_huge_pages(factor, sizeof(double) * factors.numel());
   int64_t* failed = info.mutable_data_ptr<int64_t>();
   dispatch_float(window, [&](auto* type) {
     using T = element_t<decltype(type)>;
-    for_each_block<T>(window, blocks, factor, damping, num_terms, blocks.scratch(),
-                      blocks.rank * blocks.block_size * order,
-                      [&](int64_t b, const Block<T>& block) { failed[b] = kernels_for<T>().block_factor(block); });
+    for_each_block<T>(window, blocks, factor, damping, num_terms, blocks.factor_scratch(),
+                      blocks.rank * blocks.block_size * order, [&](int64_t b, const Block<T>& block) {
+                        if (blocks.order(b) < order) std::fill(block.factor, block.factor + order * order, 0.0);
+                        failed[b] = kernels_for<T>().block_factor(block);
+                      });
   });
   return {factors, info};
 }
@@ -110,7 +118,7 @@ Tensor block_inverse_diagonal_cpu(const Tensor& window, const Tensor& factors, i
   dispatch_float(window, [&](auto* type) {
     using T = element_t<decltype(type)>;
     for_each_block<T>(
-        window, blocks, factor, damping, num_terms, blocks.scratch(), work,
+        window, blocks, factor, damping, num_terms, blocks.diagonal_scratch(), work,
         [&](int64_t b, const Block<T>& block) { kernels_for<T>().block_inverse_diagonal(block, x + blocks.begin(b)); });
   });
   return out;

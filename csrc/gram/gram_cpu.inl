@@ -1,80 +1,79 @@
-// G Gᵀ as a sum over packed panels (the layout of a BLIS micro-kernel). A panel holds kGramPanelRows
-// rows of the window, widened to float64 and transposed: [cols][kGramPanelRows].
-constexpr int64_t kGramPanelRows = 2 * kLanes;
-constexpr int64_t kGramRows = MFAC_GRAM_ROWS;  // rows of one register tile
+// G Gᵀ as a sum over packed panels (the layout of a BLIS micro-kernel), in arithmetic of type C with sums in float64. A
+// panel holds kGramPanelRows<C> rows of the window, converted to C and transposed: [cols][kGramPanelRows<C>].
+template <typename C>
+constexpr int64_t kGramPanelRows = 2 * kLanesOf<C>;
 
-// Exchanges the off-diagonal h x h blocks of a pair of rows; doing so for h = kLanes/2, ..., 1 transposes a square.
-template <int h, int... lane>
-MFAC_INLINE void exchange(f64v& a, f64v& b, std::integer_sequence<int, lane...>) {
-  const f64v x = __builtin_shufflevector(a, b, (lane & h ? lane - h + int(kLanes) : lane)...);
-  const f64v y = __builtin_shufflevector(a, b, (lane & h ? lane + int(kLanes) : lane + h)...);
+MFAC_INLINE f64v load_as(const float* p, double) { return load(p); }
+MFAC_INLINE f64v load_as(const double* p, double) { return load(p); }
+MFAC_INLINE f32w load_as(const float* p, float) { return load_bits<f32w>(p); }
+
+// Exchanges the off-diagonal h x h blocks of a pair of rows; doing so for h = lanes/2, ..., 1 transposes a square.
+template <int h, typename V, int... lane>
+MFAC_INLINE void exchange(V& a, V& b, std::integer_sequence<int, lane...>) {
+  constexpr int kWidth = sizeof...(lane);
+  const V x = __builtin_shufflevector(a, b, (lane & h ? lane - h + kWidth : lane)...);
+  const V y = __builtin_shufflevector(a, b, (lane & h ? lane + kWidth : lane + h)...);
   a = x;
   b = y;
 }
 
-template <int h>
-MFAC_INLINE void transpose(f64v (&rows)[kLanes]) {
+template <int h, typename V, int lanes>
+MFAC_INLINE void transpose(V (&rows)[lanes]) {
   if constexpr (h > 0) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kLanes; ++i)
-      if (!(i & h)) exchange<h>(rows[i], rows[i + h], std::make_integer_sequence<int, kLanes>());
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i)
+      if (!(i & h)) exchange<h>(rows[i], rows[i + h], std::make_integer_sequence<int, lanes>());
     transpose<h / 2>(rows);
   }
 }
 
-template <typename T>
-void gram_pack(const T* window, int64_t stride, int64_t rows, int64_t cols, double* panel) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  const int64_t full_rows = rows < kGramPanelRows ? rows / kLanes * kLanes : kGramPanelRows;
-  const int64_t full_cols = cols / kLanes * kLanes;
-  if (full_rows < kGramPanelRows) __builtin_memset(panel, 0, sizeof(double) * cols * kGramPanelRows);
-  for (int64_t k = 0; k < full_cols; k += kLanes)
-    for (int64_t r = 0; r < full_rows; r += kLanes) {
-      f64v square[kLanes];
-#pragma GCC unroll 8
-      for (int i = 0; i < kLanes; ++i) {
-        const T* x = window + (r + i) * stride + k;
-        if (k % kLine == 0) __builtin_prefetch(x + cols, 0, 2);  // the next tile, for its own packing
-        square[i] = load(x);
-      }
-      transpose<kLanes / 2>(square);
-#pragma GCC unroll 8
-      for (int i = 0; i < kLanes; ++i) store(panel + (k + i) * kGramPanelRows + r, square[i]);
+template <typename T, typename C>
+void gram_pack(const T* window, int64_t stride, int64_t rows, int64_t cols, C* panel) {
+  constexpr int kLanesHere = kLanesOf<C>;
+  constexpr int64_t kPanelRows = kGramPanelRows<C>;
+  const int64_t full_rows = rows < kPanelRows ? rows / kLanesHere * kLanesHere : kPanelRows;
+  const int64_t full_cols = cols / kLanesHere * kLanesHere;
+  if (full_rows < kPanelRows) __builtin_memset(panel, 0, sizeof(C) * cols * kPanelRows);
+  for (int64_t k = 0; k < full_cols; k += kLanesHere)
+    for (int64_t r = 0; r < full_rows; r += kLanesHere) {
+      vector_of<C> square[kLanesHere];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanesHere; ++i) square[i] = load_as(window + (r + i) * stride + k, C());
+      transpose<kLanesHere / 2>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanesHere; ++i) store_bits(panel + (k + i) * kPanelRows + r, square[i]);
     }
   for (int64_t k = 0; k < cols; ++k)
-    for (int64_t r = k < full_cols ? full_rows : 0; r < rows && r < kGramPanelRows; ++r)
-      panel[k * kGramPanelRows + r] = window[r * stride + k];
+    for (int64_t r = k < full_cols ? full_rows : 0; r < rows && r < kPanelRows; ++r)
+      panel[k * kPanelRows + r] = C(window[r * stride + k]);
 }
 
-// One register tile: kGramRows rows of panel a, the first kVectors·kLanes rows of panel b.
-template <int kVectors>
-MFAC_INLINE void gram_tile(const double* a, const double* b, int64_t depth, double* sums) {
-  f64v sum[kGramRows][kVectors] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    f64v y[kVectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) y[v] = load(b + k * kGramPanelRows + v * kLanes);
+MFAC_INLINE void add_to(double* sums, f64v x) { store(sums, load(sums) + x); }
+MFAC_INLINE void add_to(double* sums, f32w x) {
+  f32v half[2];
+  __builtin_memcpy(half, &x, sizeof(x));
+  add_to(sums, widen(half[0]));
+  add_to(sums + kLanes, widen(half[1]));
+}
+
+// One register tile: kTileRows rows of panel a, the first rows of panel b.
+template <int vectors, typename C>
+MFAC_INLINE void gram_tile(const C* a, const C* b, int64_t depth, double* sums, int64_t stride) {
+  vector_of<C> sum[kTileRows][vectors] = {};
+  add_products<kTileRows, vectors, C>(sum, a, kGramPanelRows<C>, b, kGramPanelRows<C>, depth);
 #pragma GCC unroll 8
-    for (int64_t i = 0; i < kGramRows; ++i) {
+  for (int64_t r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) sum[i][v] += a[k * kGramPanelRows + i] * y[v];
-    }
-  }
-#pragma GCC unroll 8
-  for (int64_t i = 0; i < kGramRows; ++i) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      double* to = sums + i * kGramPanelRows + v * kLanes;
-      store(to, load(to) + sum[i][v]);
-    }
+    for (int v = 0; v < vectors; ++v) add_to(sums + r * stride + v * kLanesOf<C>, sum[r][v]);
   }
 }
 
-// sums[i, j] += Σ_k a[k, i]·b[k, j], one contiguous square of kGramPanelRows. On the diagonal (a = b) a tile stops
-// at the last vector that holds an entry with j <= i.
-void gram_panels(const double* a, const double* b, int64_t depth, double* sums) {
-  for (int64_t i = 0; i < kGramPanelRows; i += kGramRows) {
-    if (a == b && i + kGramRows <= kLanes) gram_tile<1>(a + i, b, depth, sums + i * kGramPanelRows);
-    else gram_tile<2>(a + i, b, depth, sums + i * kGramPanelRows);
+// sums[i, j] += Σ_k a[k, i]·b[k, j], a square of kGramPanelRows<C>. On the diagonal (a = b) a tile stops at the last
+// vector that holds an entry with j <= i.
+template <typename C>
+void gram_panels(const C* a, const C* b, int64_t depth, double* sums, int64_t stride) {
+  for (int64_t i = 0; i < kGramPanelRows<C>; i += kTileRows) {
+    if (a == b && i + kTileRows <= kLanesOf<C>) gram_tile<1, C>(a + i, b, depth, sums + i * stride, stride);
+    else gram_tile<2, C>(a + i, b, depth, sums + i * stride, stride);
   }
 }

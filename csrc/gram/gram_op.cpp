@@ -1,16 +1,20 @@
-// gram(window) -> G Gᵀ in float64.
+// gram(window, single) -> G Gᵀ, sums in float64, products of a float32 window in float64 or float32.
 //
 // The columns are cut into slabs, one task each: a thread packs a tile of its slab, adds the products of every
 // pair of panels of the lower triangle to its own sums, all in its own L2, and goes on to the next tile. The slabs'
 // sums are added in order. The number of slabs depends on the shape alone, so the last bit does not depend on the
 // number of threads. Flops: m²d, half of a general product. Extra memory: slabs·(m²/2 + m·kTileColumns) float64.
 #include "adapter.h"
+#include "tile_prefetch.h"
 
 namespace mfac {
 namespace {
 
 constexpr int64_t kTileColumns = 256;  // with m = 256 a packed tile takes 512 KiB
-constexpr int64_t kDepth = 128;        // columns of a panel that a register tile sweeps: both panels in L1
+
+// Columns of a panel that a register tile sweeps: both panels in L1; in float32 as many terms as are summed in it.
+template <typename C>
+constexpr int64_t kDepth = std::is_same_v<C, float> ? kSingleDepth : 128;
 
 // As many slabs as keep threads busy and their sums, m²/2 each, within 32 MiB; four where m is larger than that allows.
 int64_t slab_count(int64_t m, int64_t d) {
@@ -19,37 +23,40 @@ int64_t slab_count(int64_t m, int64_t d) {
 }
 
 // sums [pairs, panel_rows, panel_rows] += the products over the slab's columns
-template <typename T>
+template <typename T, typename C>
 void accumulate_slab(const T* window, int64_t stride, int64_t m, int64_t cols, double* sums) {
-  const Kernels& kernel = kernels();
-  const int64_t panel_rows = kernel.gram_panel_rows, panels = ceil_div(m, panel_rows);
-  std::vector<double> packed(panels * panel_rows * std::min(kTileColumns, cols));
+  const GramKernels<T, C>& kernel = static_kernels<T, C>().gram;
+  const int64_t panel_rows = kernel.panel_rows, panels = ceil_div(m, panel_rows);
+  Buffer<C> packed(panels * panel_rows * std::min(kTileColumns, cols));
   for (int64_t tile = 0; tile < cols; tile += kTileColumns) {
-    const int64_t width = std::min(kTileColumns, cols - tile);
+    const int64_t width = std::min(kTileColumns, cols - tile), next = std::min(kTileColumns, cols - tile - width);
+    TilePrefetch ahead(window + tile + width, stride * sizeof(T), next > 0 ? m : 0, next * sizeof(T),
+                       ceil_div(width, kDepth<C>) * panels * (panels + 1) / 2);
     for (int64_t p = 0; p < panels; ++p)
-      kernels_for<T>().gram_pack(window + p * panel_rows * stride + tile, stride,
-                                 std::min(panel_rows, m - p * panel_rows), width,
-                                 packed.data() + p * panel_rows * width);
-    for (int64_t k = 0; k < width; k += kDepth) {
+      kernel.pack(window + p * panel_rows * stride + tile, stride, std::min(panel_rows, m - p * panel_rows), width,
+                  packed.data() + p * panel_rows * width);
+    for (int64_t k = 0; k < width; k += kDepth<C>) {
       double* square = sums;
       for (int64_t p = 0; p < panels; ++p)
-        for (int64_t q = 0; q <= p; ++q, square += panel_rows * panel_rows)
-          kernel.gram_panels(packed.data() + (p * width + k) * panel_rows, packed.data() + (q * width + k) * panel_rows,
-                             std::min(kDepth, width - k), square);
+        for (int64_t q = 0; q <= p; ++q, square += panel_rows * panel_rows) {
+          ahead.step();
+          kernel.panels(packed.data() + (p * width + k) * panel_rows, packed.data() + (q * width + k) * panel_rows,
+                        std::min(kDepth<C>, width - k), square, panel_rows);
+        }
     }
   }
 }
 
-template <typename T>
+template <typename T, typename C>
 void accumulate(const T* window, int64_t stride, int64_t m, int64_t d, double* gram) {
-  const int64_t panel_rows = kernels().gram_panel_rows, panels = ceil_div(m, panel_rows);
+  const int64_t panel_rows = static_kernels<T, C>().gram.panel_rows, panels = ceil_div(m, panel_rows);
   const int64_t size = panels * (panels + 1) / 2 * panel_rows * panel_rows;
   const int64_t slabs = slab_count(m, d);
-  std::vector<double> sums(slabs * size, 0.0);
+  Buffer<double> sums(slabs * size, 0.0);
   parallel_tasks(slabs, m * m * (d / slabs), [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s) {
       const int64_t first = d * s / slabs, last = d * (s + 1) / slabs;
-      accumulate_slab(window + first, stride, m, last - first, sums.data() + s * size);
+      accumulate_slab<T, C>(window + first, stride, m, last - first, sums.data() + s * size);
     }
   });
 
@@ -63,15 +70,15 @@ void accumulate(const T* window, int64_t stride, int64_t m, int64_t d, double* g
           gram[i * m + j] = gram[j * m + i] = square[(i % panel_rows) * panel_rows + j % panel_rows];
 }
 
-Tensor gram_cpu(const Tensor& window) {
+Tensor gram_cpu(const Tensor& window, bool single) {
   check_rows("gram", "window", window);
-  const int64_t m = window.size(0), d = window.size(1);
+  STD_TORCH_CHECK(!single || is_float(window), "gram: Parameter `single` should be False for a float64 window.");
+  const int64_t m = window.size(0), d = window.size(1), stride = window.stride(0);
   Tensor gram = empty_f64(window, {m, m});
   double* out = gram.mutable_data_ptr<double>();
-  dispatch_float(window, [&](auto* type) {
-    using T = element_t<decltype(type)>;
-    accumulate(window.const_data_ptr<T>(), window.stride(0), m, d, out);
-  });
+  if (is_double(window)) accumulate<double, double>(elements<double>(window), stride, m, d, out);
+  else if (single) accumulate<float, float>(elements<float>(window), stride, m, d, out);
+  else accumulate<float, double>(elements<float>(window), stride, m, d, out);
   return gram;
 }
 

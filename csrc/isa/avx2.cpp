@@ -10,7 +10,7 @@
 
 #define MFAC_ISA avx2
 #define MFAC_LANES 4
-#define MFAC_GRAM_ROWS 4
+#define MFAC_TILE_ROWS 4
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)

@@ -10,7 +10,7 @@
 
 #define MFAC_ISA avx512
 #define MFAC_LANES 8
-#define MFAC_GRAM_ROWS 8
+#define MFAC_TILE_ROWS 8
 #define MFAC_HAS_VNNI
 
 #if defined(__clang__)

@@ -14,6 +14,7 @@ namespace mfac {
 constexpr int64_t kBlockTileColumns = 512;  // of a dual block, widened at a time
 constexpr int64_t kCombineColumns = 8192;   // widest tile of window_combine: 64 KiB of accumulators, in L2
 constexpr int64_t kScaleColumns = 1024;     // columns of an int8 row that share a scale
+constexpr int64_t kSingleDepth = 64;        // products summed in float32 before the sum goes to float64 (gram/)
 static_assert(kCombineColumns % kScaleColumns == 0);
 
 // The 16-bit formats of a window, as bits: kernels widen them on load.
@@ -43,20 +44,36 @@ struct Magnitude {
   double largest, sum_of_squares;
 };
 
-constexpr int64_t kWhitenRows = 8;  // rows of L⁻¹ that a register tile holds
+// G Gᵀ in arithmetic of type C; layouts stand in gram/.
+template <typename T, typename C>
+struct GramKernels {
+  int64_t panel_rows;
+  // Packs columns of `panel_rows` rows as [cols][panel_rows], zero below the last row.
+  void (*pack)(const T* window, int64_t stride, int64_t rows, int64_t cols, C* panel);
+  // sums[i, j] += Σ_k a[k, i]·b[k, j] for two packed panels, [panel_rows, panel_rows]; where a and b are the same panel,
+  // at least the entries with j <= i. `stride` is that of sums.
+  void (*panels)(const C* a, const C* b, int64_t depth, double* sums, int64_t stride);
+};
 
 // Squared column norms of L⁻¹G in arithmetic of type C; layouts stand in whitened_norms/.
 template <typename T, typename C>
 struct WhitenKernels {
-  int64_t panel_columns;
+  int64_t panel_columns, tile_rows;
   void (*pack)(const T* window, int64_t stride, int64_t rows, int64_t cols, C* panels);
-  void (*norms)(const C* factor, const C* panel, int64_t rows, C* norms);
+  void (*tile)(const C* factor, const C* panel, int64_t depth, C* norms);
 };
 
-// Form of one block's factor: kDual holds chol(nλI + G_b G_bᵀ), kPrimal chol(λI + G_bᵀ G_b / n).
+// The static kernels for a window of type T in arithmetic of type C.
+template <typename T, typename C>
+struct StaticKernels {
+  GramKernels<T, C> gram;
+  WhitenKernels<T, C> whiten;
+};
+
+// Form of one block's factor: kDual holds that of nλI + G_b G_bᵀ, kPrimal that of λI + G_bᵀ G_b / n.
 enum class BlockForm { kDual, kPrimal };
 
-// One diagonal block of the Fisher. `factor` is its lower Cholesky factor, of order rows (dual) or cols (primal); how
+// One diagonal block of the Fisher. `factor` is its upper Cholesky factor, of order rows (dual) or cols (primal); how
 // much scratch each kernel needs stands above it.
 template <typename T>
 struct Block {
@@ -86,8 +103,6 @@ struct WindowTable {
 
 template <typename T>
 struct TypedKernels {
-  // Packs columns of `gram_panel_rows` rows as [cols][gram_panel_rows], zero below the last row. (gram/)
-  void (*gram_pack)(const T* window, int64_t stride, int64_t rows, int64_t cols, double* panel);
   // block_fisher/
   int64_t (*block_factor)(const Block<T>& block);  // -1, or the index of the failing pivot
   void (*block_ihvp)(const Block<T>& block, const double* v, double* out);
@@ -113,14 +128,10 @@ struct Kernels {
   // out[r] = Σ_j window[r, j]·v[j], exactly, for at most kScaleColumns columns
   void (*int8_dot)(const int8_t* window, int64_t stride, int64_t rows, int64_t cols, const int8_t* v, int32_t* out);
 
-  WhitenKernels<float, float> whiten_f32;
-  WhitenKernels<float, double> whiten_f32_in_f64;
-  WhitenKernels<double, double> whiten_f64;
-
-  // gram/: sums[i, j] += Σ_k a[k, i]·b[k, j] for two packed panels, [panel_rows, panel_rows]; where a and b
-  // are the same panel, at least the entries with j <= i.
-  int64_t gram_panel_rows;
-  void (*gram_panels)(const double* a, const double* b, int64_t depth, double* sums);
+  // gram/, whitened_norms/
+  StaticKernels<float, float> static_f32;
+  StaticKernels<float, double> static_f32_in_f64;
+  StaticKernels<double, double> static_f64;
 
   // capacitance/: rows [begin, end) of a symmetric matrix of which the lower triangle is stored.
   // y += the part of A·x that those rows hold.
@@ -155,10 +166,10 @@ inline const TypedKernels<double>& kernels_for<double>() {
 }
 
 template <typename T, typename C>
-const WhitenKernels<T, C>& whiten_kernels() {
-  if constexpr (std::is_same_v<C, float>) return kernels().whiten_f32;
-  else if constexpr (std::is_same_v<T, float>) return kernels().whiten_f32_in_f64;
-  else return kernels().whiten_f64;
+const StaticKernels<T, C>& static_kernels() {
+  if constexpr (std::is_same_v<C, float>) return kernels().static_f32;
+  else if constexpr (std::is_same_v<T, float>) return kernels().static_f32_in_f64;
+  else return kernels().static_f64;
 }
 
 template <typename T>

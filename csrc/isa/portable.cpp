@@ -7,6 +7,6 @@
 
 #define MFAC_ISA portable
 #define MFAC_LANES 2
-#define MFAC_GRAM_ROWS 4
+#define MFAC_TILE_ROWS 4
 
 #include "isa/table.inl"

@@ -1,10 +1,12 @@
 // Instantiates every kernel for one instruction set and fills its table. Included by <isa>.cpp,
-// which defines MFAC_LANES, MFAC_GRAM_ROWS and MFAC_ISA and sets the target pragma.
+// which defines MFAC_LANES, MFAC_TILE_ROWS and MFAC_ISA and sets the target pragma.
 
 namespace mfac {
 namespace {
 
 #include "isa/vec.inl"
+
+#include "isa/tile.inl"
 
 #include "window_dot/window_dot_cpu.inl"
 
@@ -19,6 +21,8 @@ namespace {
 #include "gram/gram_cpu.inl"
 
 #include "capacitance/capacitance_cpu.inl"
+
+#include "block_fisher/cholesky.inl"
 
 #include "block_fisher/block_fisher_cpu.inl"
 
@@ -44,9 +48,17 @@ constexpr WindowTable<int8_t> window_table_of<int8_t>() {  // rounded by quantiz
 
 template <typename T>
 constexpr TypedKernels<T> typed_kernels() {
-  return {
-      gram_pack<T>, block_factor<T>, block_ihvp<T>, block_matvec<T>, block_inverse_diagonal<T>,
-  };
+  return {block_factor<T>, block_ihvp<T>, block_matvec<T>, block_inverse_diagonal<T>};
+}
+
+template <typename T, typename C>
+constexpr GramKernels<T, C> gram_kernels_of() {
+  return {kGramPanelRows<C>, gram_pack<T, C>, gram_panels<C>};
+}
+
+template <typename T, typename C>
+constexpr WhitenKernels<T, C> whiten_kernels_of() {
+  return {kPanelColumns<C>, kTileRows, whiten_pack<T, C>, whiten_tile<C>};
 }
 
 }  // namespace
@@ -69,11 +81,9 @@ extern const Kernels MFAC_TABLE_OF(MFAC_ISA) = {
     vector_magnitude<double>,
     quantize_row,
     int8_dot_rows,
-    {kPanelColumns<float>, whiten_pack<float, float>, whiten_panel<float>},
-    {kPanelColumns<double>, whiten_pack<float, double>, whiten_panel<double>},
-    {kPanelColumns<double>, whiten_pack<double, double>, whiten_panel<double>},
-    kGramPanelRows,
-    gram_panels,
+    {gram_kernels_of<float, float>(), whiten_kernels_of<float, float>()},
+    {gram_kernels_of<float, double>(), whiten_kernels_of<float, double>()},
+    {gram_kernels_of<double, double>(), whiten_kernels_of<double, double>()},
     symmetric_matvec_rows,
     symmetric_rank2_rows,
 };

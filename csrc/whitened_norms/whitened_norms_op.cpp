@@ -3,34 +3,41 @@
 //
 // A task is a tile of columns: packed once into the thread's L2, then a panel at a time against all of L⁻¹.
 #include "adapter.h"
+#include "tile_prefetch.h"
 
 namespace mfac {
 namespace {
 
 constexpr int64_t kTileColumns = 256;
 
-// [ceil(m / kWhitenRows)][m][kWhitenRows], zero above the diagonal and below the last row
+// [ceil(m / rows)][m][rows] for register tiles of `rows`, zero above the diagonal and below the last row
 template <typename C>
-std::vector<C> pack_factor(const double* factor, int64_t m) {
-  std::vector<C> packed(ceil_div(m, kWhitenRows) * kWhitenRows * m, C(0));
+Buffer<C> pack_factor(const double* factor, int64_t m, int64_t rows) {
+  Buffer<C> packed(ceil_div(m, rows) * rows * m, C(0));
   for (int64_t i = 0; i < m; ++i)
-    for (int64_t k = 0; k <= i; ++k)
-      packed[i / kWhitenRows * kWhitenRows * m + k * kWhitenRows + i % kWhitenRows] = C(factor[i * m + k]);
+    for (int64_t k = 0; k <= i; ++k) packed[i / rows * rows * m + k * rows + i % rows] = C(factor[i * m + k]);
   return packed;
 }
 
 template <typename T, typename C>
 void whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const double* factor, double* out) {
-  const WhitenKernels<T, C>& kernel = whiten_kernels<T, C>();
-  const std::vector<C> packed = pack_factor<C>(factor, m);
-  const int64_t width = kernel.panel_columns;
+  const WhitenKernels<T, C>& kernel = static_kernels<T, C>().whiten;
+  const int64_t width = kernel.panel_columns, rows = kernel.tile_rows;
+  const Buffer<C> packed = pack_factor<C>(factor, m, rows);
   parallel_tasks(ceil_div(d, kTileColumns), m * m * kTileColumns, [&](int64_t begin, int64_t end) {
-    std::vector<C> panels(m * kTileColumns), norms(width);
+    Buffer<C> panels(m * kTileColumns), norms(width);
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t column = tile * kTileColumns, cols = std::min(kTileColumns, d - column);
+      const int64_t next = tile + 1 < end ? std::min(kTileColumns, d - column - cols) : 0;
+      TilePrefetch ahead(window + column + cols, stride * sizeof(T), next > 0 ? m : 0, next * sizeof(T),
+                         ceil_div(cols, width) * ceil_div(m, rows));
       kernel.pack(window + column, stride, m, cols, panels.data());
       for (int64_t j = 0; j < cols; j += width) {
-        kernel.norms(packed.data(), panels.data() + j * m, m, norms.data());
+        std::fill(norms.begin(), norms.end(), C(0));
+        for (int64_t i = 0; i < m; i += rows) {
+          ahead.step();
+          kernel.tile(packed.data() + i * m, panels.data() + j * m, std::min(i + rows, m), norms.data());
+        }
         for (int64_t i = 0; i < std::min(width, cols - j); ++i) out[column + j + i] = double(norms[i]);
       }
     }

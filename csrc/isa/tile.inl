@@ -1,0 +1,55 @@
+// The register tile that matrix products, factorisations and triangular solves are made of, in float64 or float32.
+
+typedef float f32w __attribute__((vector_size(8 * MFAC_LANES)));  // as many bytes as f64v
+
+template <typename C>
+struct VectorOf {
+  typedef f64v type;
+};
+template <>
+struct VectorOf<float> {
+  typedef f32w type;
+};
+template <typename C>
+using vector_of = typename VectorOf<C>::type;
+
+template <typename C>
+constexpr int64_t kLanesOf = sizeof(f64v) / sizeof(C);
+
+constexpr int64_t kTileRows = MFAC_TILE_ROWS;
+
+template <typename C>
+MFAC_INLINE void store_bits(C* p, vector_of<C> x) {
+  __builtin_memcpy(p, &x, sizeof(x));
+}
+
+// sum[r][v] += Σ_{k<depth} a[k·a_stride + r]·b[k·b_stride + v·lanes ...]
+template <int rows, int vectors, typename C>
+MFAC_INLINE void add_products(vector_of<C> (&sum)[rows][vectors], const C* a, int64_t a_stride, const C* b,
+                              int64_t b_stride, int64_t depth) {
+  for (int64_t k = 0; k < depth; ++k) {
+    vector_of<C> y[vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) y[v] = load_bits<vector_of<C>>(b + k * b_stride + v * kLanesOf<C>);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) sum[r][v] += a[k * a_stride + r] * y[v];
+    }
+  }
+}
+
+// x[r][v] <- row r of U⁻ᵀ x for the rows of one tile: x[r] <- (x[r] - Σ_{q<r} U[q, r]·x[q])/U[r, r].
+template <int rows, int vectors>
+MFAC_INLINE void solve_tile(f64v (&x)[rows][vectors], const double* upper, int64_t stride, const double* inverse_pivots) {
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int q = 0; q < r; ++q) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) x[r][v] -= upper[q * stride + r] * x[q][v];
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) x[r][v] *= inverse_pivots[r];
+  }
+}

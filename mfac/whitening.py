@@ -1,0 +1,146 @@
+"""‖(L⁻¹G)_:i‖² for every column of a window, which the diagonal of F⁻¹ is made of; in float32 where a bound allows it.
+
+With s = ‖(L⁻¹G)_:i‖² the diagonal is (1 - s)/λ, and s is small where d is much larger than m, as Σ s <= m. It can then
+be computed in float32, and from a capacitance whose products were summed in float32, at twice the speed of float64.
+Both errors are bounded beforehand or on the way (docs/derivation.md, "Precision"); what the bound does not cover is
+done in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mfac import ops
+
+_U = 2.0**-24  # unit roundoff of float32
+_SINGLE_ERROR = 2.0**-18  # relative error of 1 - s that float32 arithmetic may have by its bound
+_SINGLE_DEPTH = 64  # kSingleDepth in csrc/isa/kernels.h
+_SMALLEST_LIMIT = 1e-4  # of s: below this, float32 arithmetic would be of use to few columns
+_MOST_UNCERTAIN = 8  # where more than one in so many columns is above the limit, all are done in float64
+_COLUMNS_AT_ONCE = 1024  # gathered at a time
+_SAMPLED_COLUMNS, _SAMPLES = 4, 4  # for every row of the window; pieces that they come in
+_SAMPLE_IS_WORSE = 8  # at most by so much is the norm of a sample's C⁻¹ larger where the rows are independent
+
+
+def whitened_norms(window: Tensor, factor: Tensor) -> Tensor:
+    """‖(L⁻¹G)_:i‖² for every column.
+
+    Args:
+        window: G, [m, d].
+        factor: L, the lower Cholesky factor of C, [m, m] float64.
+
+    Returns:
+        [d] float64; m²d flops. Of a float32 window in float32 where the error of 1 - s is bounded by 2⁻¹⁸ of it.
+    """
+    inverse = inverse_factor(factor)
+    if window.dtype == torch.float32:
+        limit = _limit(_product_error(factor, inverse), 0.0)
+        if limit >= _SMALLEST_LIMIT and _fits_single(inverse):
+            norms = ops.whitened_norms(window, inverse, True)
+            uncertain = _above(norms, limit)
+            if uncertain.numel() <= window.shape[1] // _MOST_UNCERTAIN:
+                for columns in uncertain.split(_COLUMNS_AT_ONCE) if uncertain.numel() else ():
+                    norms[columns] = ops.whitened_norms(window[:, columns].contiguous(), inverse, False)
+                return norms
+    return ops.whitened_norms(window, inverse, False)
+
+
+def single_whitened_norms(window: Tensor, squared_norms: Tensor, shift: float) -> Tensor | None:
+    """The same without a factor: C is formed in float32 too.
+
+    Args:
+        window: G, [m, d] float32.
+        squared_norms: ‖g_i‖², [m] float64.
+        shift: nλ.
+
+    Returns:
+        [d] float64, 2m²d flops in float32; or None where the error of 1 - s is not bounded by 2⁻¹⁸ of it for every
+        column. Whether that is likely is found out first, from a sample of columns.
+    """
+    trace = float(squared_norms.sum())
+    if not _sample_allows(window, trace, shift):
+        return None
+    factor = _factor(ops.gram(window, True), shift)
+    if factor is None:
+        return None
+    inverse = inverse_factor(factor)
+    limit = _limit(_product_error(factor, inverse), _gram_error(factor, trace))
+    if limit < _SMALLEST_LIMIT or not _fits_single(inverse):
+        return None
+    norms = ops.whitened_norms(window, inverse, True)
+    return norms if bool(norms.max() <= limit) else None  # a NaN is not
+
+
+def single_may_do(window: Tensor) -> bool:
+    """Whether the shape and dtype are such that `single_whitened_norms` can be of use."""
+    rank, dim = window.shape
+    return window.dtype == torch.float32 and dim >= 16 * rank and rank * dim >= 1 << 20
+
+
+def inverse_factor(factor: Tensor) -> Tensor:
+    """L⁻¹, [m, m]."""
+    eye = torch.eye(factor.shape[0], dtype=torch.float64, device="cpu")
+    return torch.linalg.solve_triangular(factor, eye, upper=False).contiguous()
+
+
+def _factor(gram: Tensor, shift: float) -> Tensor | None:
+    gram.diagonal().add_(shift)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    return factor if int(failed) == 0 else None
+
+
+def _product_error(factor: Tensor, inverse: Tensor) -> float:
+    """ρ: s = ‖(L⁻¹G)_:i‖² in float32 is off by at most ρs.
+
+    A sum of m products is off by at most (m + 2)u of the sum of their magnitudes, so that with κ >= ‖|L⁻¹|‖ ‖|L|‖ it is
+    ρ = (m + 2)u(2κ + 1).
+    """
+    condition = _norm_of_magnitudes(factor) * _norm_of_magnitudes(inverse)
+    return (factor.shape[0] + 2) * _U * (2 * condition + 1)
+
+
+def _gram_error(factor: Tensor, trace: float) -> float:
+    """ε: s from a C whose products were summed in float32 is off by at most εs.
+
+    Sums of 64 products are off by at most 64u Σ|g_ik g_jk| <= 64u ‖g_i‖ ‖g_j‖, K therefore by at most 64u tr K in the
+    Frobenius norm; s = gᵀC⁻¹g by at most that times ‖C⁻¹‖ of itself, ‖C⁻¹‖ being known from the C that was formed.
+    """
+    error = (_SINGLE_DEPTH + 1) * _U * trace
+    inverse_norm = float(torch.cholesky_inverse(factor).abs().sum(0).max())  # >= its 2-norm, as it is symmetric
+    left = 1 - error * inverse_norm
+    return error * inverse_norm / left if left > 0 else float("inf")
+
+
+def _limit(rho: float, epsilon: float) -> float:
+    """The largest s for which an error of (ρ + ε)s, to first order, is within the bound on 1 - s."""
+    return _SINGLE_ERROR / (_SINGLE_ERROR + rho + epsilon + rho * epsilon)
+
+
+def _sample_allows(window: Tensor, trace: float, shift: float) -> bool:
+    """Whether columns taken here and there say that most of s will be below the limit."""
+    rank, dim = window.shape
+    width = _SAMPLED_COLUMNS * rank // _SAMPLES
+    starts = range(0, dim - width + 1, (dim - width) // (_SAMPLES - 1))
+    sample = torch.cat([window[:, start : start + width] for start in starts], dim=1)
+    factor = _factor(ops.gram(sample).mul_(dim / sample.shape[1]), shift)
+    if factor is None:
+        return False
+    epsilon = _gram_error(factor, trace / _SAMPLE_IS_WORSE)
+    return _limit(0.0, epsilon) >= max(_SMALLEST_LIMIT, rank / dim)
+
+
+def _above(norms: Tensor, limit: float) -> Tensor:
+    """The columns whose s is above the limit or not a number."""
+    return (~(norms <= limit)).nonzero()[:, 0]
+
+
+def _norm_of_magnitudes(matrix: Tensor) -> float:
+    """A bound on the spectral norm of |A|: the geometric mean of the largest row and column sums."""
+    magnitudes = matrix.abs()
+    return float(magnitudes.sum(0).max() * magnitudes.sum(1).max()) ** 0.5
+
+
+def _fits_single(matrix: Tensor) -> bool:
+    """Whether products with the largest entries are far from float32's range, so that its relative errors hold."""
+    return bool((matrix.abs().max() < 1e15) & (matrix.diagonal().abs().min() > 1e-15))
