@@ -286,3 +286,50 @@ def check_finite_rows(name: str, window: Tensor, squared_norms: Tensor) -> None:
         if not bool(torch.isfinite(window[row]).all()):
             raise ValueError(f"Parameter `{name}` should be finite. Found a NaN or infinity in row {row}.")
     raise ValueError(f"Parameter `{name}` should have rows whose squared norm is finite in float64. Found an overflow.")
+
+
+def check_out(name: str, out: object, dim: int, dtype: torch.dtype) -> None:
+    """Refuses anything but a contiguous CPU vector of a size and dtype to be written to.
+
+    Args:
+        name: Of the parameter.
+        out: What was given.
+        dim: d.
+        dtype: That it should have.
+
+    Raises:
+        TypeError: If it is no tensor, or of another dtype or device.
+        ValueError: If its shape is not [d] or it is not contiguous.
+    """
+    if not isinstance(out, Tensor) or out.dtype != dtype:
+        found = out.dtype if isinstance(out, Tensor) else type(out).__name__
+        raise TypeError(f"Parameter `{name}` should be a tensor of {dtype}. Found {found}.")
+    check_device(name, out.device)
+    if out.shape != (dim,) or not out.is_contiguous():
+        raise ValueError(
+            f"Parameter `{name}` should be contiguous of shape [d={dim}]. Found shape {list(out.shape)}"
+            f"{'' if out.is_contiguous() else ', not contiguous'}."
+        )
+
+
+def check_like(name: str, entry: str, found: object, expected: Tensor) -> None:
+    """Refuses an entry of a state that is no CPU tensor of the expected shape and dtype.
+
+    Args:
+        name: Of the parameter that holds the state.
+        entry: Of the entry.
+        found: What it holds.
+        expected: A tensor like which it should be.
+
+    Raises:
+        TypeError: If it is no tensor, or on another device.
+        ValueError: If its shape or dtype differs.
+    """
+    if not isinstance(found, Tensor):
+        raise TypeError(f"Parameter `{name}` should have a tensor as {entry!r}. Found {type(found).__name__}.")
+    check_device(f"{name}[{entry!r}]", found.device)
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        raise ValueError(
+            f"Parameter `{name}` should have {entry!r} of shape {list(expected.shape)} and {expected.dtype}. "
+            f"Found shape {list(found.shape)} and {found.dtype}."
+        )

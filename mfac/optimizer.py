@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, overload
 
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from mfac.checks import check_count, check_device, check_number, check_storage
+from mfac.checks import check_count, check_device, check_like, check_number, check_storage
 from mfac.damping import Damping, check_damping
+from mfac.momentum import Momentum
 from mfac.window import GradientWindow
+
+_OWN_STATE = ("window", "momentum")
 
 
 class MFAC(Optimizer):
@@ -27,7 +31,8 @@ class MFAC(Optimizer):
     learning rate, and what suits SGD does not suit this.
 
     Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 4 and its Algorithm 2. Momentum is the paper's,
-    an exponential average of preconditioned gradients. Weight decay is the paper's too: the gradient of the
+    an exponential average of preconditioned gradients; with a `density` below 1 the weights that enter the window in a
+    step leave it out, as error feedback has delayed them already (docs/derivation.md, (7)). Weight decay is the paper's too: the gradient of the
     regularised loss, g + weight_decay · w, enters the window; with `decoupled_weight_decay` the window sees g alone
     and weights shrink by lr · weight_decay · w instead.
 
@@ -77,6 +82,7 @@ class MFAC(Optimizer):
         check_damping(damping)
         check_storage("window_dtype", window_dtype, density)
         self._window: GradientWindow | None = None  # while the groups are being added
+        self._momentum: Momentum | None = None  # until a step has momentum
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.decoupled_weight_decay = decoupled_weight_decay
         dim = sum(parameter.numel() for parameter in self._parameters())
@@ -142,62 +148,86 @@ class MFAC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.window.push(self._flat_gradient())
-        pieces = iter(self.window.precondition().split([parameter.numel() for parameter in self._parameters()]))
-        for group in self.param_groups:
-            parameters, preconditioned = [], []  # zip asks `pieces` only where the group has one more parameter
-            for parameter, piece in zip(group["params"], pieces, strict=False):
-                if parameter.grad is not None:
-                    parameters.append(parameter)
-                    preconditioned.append(piece.view(parameter.shape).to(parameter.dtype))
-            if parameters:
-                self._update_(parameters, preconditioned, group)
+        self.window.precondition(out=self._vector)  # the gradient is not needed any more
+        if any(group["momentum"] for group in self.param_groups):
+            self._take_into_momentum()
+        parts = iter(self._pieces)
+        for group in self.param_groups:  # zip asks `parts` only where the group has one more parameter
+            pairs = [pair for pair in zip(group["params"], parts, strict=False) if pair[0].grad is not None]
+            if pairs:
+                self._move_(pairs, group)
         return loss
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
+    @cached_property
+    def _vector(self) -> Tensor:
+        """[d], of the gradient and then of the update: memory that a step would otherwise ask the system for anew."""
+        return torch.empty(self.window.dim, dtype=self.window.vector_dtype, device="cpu")
+
+    @cached_property
+    def _pieces(self) -> list[Tensor]:
+        """Those of `_vector` in the parameters' shapes, by reference."""
+        parameters = self._parameters()
+        pieces = self._vector.split([parameter.numel() for parameter in parameters])
+        return [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)]
+
     def _flat_gradient(self) -> Tensor:
-        """g, [d], zero where a parameter has no gradient."""
-        pieces, found = [], False
+        """g, [d], zero where a parameter has no gradient; valid until the next use of `_vector`."""
+        pieces = iter(self._pieces)
+        found = False
         for group in self.param_groups:
-            for parameter in group["params"]:
-                gradient = parameter.grad
-                if gradient is None:
-                    pieces.append(torch.zeros(parameter.numel(), dtype=self.window.vector_dtype, device="cpu"))
-                    continue
-                if gradient.is_sparse:
+            pairs = []
+            for parameter, piece in zip(group["params"], pieces, strict=False):
+                if parameter.grad is None:
+                    piece.zero_()
+                elif parameter.grad.is_sparse:
                     raise TypeError("Parameter `params` should have dense gradients. Found a sparse one.")
-                found = True
-                piece = gradient.reshape(-1).to(self.window.vector_dtype)
-                if group["weight_decay"] and not self.decoupled_weight_decay:
-                    piece = piece.add(parameter.reshape(-1).to(piece.dtype), alpha=group["weight_decay"])
-                pieces.append(piece)
+                else:
+                    pairs.append((parameter, piece))
+            if not pairs:
+                continue
+            found = True
+            pieces_of_group = [piece for _, piece in pairs]
+            torch._foreach_copy_(pieces_of_group, [parameter.grad for parameter, _ in pairs])
+            if group["weight_decay"] and not self.decoupled_weight_decay:
+                torch._foreach_add_(pieces_of_group, [p for p, _ in pairs], alpha=group["weight_decay"])
         if not found:
             raise RuntimeError("No parameter has a gradient. Call backward() before step().")
-        return torch.cat(pieces)
+        return self._vector
 
-    def _update_(self, parameters: list[Tensor], preconditioned: list[Tensor], group: dict[str, Any]) -> None:
+    def _take_into_momentum(self) -> None:
+        """In place of u = F⁻¹g in `_vector`, what the weights move along."""
+        if self._momentum is None:
+            self._momentum = Momentum(self.window.dim, self.window.vector_dtype)
+        factors, begin = [], 0
+        for group in self.param_groups:
+            first = begin
+            for parameter in group["params"]:
+                columns = slice(begin, begin + parameter.numel())
+                if parameter.grad is None:  # an average with itself is left as it is
+                    self._vector[columns] = self._momentum.average[columns]
+                begin = columns.stop
+            factors.append((slice(first, begin), group["momentum"]))
+        self._momentum.step_(self._vector, factors, self.window.carried_columns())
+
+    def _move_(self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
         """One group's parameters, all in one call of each kind: a small network has more calls than work."""
+        parameters = [parameter for parameter, _ in pairs]
         if group["weight_decay"] and self.decoupled_weight_decay:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        updates = preconditioned
-        if group["momentum"]:
-            for parameter in parameters:
-                state = self.state[parameter]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-            updates = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-            torch._foreach_lerp_(updates, preconditioned, 1 - group["momentum"])
-        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+        torch._foreach_add_(parameters, [part for _, part in pairs], alpha=-group["lr"])
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold; torch's own would leave the window out."""
-        mine = {name: getattr(self, name) for name in ("_window", "decoupled_weight_decay")}
+        mine = {name: getattr(self, name) for name in ("_window", "_momentum", "decoupled_weight_decay")}
         return {**super().__getstate__(), **mine}
 
     def state_dict(self) -> dict[str, Any]:
-        """As every torch optimizer's, with the window under the key "window"; tensors by reference."""
-        return {**super().state_dict(), "window": self.window.state_dict(copy=False)}
+        """As every torch optimizer's, with the window and the momentum under these keys; tensors by reference."""
+        momentum = None if self._momentum is None else self._momentum.average
+        return {**super().state_dict(), "window": self.window.state_dict(copy=False), "momentum": momentum}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the state of another optimizer of the same parameters and rank, to go on bit by bit as it would.
@@ -206,12 +236,19 @@ class MFAC(Optimizer):
             state_dict: What `state_dict` returned. Copied.
 
         Raises:
-            KeyError: If there is no window in it.
+            KeyError: If there is no window or momentum in it.
             TypeError: If an entry is of another type.
             ValueError: If groups or shapes differ. After any of these the optimizer is as it was.
         """
-        if "window" not in state_dict:
-            raise KeyError(f"Parameter `state_dict` should have an entry 'window'. Found {sorted(state_dict)}.")
+        for name in _OWN_STATE:
+            if name not in state_dict:
+                raise KeyError(f"Parameter `state_dict` should have an entry {name!r}. Found {sorted(state_dict)}.")
         self.window.check_state(state_dict["window"])
-        super().load_state_dict({name: value for name, value in state_dict.items() if name != "window"})
+        momentum = None
+        if state_dict["momentum"] is not None:
+            momentum = Momentum(self.window.dim, self.window.vector_dtype)
+            check_like("state_dict", "momentum", state_dict["momentum"], momentum.average)
+            momentum.average.copy_(state_dict["momentum"])
+        super().load_state_dict({name: value for name, value in state_dict.items() if name not in _OWN_STATE})
         self.window.load_state_dict(state_dict["window"])
+        self._momentum = momentum

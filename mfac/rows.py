@@ -185,6 +185,10 @@ class TopKRows(Rows):
         """Columns of the entries of the rows asked for, [k, blocks, kept]."""
         return self.indices[index].long() + self._starts[:, None]
 
+    def columns_of(self, row: int) -> Tensor:
+        """Columns of one row's entries, [k] ascending; those that only fill up a last block are left out."""
+        return self.columns(slice(row, row + 1))[self.values[row : row + 1] != 0]
+
     def push_(self, row: int, gradient: Tensor) -> Tensor:
         return ops.topk_push_(self.values, self.indices, self.error, row, gradient, self.block_size)
 

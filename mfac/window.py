@@ -12,7 +12,9 @@ from mfac.checks import (
     check_choice,
     check_count,
     check_device,
+    check_like,
     check_number,
+    check_out,
     check_storage,
     check_window_vectors,
     vector_dtype,
@@ -223,10 +225,13 @@ class GradientWindow:
         self._check_filled()
         return self._multiply(vectors).to(v.dtype).reshape(v.shape)
 
-    def precondition(self) -> Tensor:
+    def precondition(self, *, out: Tensor | None = None) -> Tensor:
         """F⁻¹g for the newest gradient g, in the push-through form, which does not subtract.
 
         The error is about ε·(‖G‖²/(nλ))^1.5 where rows are nearly dependent, with ε = 1e-16, and far less where not.
+
+        Args:
+            out: [d], contiguous and of the result's dtype, to be overwritten with the result in place of a new tensor.
 
         Returns:
             [d] float64 for a float64 window, float32 for any other, in units of the parameters. One pass over the
@@ -234,19 +239,35 @@ class GradientWindow:
 
         Raises:
             RuntimeError: If there is no newest gradient: nothing was pushed, or it was removed.
+            TypeError: If `out` is of another dtype.
+            ValueError: If `out` is of another shape or not contiguous.
             torch.linalg.LinAlgError: If λ is too small for float64.
         """
         if self.newest is None:
             raise RuntimeError("The window has no newest gradient to precondition. Call push() first.")
-        out = torch.zeros((1, self.dim), dtype=self.vector_dtype, device="cpu")
+        if out is None:
+            out = torch.empty(self.dim, dtype=self.vector_dtype, device="cpu")
+        else:
+            check_out("out", out, self.dim, self.vector_dtype)
         if not self._capacitance.gram[self.newest, self.newest] > 0:  # F⁻¹0 = 0, whatever λ is
-            return out[0]
+            return out.zero_()
         if self.rank >= self.dim:
-            return self._as_static(self._rows.dense(torch.tensor([self.newest]))[0], refine=0)
+            return out.copy_(self._as_static(self._rows.dense(torch.tensor([self.newest]))[0], refine=0))
         unit = torch.zeros((1, self.rank), dtype=torch.float64, device="cpu")
         unit[0, self.newest] = 1
         c = self._capacitance.solve(unit, self._shift())  # [1, m]
-        return self._rows.combine_(out, c, 0.0, float(self.num_terms))[0]
+        self._rows.combine_(out[None], c, 0.0, float(self.num_terms))
+        return out
+
+    def carried_columns(self) -> Tensor | None:
+        """Which entries the newest row of a sparse window carries.
+
+        Returns:
+            Their columns, [k] int64, ascending; None where rows are dense, or there is no newest row.
+        """
+        if not isinstance(self._rows, TopKRows) or self.newest is None:
+            return None
+        return self._rows.columns_of(self.newest)
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
         """Everything that a window made with the same arguments needs to go on bit by bit as this one would.
@@ -308,7 +329,7 @@ class GradientWindow:
             if name not in state:
                 raise KeyError(f"Parameter `state` should have an entry {name!r}. Found {sorted(state)}.")
             if isinstance(mine, Tensor):
-                _check_like(name, state[name], mine)
+                check_like("state", name, state[name], mine)
             elif not (name == "newest" and state[name] is None):
                 check_number(f"state[{name!r}]", state[name], least=-1)
         self._rows.check_tensors(state)
@@ -350,15 +371,3 @@ class GradientWindow:
         # EmpiricalFisher divides by its own number of rows: scaling the rows makes that n.
         scale = (rows.shape[0] / self.num_terms) ** 0.5
         return EmpiricalFisher(rows.double() * scale, self.damping).ihvp(v.double(), refine).to(v.dtype)
-
-
-def _check_like(name: str, found: object, expected: Tensor) -> None:
-    """Refuses an entry of a state that is no tensor of the expected shape and dtype."""
-    if not isinstance(found, Tensor):
-        raise TypeError(f"Parameter `state` should have a tensor as {name!r}. Found {type(found).__name__}.")
-    check_device(f"state[{name!r}]", found.device)
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        raise ValueError(
-            f"Parameter `state` should have {name!r} of shape {list(expected.shape)} and {expected.dtype}. "
-            f"Found shape {list(found.shape)} and {found.dtype}."
-        )
