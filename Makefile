@@ -12,7 +12,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest
 
 bench: .venv/installed
-	$(BIN)/python -m bench
+	$(BIN)/python -m mfac.bench
 
 lint: .venv/lint
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

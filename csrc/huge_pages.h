@@ -10,7 +10,8 @@
 
 namespace mfac {
 
-// Asks for large pages in the part of [p, p + bytes) that can hold them. A hint: where it is not taken, nothing changes.
+// Asks for large pages in the part of [p, p + bytes) that can hold them. A hint: where it is not taken, nothing
+// changes.
 inline void prefer_huge_pages(void* p, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = uintptr_t{1} << 21;

@@ -1,5 +1,5 @@
-// Asks for the next tile of a window, a few lines at a time, while this one is computed with: packing a tile reads it at
-// the speed of one core's memory, which would otherwise add to the time of the arithmetic.
+// Asks for the next tile of a window, a few lines at a time, while this one is computed with: packing a tile reads it
+// at the speed of one core's memory, which would otherwise add to the time of the arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,6 @@ class TilePrefetch {
   }
 
   void step() {
-
     for (int64_t i = 0; i < per_step_ && rows_ > 0; ++i) {
       __builtin_prefetch(row_ + offset_, 0, 3);
       offset_ += kLine;

@@ -16,7 +16,7 @@ _EPS = torch.finfo(torch.float64).eps
 _TILE_ENTRIES = 1 << 19  # of a float64 column tile: 4 MiB
 _CANCELLED = 1e-6  # of 1 - ‖U_:i‖²: below this a bound is looked at
 _NORMS_AT_ONCE = 1024  # columns gathered at a time
-_MOST_FUSED_VECTORS = 4  # from 8 on a matrix product over tiles is faster (bench/ops.py)
+_MOST_FUSED_VECTORS = 4  # from 8 on a matrix product over tiles is faster (python -m mfac.bench --ops vectors)
 
 
 def column_tiles(window: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -133,8 +133,8 @@ class DualFisher:
 
     def _surely_positive(self) -> bool:
         """Whether nλ is above all that rounding can do to C, so that its factorisation cannot fail."""
-        # Cholesky of order m succeeds if the smallest eigenvalue is above about m(m + 1)u of the largest diagonal entry;
-        # K itself is off by the length of its sums times u of the trace.
+        # Cholesky of order m succeeds if the smallest eigenvalue is above about m(m + 1)u of the largest diagonal
+        # entry; K itself is off by the length of its sums times u of the trace.
         rank, dim = self.window.shape
         error = rank * (rank + 1 + 256 + dim / 1024) * _EPS * float(self.squared_norms.max())
         return self.num_terms * self.damping > 4 * error

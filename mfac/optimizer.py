@@ -32,9 +32,9 @@ class MFAC(Optimizer):
 
     Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 4 and its Algorithm 2. Momentum is the paper's,
     an exponential average of preconditioned gradients; with a `density` below 1 the weights that enter the window in a
-    step leave it out, as error feedback has delayed them already (docs/derivation.md, (7)). Weight decay is the paper's too: the gradient of the
-    regularised loss, g + weight_decay · w, enters the window; with `decoupled_weight_decay` the window sees g alone
-    and weights shrink by lr · weight_decay · w instead.
+    step leave it out, as error feedback has delayed them already (docs/derivation.md, (7)). Weight decay is the paper's
+    too: the gradient of the regularised loss, g + weight_decay · w, enters the window; with `decoupled_weight_decay`
+    the window sees g alone and weights shrink by lr · weight_decay · w instead.
 
     Args:
         params: Parameters or groups of them. `lr`, `momentum` and `weight_decay` may differ by group.

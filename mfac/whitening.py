@@ -91,21 +91,17 @@ def _factor(gram: Tensor, shift: float) -> Tensor | None:
 
 
 def _product_error(factor: Tensor, inverse: Tensor) -> float:
-    """ρ: s = ‖(L⁻¹G)_:i‖² in float32 is off by at most ρs.
-
-    A sum of m products is off by at most (m + 2)u of the sum of their magnitudes, so that with κ >= ‖|L⁻¹|‖ ‖|L|‖ it is
-    ρ = (m + 2)u(2κ + 1).
-    """
+    """ρ: s = ‖(L⁻¹G)_:i‖² in float32 is off by at most ρs."""
+    # A sum of m products is off by at most (m + 2)u of the sum of their magnitudes, so that with κ >= ‖|L⁻¹|‖ ‖|L|‖
+    # ρ = (m + 2)u(2κ + 1).
     condition = _norm_of_magnitudes(factor) * _norm_of_magnitudes(inverse)
     return (factor.shape[0] + 2) * _U * (2 * condition + 1)
 
 
 def _gram_error(factor: Tensor, trace: float) -> float:
-    """ε: s from a C whose products were summed in float32 is off by at most εs.
-
-    Sums of 64 products are off by at most 64u Σ|g_ik g_jk| <= 64u ‖g_i‖ ‖g_j‖, K therefore by at most 64u tr K in the
-    Frobenius norm; s = gᵀC⁻¹g by at most that times ‖C⁻¹‖ of itself, ‖C⁻¹‖ being known from the C that was formed.
-    """
+    """ε: s from a C whose products were summed in float32 is off by at most εs."""
+    # Sums of 64 products are off by at most 64u Σ|g_ik g_jk| <= 64u ‖g_i‖ ‖g_j‖, K therefore by at most 64u tr K in the
+    # Frobenius norm; s = gᵀC⁻¹g by at most that times ‖C⁻¹‖ of itself, ‖C⁻¹‖ being known from the C that was formed.
     error = (_SINGLE_DEPTH + 1) * _U * trace
     inverse_norm = float(torch.cholesky_inverse(factor).abs().sum(0).max())  # >= its 2-norm, as it is symmetric
     left = 1 - error * inverse_norm

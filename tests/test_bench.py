@@ -14,6 +14,8 @@ FORMATS = ("float32", "bfloat16", "float16", "int8", "top-k 1%")
 LINES = {
     *((op, dtype) for op in ("push + precondition", "window_dot", "window_combine_") for dtype in FORMATS),
     *((op, "float64") for op in ("capacitance_replace_", "symmetric_matvec")),
+    *((op, "float64") for op in ("solve, refined", "factored anew, 1/m of it")),
+    *((f"window_dot, {count} vectors", "float32") for count in (1, 4, 16)),
     *((op, "float32") for op in ("gram", "factor", "factor + diagonal", "ihvp")),
     *((op, "float32") for op in ("block_factor", "block_ihvp", "block_inverse_diagonal", "block Fisher, all three")),
 }
@@ -32,13 +34,13 @@ def test_every_measurement_has_its_line():
         assert any(line.startswith(f"{op} ") and f" {dtype} " in line for line in text.splitlines()), (op, dtype)
     assert "streaming read" in text and "GEMM float64" in text
     ratios = text.split("Ratios wanted")[1].splitlines()
-    assert sum("met" in line.split() for line in ratios) == 9
+    assert sum("met" in line.split() for line in ratios) == 10
 
 
 def test_ops_not_asked_for_are_said_to_be_missing():
     text = bench("--quick", "--rank", "4", "--dim", "300", "--ops", "capacitance")
     assert "capacitance_replace_" in text and "block_factor" not in text
-    assert text.count("not measured") == 8
+    assert text.count("not measured") == 9
 
 
 def test_a_ratio_that_is_missed_says_so():

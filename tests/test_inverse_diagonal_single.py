@@ -53,6 +53,79 @@ def test_a_window_that_float32_would_spoil_is_whitened_in_float64(precisions: li
     assert precisions[-1] == (False, 500)
 
 
+WIDE = (32, 40_000)  # large and wide enough that C may be formed in float32 too
+
+
+@pytest.fixture
+def grams(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
+    """Records the arithmetic and the number of columns of every Gram matrix."""
+    calls: list[tuple[bool, int]] = []
+
+    def recording(G: torch.Tensor, single: bool = False) -> torch.Tensor:
+        calls.append((single, G.shape[1]))
+        return torch.ops.mfac.gram(G, single)
+
+    monkeypatch.setattr(ops, "gram", recording)
+    return calls
+
+
+def diagonal_by_woodbury(G: torch.Tensor, damping: float) -> torch.Tensor:
+    """diag(F⁻¹) of windows too wide for the dense oracle, in float64: right to about u·κ(C)."""
+    wide = G.double()
+    capacitance = wide @ wide.T + G.shape[0] * damping * torch.eye(G.shape[0], dtype=F64)
+    return (1 - (wide * torch.linalg.solve(capacitance, wide)).sum(0)) / damping
+
+
+def test_a_wide_well_conditioned_window_has_its_diagonal_in_float32_alone(grams, precisions):
+    G = window(*WIDE, dtype=F32)
+    fisher = mfac.EmpiricalFisher(G, 1e-2)
+    assert grams == []
+    found = fisher.inverse_diagonal()
+    assert grams == [(False, 4 * WIDE[0]), (True, WIDE[1])]  # the sample, and all of it
+    assert precisions == [(True, WIDE[1])]
+    expected = diagonal_by_woodbury(G, 1e-2)
+    assert float(((found.double() - expected) / expected).abs().max()) <= whitening._SINGLE_ERROR + U[F32]
+
+    v = normal(1, WIDE[1], dtype=F32)[0]
+    fisher.ihvp(v)
+    assert grams[2:] == [(False, WIDE[1])]  # products are made with the float64 Gram matrix
+    fisher.inverse_diagonal()
+    fisher.logdet()
+    assert len(grams) == 3
+
+
+def test_a_wide_window_of_dependent_rows_is_found_out_by_the_sample(grams, precisions):
+    G = window(*WIDE, dtype=F32, kind="duplicate rows")
+    damping = 1e-7
+    found = mfac.EmpiricalFisher(G, damping).inverse_diagonal()
+    assert [single for single, _ in grams] == [False, False]
+    expected = diagonal_by_woodbury(G, damping)  # κ(C) is about 1e6: 1e-10
+    assert float(((found.double() - expected) / expected).abs().max()) <= whitening._SINGLE_ERROR + U[F32] + 1e-9
+
+
+def test_a_sample_that_misleads_costs_time_but_not_digits(grams, precisions):
+    G = window(*WIDE, dtype=F32)
+    width, step = WIDE[0], (WIDE[1] - WIDE[0]) // 3
+    outside = torch.ones(WIDE[1], dtype=torch.bool)
+    for start in range(0, WIDE[1] - width + 1, step):
+        outside[start : start + width] = False
+    G[0, outside] = G[1, outside] = 0.02 * G[2, outside]  # nearly dependent where the sample does not look
+    G[:2, ~outside] *= 1e-4
+    damping = 1e-12
+    found = mfac.EmpiricalFisher(G, damping).inverse_diagonal()
+    expected = diagonal_by_woodbury(G, damping)
+    assert float(((found.double() - expected) / expected).abs().max()) <= whitening._SINGLE_ERROR + U[F32] + 1e-6
+
+
+def test_a_wide_window_is_refused_when_it_is_given_and_not_later():
+    G = window(*WIDE, dtype=F32, kind="duplicate rows")
+    with pytest.raises(torch.linalg.LinAlgError, match="not numerically positive definite at row"):
+        mfac.EmpiricalFisher(G, 1e-30)
+    G[3, 7] = float("nan")
+    with pytest.raises(ValueError, match="`grads` should be finite"):
+        mfac.EmpiricalFisher(G, 1e-2)
+
+
 @pytest.mark.parametrize("scale", [1e-18, 1e-3, 1e18])
 def test_scales_beyond_float32_are_left_to_float64(scale: float):
     G = (window(5, 400) * scale).float()

@@ -15,6 +15,19 @@ F32, F64 = torch.float32, torch.float64
 DTYPES = [(F32, F32), (F32, F64), (F64, F32), (F64, F64)]
 
 
+SINGLE_DEPTH = 64  # kSingleDepth in csrc/isa/kernels.h
+
+
+def assert_single_gram_is_right(G: torch.Tensor) -> None:
+    wide = G.double()
+    K, absolute = ops.gram(G, True), wide.abs() @ wide.abs().T
+    assert K.dtype == F64
+    assert torch.equal(K, K.T)
+    # In float32 sums of 64 products, whose error is 64u of the sum of their magnitudes; those below 1e-38 may vanish.
+    bound = (SINGLE_DEPTH + 1) * U[F32] * absolute + G.shape[1] * torch.finfo(F32).tiny
+    assert bool(((K - wide @ wide.T).abs() <= bound).all())
+
+
 def assert_gram_is_right(G: torch.Tensor) -> None:
     wide = G.double()
     K = ops.gram(G)
@@ -28,18 +41,23 @@ def assert_gram_is_right(G: torch.Tensor) -> None:
 def test_gram_values(dim: int, dtype: torch.dtype):
     for rank in RANKS:
         assert_gram_is_right(window(rank, dim, norm=3.0, dtype=dtype, seed=rank))
+        if dtype == F32:
+            assert_single_gram_is_right(window(rank, dim, norm=3.0, dtype=dtype, seed=rank))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scale", [1e-10, 1e10])
 def test_gram_values_of_every_kind_of_window(kind: str, scale: float):
     assert_gram_is_right(window(37, 301, norm=scale, dtype=F32, kind=kind))
+    assert_single_gram_is_right(window(37, 301, norm=scale, dtype=F32, kind=kind))
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_gram_values_of_long_and_of_tall_windows(dtype: torch.dtype):
     assert_gram_is_right(window(9, LONG, dtype=dtype))
     assert_gram_is_right(window(300, 1100, dtype=dtype))
+    assert_single_gram_is_right(window(9, LONG, dtype=F32))
+    assert_single_gram_is_right(window(300, 1100, dtype=F32))
     assert_gram_is_right(window(1, 3, dtype=dtype).expand(6, 3))  # stride 0
 
 

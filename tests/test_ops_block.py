@@ -58,7 +58,8 @@ def test_block_factor_holds_the_upper_factor_of_each_block():
     factors, _ = ops.block_factor(G, 4, DAMPING, 5.0)  # 4 < m: primal
     upper = factors[1]
     assert torch.equal(upper, upper.triu())
-    torch.testing.assert_close(upper.T @ upper, oracle.fisher(G[:, 4:8], DAMPING), rtol=0, atol=1e-15)  # entries below 1, ~10 u
+    # Entries below 1: about 10 u.
+    torch.testing.assert_close(upper.T @ upper, oracle.fisher(G[:, 4:8], DAMPING), rtol=0, atol=1e-15)
     factors, _ = ops.block_factor(G, 6, DAMPING, 5.0)  # 5 < 6: dual; the last block, of 5 columns, is primal
     K = G[:, :6] @ G[:, :6].T + 5 * DAMPING * torch.eye(5, dtype=F64)
     upper = factors[0]

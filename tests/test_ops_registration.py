@@ -26,7 +26,7 @@ def arguments(block_size: int = BLOCK) -> dict[str, tuple[Any, ...]]:
     indices = torch.tensor([0, 0], dtype=torch.uint16).expand(values.shape).contiguous()
     vectors, coefficients = normal(COUNT, DIM), normal(COUNT, RANK)
     return {
-        "gram": (G,),
+        "gram": (G, True),
         "window_dot": (G, vectors),
         "window_combine_": (strided(vectors.float()), G, coefficients, 0.5, 2.0),
         "whitened_norms": (G, inverse, True),
@@ -103,6 +103,7 @@ def spread(t: torch.Tensor) -> torch.Tensor:
 REFUSED = [
     ("gram", 0, flat, "gram: Parameter `window` should be a matrix. Found 1 dimensions."),
     ("gram", 0, half, "gram: Parameter `window` should be float32 or float64."),
+    ("gram", 0, torch.Tensor.double, "gram: Parameter `single` should be False for a float64 window."),
     ("gram", 0, spread, "gram: Parameter `window` should have contiguous rows."),
     ("window_dot", 0, torch.Tensor.int, "Parameter `window` should be float32, float64, bfloat16, float16 or int8."),
     ("window_dot", 0, torch.Tensor.char, "window_dot: Parameter `scales` should be given for an int8 window"),

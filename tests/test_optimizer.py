@@ -45,6 +45,43 @@ def test_steps_are_those_of_the_dense_fisher(momentum, decay, decoupled):
         torch.testing.assert_close(flat(model.parameters()), w, rtol=1e-9, atol=1e-11)
 
 
+def test_momentum_leaves_out_what_a_sparse_row_carries():
+    rank, lr, beta = 4, 0.05, 0.9
+    model = classifier(hidden=5, dtype=torch.float64)
+    opt = mfac.MFAC(model.parameters(), lr, rank, 1e-2, beta, window_dtype=torch.float64, density=0.1)
+    w, average, rows = flat(model.parameters()), 0.0, []
+    error = torch.zeros_like(w)
+    for batch in batches(3 * rank):
+        backward(model, batch)
+        error = error + flat(parameter.grad for parameter in model.parameters())
+        carried = error.abs().topk(-(-len(w) // 10)).indices  # all 83 weights are one block
+        row = torch.zeros_like(w).index_put((carried,), error[carried])
+        error = error - row
+        rows = [*rows, row][-rank:]
+        step = torch.linalg.solve(dense_fisher(torch.stack(rows), 1e-2, num_terms=rank), row)
+        average = beta * average + (1 - beta) * step
+        average[carried] = 0
+        w = w - lr * average.index_put((carried,), step[carried])
+        opt.step()
+        torch.testing.assert_close(flat(model.parameters()), w, rtol=1e-9, atol=1e-11)  # as above
+
+
+def test_the_momentum_of_a_parameter_without_a_gradient_stays():
+    model = classifier()
+    opt = mfac.MFAC(model.parameters(), lr=1e-2, rank=4, momentum=0.9)
+    for batch in batches(2):
+        backward(model, batch)
+        opt.step()
+    before = opt.state_dict()["momentum"].clone()
+    backward(model, batches(1, seed=5)[0])
+    model[0].weight.grad = None
+    kept = model[0].weight.clone()
+    opt.step()
+    after, size = opt.state_dict()["momentum"], kept.numel()
+    assert torch.equal(model[0].weight, kept)
+    assert torch.equal(after[:size], before[:size]) and not torch.equal(after[size:], before[size:])
+
+
 def test_it_trains():
     model, held_out = classifier(), batches(20, size=64, seed=9)
     opt = mfac.MFAC(model.parameters(), lr=1e-2, rank=32, damping=1e-3, momentum=0.9)
@@ -171,6 +208,10 @@ def test_state_errors():
         opt.load_state_dict(torch.optim.SGD(model.parameters()).state_dict())
     with pytest.raises(ValueError, match=r"'rows' of shape \[4, 515\]"):
         opt.load_state_dict(mfac.MFAC(model.parameters(), rank=5).state_dict())
+    with pytest.raises(ValueError, match=r"`state_dict` should have 'momentum' of shape \[515\] and torch.float32"):
+        opt.load_state_dict({**opt.state_dict(), "momentum": torch.zeros(3)})
+    with pytest.raises(TypeError, match=r"`state_dict` should have a tensor as 'momentum'. Found float"):
+        opt.load_state_dict({**opt.state_dict(), "momentum": 0.5})
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,8 @@ void block_matvec(const Block<T>& block, const double* v, double* out) {
   add_rows(k, block.window, block.stride, block.rows, out, block.cols);
 }
 
-// One tile of rows of X = U⁻ᵀB for a panel of columns, X [k][kPanelColumns<double>]: solved against the rows above, from
-// row `first` on, and against itself. Its squares are added to the columns' norms.
+// One tile of rows of X = U⁻ᵀB for a panel of columns, X [k][kPanelColumns<double>]: solved against the rows above,
+// from row `first` on, and against itself. Its squares are added to the columns' norms.
 template <int rows>
 MFAC_INLINE void substitute_tile(const double* upper, int64_t stride, int64_t row, int64_t first, double* x,
                                  f64v (&norm)[2]) {

@@ -50,8 +50,8 @@ struct GramKernels {
   int64_t panel_rows;
   // Packs columns of `panel_rows` rows as [cols][panel_rows], zero below the last row.
   void (*pack)(const T* window, int64_t stride, int64_t rows, int64_t cols, C* panel);
-  // sums[i, j] += Σ_k a[k, i]·b[k, j] for two packed panels, [panel_rows, panel_rows]; where a and b are the same panel,
-  // at least the entries with j <= i. `stride` is that of sums.
+  // sums[i, j] += Σ_k a[k, i]·b[k, j] for two packed panels, [panel_rows, panel_rows]; where a and b are the same
+  // panel, at least the entries with j <= i. `stride` is that of sums.
   void (*panels)(const C* a, const C* b, int64_t depth, double* sums, int64_t stride);
 };
 

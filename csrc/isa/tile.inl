@@ -41,7 +41,8 @@ MFAC_INLINE void add_products(vector_of<C> (&sum)[rows][vectors], const C* a, in
 
 // x[r][v] <- row r of U⁻ᵀ x for the rows of one tile: x[r] <- (x[r] - Σ_{q<r} U[q, r]·x[q])/U[r, r].
 template <int rows, int vectors>
-MFAC_INLINE void solve_tile(f64v (&x)[rows][vectors], const double* upper, int64_t stride, const double* inverse_pivots) {
+MFAC_INLINE void solve_tile(f64v (&x)[rows][vectors], const double* upper, int64_t stride,
+                            const double* inverse_pivots) {
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8

@@ -20,6 +20,7 @@ from mfac.bench.wanted import wanted
 OPS: Mapping[str, Callable[[Setting], list[Measurement]]] = {
     "step": ops.steps,
     "passes": ops.passes,
+    "vectors": ops.many_vectors,
     "capacitance": capacitance.capacitance,
     "fisher": static.whole,
     "blocks": static.blocks,
@@ -98,7 +99,10 @@ def run_ops(setting: Setting, names: Sequence[str], quick: bool) -> None:
     over_rank = exponent_in_rank(quick) if _EXPONENT in names else None
     if over_rank is not None:
         print(f"step {over_rank}")
-    print("ceiling: share of the streaming read or of GEMM float64, timed in turn. torch, paper: their time / ours.")
+    print(
+        "ceiling: share of the streaming read, or of GEMM in the arithmetic used, timed in turn. "
+        "torch, paper: their time / ours."
+    )
     at = (
         "" if setting.rank == _FULL["rank"] and setting.dim == _FULL["dim"] else ", which are meant for the full shapes"
     )

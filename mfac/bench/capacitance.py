@@ -8,6 +8,7 @@ from mfac import ops
 from mfac.bench.measurement import DAMPING, READ, Measurement, Setting
 from mfac.bench.recurrence import DynamicRecurrence
 from mfac.bench.timing import check, relative_error
+from mfac.capacitance import InverseCapacitance
 
 
 def capacitance(setting: Setting) -> list[Measurement]:
@@ -17,7 +18,8 @@ def capacitance(setting: Setting) -> list[Measurement]:
         setting: Shapes and rounds.
 
     Returns:
-        A line each for `capacitance_replace_` and `symmetric_matvec`.
+        A line each for `capacitance_replace_`, `symmetric_matvec`, a refined solve, and the factorisation that is due
+        every m replacements.
     """
     rank = 2 * setting.rank
     rows = setting.normal(rank, 2 * rank, dtype=torch.float64)
@@ -30,6 +32,11 @@ def capacitance(setting: Setting) -> list[Measurement]:
     full = rows @ rows.T + shift * torch.eye(rank, dtype=torch.float64)
     check("capacitance_replace_", relative_error(inverse.tril(), torch.linalg.inv(full).tril()), 1e-11)
     check("symmetric_matvec", relative_error(ops.symmetric_matvec(matrix, products), rows @ (rows.T @ products)), 1e-13)
+    kept = InverseCapacitance(rank, shift)
+    kept.gram.copy_(full - shift * torch.eye(rank, dtype=torch.float64))
+    kept.replaced = -1  # the first solve factors
+    unit = torch.eye(1, rank, dtype=torch.float64)
+    check("solve", relative_error(kept.solve(unit, shift)[0] @ full, unit[0]), 1e-12)
     paper = DynamicRecurrence(rows, DAMPING)
     triangle = 4.0 * rank**2
     seconds, rates = setting.time(
@@ -38,6 +45,9 @@ def capacitance(setting: Setting) -> list[Measurement]:
             "Cholesky": lambda: torch.linalg.cholesky(full),
             "symmetric_matvec": lambda: ops.symmetric_matvec(matrix, products),
             "mv": lambda: full @ products,
+            "solve": lambda: kept.solve(unit, shift),
+            "Cholesky, solve": lambda: torch.cholesky_solve(unit.T, torch.linalg.cholesky(full)),
+            "refactor": lambda: kept._refactor(shift),
         },
         READ,
         rounds=3 * setting.rounds,
@@ -54,5 +64,14 @@ def capacitance(setting: Setting) -> list[Measurement]:
             "symmetric_matvec",
             *(rank, 2 * rank, "float64", seconds["symmetric_matvec"], triangle, rates[READ]),
             plain=seconds["mv"],
+        ),
+        Measurement(  # a product with A, and a residual and a correction until one more does not help
+            "solve, refined",
+            *(rank, 2 * rank, "float64", seconds["solve"], 3 * triangle, rates[READ]),
+            plain=seconds["Cholesky, solve"],
+        ),
+        Measurement(
+            "factored anew, 1/m of it",
+            *(rank, 2 * rank, "float64", seconds["refactor"] / rank, 3 * triangle / rank, rates[READ]),
         ),
     ]

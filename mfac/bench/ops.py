@@ -12,6 +12,7 @@ from mfac import ops
 from mfac.bench.measurement import DAMPING, READ, Measurement, Setting
 from mfac.bench.recurrence import DynamicRecurrence
 from mfac.bench.timing import check, relative_error
+from mfac.dual import window_dot
 from mfac.rows import DenseRows, Rows, TopKRows
 from mfac.window import GradientWindow
 
@@ -167,6 +168,32 @@ def _plain_step(window: GradientWindow, g: Tensor) -> Callable[[], object]:
         return plain_combine(window._rows, rank, torch.cholesky_solve(unit, lower)[:, 0].float(), window.dim)
 
     return composition
+
+
+def many_vectors(setting: Setting) -> list[Measurement]:
+    """Products with several vectors: the pass that shares its reads among few, and matrix products for many.
+
+    Args:
+        setting: Shapes and rounds.
+
+    Returns:
+        A line for each number of vectors.
+    """
+    rank, dim, lines = setting.rank, setting.dim, []
+    window = _window("float32", rank, dim).rows
+    for count in (1, 4, 16):
+        v = setting.normal(count, dim)
+        check(f"window_dot, {count}", relative_error(window_dot(window, v), v.double() @ window.double().T), 1e-12)
+        seconds, rates = setting.time({"window_dot": partial(window_dot, window, v)}, READ)
+        plain, _ = setting.time({"torch": partial(torch.mm, v, window.T)}, rounds=setting.slow_rounds)
+        lines.append(
+            Measurement(
+                f"window_dot, {count} vectors",
+                *(rank, dim, "float32", seconds["window_dot"], window.nbytes, rates[READ]),
+                plain=plain["torch"],
+            )
+        )
+    return lines
 
 
 def passes(setting: Setting) -> list[Measurement]:

@@ -37,8 +37,9 @@ def wanted(lines: Sequence[Measurement], over_rank: Series | None) -> list[str]:
         _line("top-k 1% step / float32 step", against("top-k 1%"), most=0.15),
         _line("Cholesky / capacitance_replace_", cholesky, least=15),
         _line("exponent in m of a step at small d", over_rank.exponent() if over_rank else None, most=2.1),
+        _line("paper / factor", paper("factor"), least=15),
         _line("paper / factor + diagonal", paper("factor + diagonal"), least=20),
-        _line("factor + diagonal, % of GEMM float64", 100 * both.share if both else None, least=65),
+        _line("factor + diagonal, % of GEMM float32", 100 * both.share if both else None, least=65),
         _line("paper / block Fisher, all three", paper("block Fisher, all three"), least=10),
     ]
 
