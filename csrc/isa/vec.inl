@@ -51,13 +51,15 @@ MFAC_INLINE V load_bits(const P* p) {
 
 MFAC_INLINE f64v load(const bf16* p) {
 #if MFAC_LANES == 8
-  const u32v bits = (u32v)_mm256_cvtepu16_epi32(load_bits<__m128i>(p));
+  // One permutation: every entry becomes the upper half of 32 bits, above zeros.
+  const __m256i upper = _mm256_set_epi16(7, 0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1, 0, 0, 0);
+  const __m256i entries = _mm256_castsi128_si256(load_bits<__m128i>(p));
+  return widen((f32v)_mm256_maskz_permutexvar_epi16(0xaaaa, upper, entries));
 #elif MFAC_LANES == 4
-  const u32v bits = (u32v)_mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return widen((f32v)((u32v)_mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))) << 16));
 #else
-  const u32v bits = __builtin_convertvector(load_bits<u16v>(p), u32v);
+  return widen((f32v)(__builtin_convertvector(load_bits<u16v>(p), u32v) << 16));
 #endif
-  return widen((f32v)(bits << 16));
 }
 
 // Half precision by its bits: exponent and mantissa moved into place are 2⁻¹¹² times the value, subnormals included.
