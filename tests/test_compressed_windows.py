@@ -1,53 +1,28 @@
 """Windows in 16 and 8 bits and of sparse rows: exactly the Fisher of the rows as they are stored."""
 
-import copy
-import pickle
-import subprocess
-import sys
-from collections.abc import Iterator
-
 import oracle
 import pytest
 import torch
+from compressed import (
+    BF16,
+    F16,
+    F32,
+    F64,
+    FORMATS,
+    INT8,
+    SOME,
+    SPARSE,
+    assert_same_state,
+    gradients,
+    made,
+)
 from rounding import U, relative_error
-from samplers import normal, window
-from torch import Tensor
+from samplers import normal
 
 import mfac
 
-F32, F64, BF16, F16, INT8 = torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8
-DENSE = [(BF16, 1.0), (F16, 1.0), (INT8, 1.0)]
-SPARSE = [(dtype, density) for dtype in (F32, BF16, F64) for density in (0.01, 0.1, 0.5)]
-FORMATS = [*DENSE, *SPARSE]
-SOME = [*DENSE, (F32, 0.1), (BF16, 0.01), (F64, 0.5), (F16, 0.1)]
 # (m, d): narrower than a tile of scales, several tiles, two blocks of a sparse row; as high as wide and higher.
 SHAPES = [(5, 300), (9, 2500), (4, 20_001), (33, 33), (40, 17)]
-
-
-def gradients(W: mfac.GradientWindow, count: int, seed: int = 0) -> Tensor:
-    """[count, d] of norm 1 in the window's vector dtype."""
-    return window(count, W.dim, dtype=W.vector_dtype, seed=seed)
-
-
-def made(rank: int, dim: int, dtype: torch.dtype, density: float, pushes: int = 0, **options: object):
-    W = mfac.GradientWindow(rank, dim, **{"damping": 1e-3, "dtype": dtype, "density": density, **options})
-    for g in gradients(W, pushes) if pushes else ():
-        W.push(g)
-    return W
-
-
-def tensors(W: mfac.GradientWindow) -> dict[str, Tensor]:
-    return {name: value for name, value in W.state_dict().items() if isinstance(value, Tensor)}
-
-
-def assert_same_state(a: mfac.GradientWindow, b: dict[str, object]) -> None:
-    for name, mine in a.state_dict(copy=False).items():
-        if name in {"gram", "inverse"}:  # of which only the lower triangles count
-            assert torch.equal(mine.tril(), b[name].tril())
-        elif isinstance(mine, Tensor):
-            assert mine.dtype == b[name].dtype and torch.equal(mine, b[name]), name
-        else:
-            assert mine == b[name], name
 
 
 def assert_exact_for_the_stored_rows(W: mfac.GradientWindow) -> None:
@@ -231,191 +206,10 @@ def test_an_error_feedback_that_outgrows_the_format_is_refused():
     assert_same_state(W, before)
 
 
-@pytest.mark.parametrize(("dtype", "density"), FORMATS)
-def test_state_goes_on_bit_by_bit(dtype: torch.dtype, density: float):
-    W = made(4, 1500, dtype, density, pushes=7)
-    W.remove(1)
-    state = copy.deepcopy(W.state_dict())
-    names = {"values", "indices", "error"} if density < 1 else {"rows", "scales"} if dtype == INT8 else {"rows"}
-    assert set(tensors(W)) == names | {"gram", "inverse", "ages"}
-    other = made(4, 1500, dtype, density, pushes=2)
-    other.load_state_dict(state)
-    assert_same_state(other, W.state_dict())
-    for g in gradients(W, 5, seed=3):
+def test_a_sparse_window_says_which_columns_its_newest_row_carries():
+    W = made(3, 20_001, F32, 0.01)
+    assert W.carried_columns() is None
+    for g in gradients(W, 2):
         W.push(g)
-        other.push(g)
-        assert torch.equal(W.precondition(), other.precondition())
-    assert_same_state(other, W.state_dict())
-    v = normal(1500, dtype=W.vector_dtype)
-    assert torch.equal(W.ihvp(v), other.ihvp(v))
-    made(4, 1500, dtype, density).load_state_dict(state)  # the copy was neither kept nor written to
-    assert state["newest"] == 2
-
-
-def test_states_of_other_formats_are_refused():
-    formats = [(F32, 1.0), *DENSE, (F32, 0.1), (BF16, 0.1), (F32, 0.5), (F64, 0.1)]
-    for mine in formats:
-        W = made(3, 400, *mine, pushes=4)
-        result, before = W.precondition(), W.state_dict()
-        for theirs in formats:
-            if mine != theirs:
-                with pytest.raises((KeyError, ValueError), match="Parameter `state` should have"):
-                    W.load_state_dict(made(3, 400, *theirs, pushes=4).state_dict())
-        assert_same_state(W, before)
-        assert torch.equal(W.precondition(), result)
-
-
-def test_a_state_whose_offsets_lie_outside_their_block_is_refused():
-    W = made(2, 10, F32, 0.2, pushes=3)
-    before = W.state_dict()
-    state = W.state_dict()
-    state["indices"][0, 0, 0] = 10
-    with pytest.raises(ValueError, match="Parameter `state` should have"):
-        W.load_state_dict(state)
-    assert_same_state(W, before)
-
-
-@pytest.mark.parametrize("density", [1.0, 0.2])
-def test_pickled_windows_go_on_as_before(density: float):
-    W = made(2, 10, F32, density, pushes=3)
-    other = pickle.loads(pickle.dumps(W))
-    for either in (W, other):
-        either.push(torch.arange(10.0))
-    assert torch.equal(W.precondition(), other.precondition())
-
-
-def resident() -> int:
-    """Bytes."""
-    with open("/proc/self/status") as status:
-        return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmRSS"))
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize(("dtype", "density"), FORMATS)
-def test_nbytes_is_known_before_anything_is_allocated(dtype: torch.dtype, density: float):
-    before = resident()
-    W = mfac.GradientWindow(10**5, 10**8, dtype=dtype, density=density)
-    assert W.nbytes > 10**5 * 10**8 * density  # terabytes
-    assert resident() - before < 2**24  # the ages are 0.8 MB
-    if dtype == INT8:
-        assert W.nbytes == 10**5 * (10**8 + 4 * 97_657) + 16 * 10**10  # ceil(10⁸ / 1024) = 97 657 scales
-
-
-@pytest.mark.parametrize(("rank", "dim"), [(1, 1), (3, 1025), (4, 20_001)])
-@pytest.mark.parametrize(("dtype", "density"), [*FORMATS, (F16, 0.1), (F32, 1.0), (F64, 1.0)])
-def test_nbytes_is_what_the_tensors_take(dtype: torch.dtype, density: float, rank: int, dim: int):
-    W = made(rank, dim, dtype, density)
-    known = W.nbytes
-    W.push(gradients(W, 1)[0])
-    held = {name: tensor for name, tensor in W.state_dict(copy=False).items() if isinstance(tensor, Tensor)}
-    stored = sum(tensor.nbytes for name, tensor in held.items() if name not in {"gram", "inverse", "ages"})
-    assert W.nbytes == known == stored + 16 * rank**2
-    assert held["gram"].nbytes + held["inverse"].nbytes == 16 * rank**2
-
-
-@pytest.fixture
-def restored_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("restored_threads")
-@pytest.mark.parametrize(("dtype", "density"), SOME)
-def test_results_are_bit_identical_for_any_number_of_threads(dtype: torch.dtype, density: float):
-    def compute() -> list[Tensor]:
-        W = made(9, 70_001, dtype, density, pushes=12)
-        v = normal(2, 70_001, dtype=W.vector_dtype)
-        return [W.precondition(), W.ihvp(v), W.matvec(v), W.rows, W._capacitance.gram.tril()]
-
-    torch.set_num_threads(1)
-    one = compute()
-    for threads in (2, 3):
-        torch.set_num_threads(threads)
-        assert all(torch.equal(a, b) for a, b in zip(one, compute(), strict=True))
-
-
-def problem(seed: int = 0) -> tuple[torch.nn.Module, Tensor, Tensor]:
-    torch.manual_seed(seed)
-    model = torch.nn.Sequential(torch.nn.Linear(10, 40), torch.nn.Tanh(), torch.nn.Linear(40, 1))
-    x = normal(64, 10, dtype=F32)
-    return model, x, x[:, :1].sin() + x[:, 1:2]
-
-
-@torch.no_grad()
-def loss_of(model: torch.nn.Module, x: Tensor, y: Tensor) -> float:
-    return float((model(x) - y).square().mean())
-
-
-def train(model: torch.nn.Module, opt: mfac.MFAC, x: Tensor, y: Tensor, steps: int) -> float:
-    for _ in range(steps):
-        opt.zero_grad()
-        loss = (model(x) - y).square().mean()
-        loss.backward()
-        opt.step()
-    return loss_of(model, x, y)
-
-
-def optimizer(model: torch.nn.Module, dtype: torch.dtype, density: float) -> mfac.MFAC:
-    return mfac.MFAC(
-        model.parameters(), lr=0.06, rank=16, damping=0.1, momentum=0.5, window_dtype=dtype, density=density
-    )
-
-
-@pytest.mark.parametrize(("dtype", "density"), SOME)
-def test_the_optimizer_trains(dtype: torch.dtype, density: float):
-    model, x, y = problem()
-    opt = optimizer(model, dtype, density)
-    assert opt.window.dtype == dtype and opt.window.density == density
-    before = loss_of(model, x, y)
-    assert train(model, opt, x, y, 30) < before / 2
-
-
-@pytest.mark.parametrize(("dtype", "density"), SOME)
-def test_the_optimizers_state_goes_on_bit_by_bit(dtype: torch.dtype, density: float):
-    model, x, y = problem()
-    opt = optimizer(model, dtype, density)
-    train(model, opt, x, y, 18)  # past wrap-around
-    other, *_ = problem(seed=1)
-    resumed = optimizer(other, dtype, density)
-    other.load_state_dict(copy.deepcopy(model.state_dict()))
-    resumed.load_state_dict(copy.deepcopy(opt.state_dict()))
-    assert_same_state(resumed.window, opt.window.state_dict())
-    assert train(model, opt, x, y, 4) == train(other, resumed, x, y, 4)
-    for a, b in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
-PROGRAM = """
-import torch, mfac
-torch.set_num_threads(2)
-def kilobytes(name):  # of this process alone; resource.getrusage would start from its parent's peak
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(name))
-def steps(rank, dim):
-    W = mfac.GradientWindow(rank, dim, 1e-3, {format})
-    g = torch.ones(dim)
-    for i in range(rank + 3):
-        g[i] = i
-        W.push(g)
-    W.precondition()
-    return W
-steps(4, 5000)  # loads what is loaded on first use
-before = kilobytes("VmRSS")
-W = steps(64, 1_000_000)
-print(W.nbytes // 2**20, (kilobytes("VmHWM") - before) // 1024)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("format", ["torch.bfloat16", "torch.int8", "torch.bfloat16, 0.05"])
-def test_peak_memory_of_steps_is_the_window_and_a_few_vectors(format: str):
-    # The gradient, and of it the row as rounded or the result, never at once; a sparse push holds the carried gradient
-    # and the row in place of these: three vectors of 4 MB. As much again for the allocator, threads and tiles. A
-    # float32 copy of the window is 256 MB.
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(format=format)], capture_output=True, text=True, check=False, timeout=200
-    )
-    assert run.returncode == 0, run.stderr
-    nbytes, peak = map(int, run.stdout.split())
-    assert nbytes <= peak < nbytes + 24
+    assert torch.equal(W.carried_columns(), W.rows[W.newest].nonzero()[:, 0])
+    assert made(3, 100, BF16, 1.0, pushes=2).carried_columns() is None

@@ -181,3 +181,36 @@ def test_products_modify_no_argument_and_no_state():
     )
     assert torch.equal(W.rows, before["rows"])
     assert torch.equal(W._capacitance.gram.tril(), before["gram"].tril())
+
+
+def test_precondition_writes_where_it_is_told():
+    W = mfac.GradientWindow(3, 50, 1e-2)
+    W.push(normal(50, dtype=torch.float32))
+    out = torch.full((50,), float("nan"))
+    assert W.precondition(out=out) is out
+    assert torch.equal(out, W.precondition())
+    W.push(torch.zeros(50))
+    assert torch.equal(W.precondition(out=out), torch.zeros(50))
+    tall = mfac.GradientWindow(60, 50, 1e-2)
+    tall.push(normal(50, dtype=torch.float32))
+    assert torch.equal(tall.precondition(out=out), tall.precondition())
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "message"),
+    [
+        (torch.zeros(49), ValueError, r"`out` should be contiguous of shape \[d=50\]. Found shape \[49\]"),
+        (torch.zeros(100)[::2], ValueError, r"Found shape \[50\], not contiguous"),
+        (
+            torch.zeros(50, dtype=torch.float64),
+            TypeError,
+            r"`out` should be a tensor of torch.float32",
+        ),
+        ([0.0], TypeError, r"Found list"),
+    ],
+)
+def test_precondition_refuses_what_it_cannot_write_to(out: object, error: type[Exception], message: str):
+    W = mfac.GradientWindow(3, 50, 1e-2)
+    W.push(torch.ones(50))
+    with pytest.raises(error, match=message):
+        W.precondition(out=out)
