@@ -7,7 +7,10 @@
 2. Two threads. All methods of a network in one process, in turn, in a new order each round: one step with an update of
    curvature and inverse, and one without, after a warm-up that does not count. Medians. A method that has used up its
    time leaves the rotation, but not before five rounds. The mean time of a step at update interval n is
-   (update + (n - 1) · plain) / n. The overhead is that minus the median step of SGD with momentum in the same run.
+   (update + (n - 1) · plain) / n. The overhead is what that has above SGD with momentum. Whole steps vary by more than
+   most methods add, so for methods that leave the forward and backward pass alone it is the median of what runs after
+   them, less SGD's; for asdfghjkl and singd, which work in that pass too, the median difference of whole steps of the
+   same round.
 3. MFAC has no update interval: each step takes in a gradient and has the new inverse. Its window is full when timed.
 4. Empirical Fisher of the batch everywhere: curvlinops (`fisher_type="empirical"`), asdfghjkl (`FISHER_EMP`), singd (it
    has no other), nngeometry (its Jacobian backend applied to the log-likelihood of the true label, as it has only exact

@@ -35,6 +35,8 @@ class AsdlKFAC(PreconditionedSGD):
         swift: Whether factors wider than the batch are inverted by the formula of Woodbury (SKFAC), as it offers.
     """
 
+    after_backward = False  # its own pass
+
     def __init__(self, model: nn.Module, swift: bool) -> None:
         super().__init__(model)
         self.swift = swift

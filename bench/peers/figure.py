@@ -11,10 +11,10 @@ mpl.use("Agg")  # files only, no display
 from matplotlib import pyplot as plt
 
 from bench.peers.methods import BASELINE
-from bench.peers.report import INTERVALS, Results, is_timed, overhead
+from bench.peers.report import INTERVALS, Results, is_timed, overhead, sgd_step
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73")  # Okabe and Ito: told apart by most readers
-_LEAST = 0.1  # ms: differences of medians below it, and below zero, are drawn here
+_LEAST = 0.1  # ms: differences below it, and below zero, are drawn here
 
 
 def plot_overheads(file: Path, results: Results, title: str) -> None:
@@ -41,7 +41,7 @@ def plot_overheads(file: Path, results: Results, title: str) -> None:
         axes.set_yticks(range(len(names)), names, fontsize="small")
         axes.set_xscale("log")
         axes.set_xlabel("time added to an SGD step [ms]")
-        axes.set_title(f"{network}, SGD step {methods[BASELINE].step_seconds(1) * 1e3:.0f} ms", fontsize="medium")
+        axes.set_title(f"{network}, SGD step {sgd_step(methods) * 1e3:.0f} ms", fontsize="medium")
         axes.grid(axis="x", color="0.9")
         axes.set_axisbelow(True)
     panels[0][-1].legend(frameon=False, fontsize="small")

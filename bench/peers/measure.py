@@ -31,6 +31,8 @@ class Result:
         update: Steps with an update of curvature and inverse.
         plain: Steps without, or all steps of a method that makes no difference.
         tails: Parts of the plain steps after their backward pass.
+        update_tails: The same of the steps with an update.
+        after_backward: Whether all that the method adds is in these parts.
         ihvp: Products of the inverse with a vector.
         losses: Of the warm-up batch, before its first and before its last step.
         parameters: Of the network.
@@ -42,6 +44,8 @@ class Result:
     update: list[float] = field(default_factory=list)
     plain: list[float] = field(default_factory=list)
     tails: list[float] = field(default_factory=list)
+    update_tails: list[float] = field(default_factory=list)
+    after_backward: bool = True
     ihvp: list[float] = field(default_factory=list)
     losses: tuple[float, float] | None = None
     parameters: int = 0
@@ -49,11 +53,23 @@ class Result:
     memory: int | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
-    def step_seconds(self, interval: int) -> float:
-        """Mean seconds of a step at this update interval, from the two medians."""
-        plain = statistics.median(self.plain)
-        update = statistics.median(self.update) if self.update else plain
-        return (update + (interval - 1) * plain) / interval
+    def added_seconds(self, baseline: Result, interval: int) -> float:
+        """Mean seconds that the method adds to a step of the baseline at this update interval, from two medians.
+
+        Of what runs after the backward pass, where that is all there is: whole steps vary by more than most methods
+        add. Otherwise of whole steps, each less the baseline's of the same round.
+        """
+        if self.after_backward:
+            least = statistics.median(baseline.tails)
+            plain, update = ([tail - least for tail in tails] for tails in (self.tails, self.update_tails))
+        else:
+            plain, update = (
+                [mine - theirs for mine, theirs in zip(steps, baseline.plain, strict=False)]
+                for steps in (self.plain, self.update)
+            )
+        without = statistics.median(plain)
+        with_update = statistics.median(update) if update else without
+        return (with_update + (interval - 1) * without) / interval
 
     @property
     def spent(self) -> float:
@@ -88,6 +104,7 @@ def _prepare(task: Task, name: str, result: Result) -> Method:
     result.parameters = sum(parameter.numel() for parameter in model.parameters())
     method = METHODS[name].make(model)
     result.preconditioned = method.preconditioned
+    result.after_backward = method.after_backward
     losses = [float(method.step(*task.batches[0], update=number % 2 == 0)) for number in range(_WARM_UP_STEPS)]
     result.losses = (losses[0], losses[-1])
     method.fill()
@@ -102,7 +119,9 @@ def _seconds(method: Method, images: torch.Tensor, labels: torch.Tensor, update:
 
 def _time_round(result: Result, method: Method, images: torch.Tensor, labels: torch.Tensor) -> None:
     if method.updates:
-        result.update.append(_seconds(method, images, labels, True)[0])
+        seconds, tail = _seconds(method, images, labels, True)
+        result.update.append(seconds)
+        result.update_tails.append(tail)
     seconds, tail = _seconds(method, images, labels, False)
     result.plain.append(seconds)
     result.tails.append(tail)

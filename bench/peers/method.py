@@ -25,11 +25,13 @@ class Method(ABC):
 
     Attributes:
         updates: Whether steps with and without a curvature update differ.
+        after_backward: Whether all that it adds to a step runs after the ordinary forward and backward pass.
         model: The network that it trains.
         tail_seconds: Time that the last step took after its backward pass.
     """
 
     updates = False
+    after_backward = True
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -33,6 +33,7 @@ class SingdKFAC(Method):
     """
 
     updates = True
+    after_backward = False  # hooks
 
     def __init__(self, model: nn.Module, approximation: str) -> None:
         super().__init__(model)
