@@ -14,6 +14,8 @@ STABLE_TORCH_LIBRARY(mfac, m) {
   m.def(
       "window_combine_(Tensor(a!) out, Tensor window, Tensor coefficients, float alpha, float beta, Tensor? "
       "scales=None) -> ()");
+  // memory is about to be written for the first time, all of it; its contents do not change
+  m.def("prefer_huge_pages_(Tensor(a!) memory) -> ()");
   // gradient [d] is rounded into row `row` -> products of that row with every row, [m]; NaN where nothing was written
   m.def("window_push_(Tensor(a!) window, int row, Tensor gradient, Tensor(b!)? scales=None) -> Tensor");
   // Sparse rows: values and uint16 offsets [m, blocks, kept] within blocks of block_size columns; the rest as above.

@@ -7,6 +7,7 @@ arguments are checked by their callers.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -47,6 +48,13 @@ def window_combine_(
     """In place: out [k, d] <- alpha · out + beta · coefficients [k, m] G, accumulated in float64. One pass."""
     _ops.window_combine_(out, window, coefficients, alpha, beta, scales)
     return out
+
+
+def zeros_in_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor of zeros on the CPU, in large pages where the system has them to give."""
+    memory = torch.empty(tuple(shape), dtype=dtype, device="cpu")
+    _ops.prefer_huge_pages_(memory)
+    return memory.zero_()
 
 
 def window_push_(window: Tensor, row: int, gradient: Tensor, scales: Tensor | None = None) -> Tensor:
@@ -144,6 +152,11 @@ def _(window: Tensor, vectors: Tensor, scales: Tensor | None = None) -> Tensor:
 def _(
     out: Tensor, window: Tensor, coefficients: Tensor, alpha: float, beta: float, scales: Tensor | None = None
 ) -> None:
+    return None
+
+
+@torch.library.register_fake("mfac::prefer_huge_pages_")
+def _(memory: Tensor) -> None:
     return None
 
 

@@ -67,7 +67,7 @@ class DenseRows(Rows):
     @cached_property
     def stored(self) -> Tensor:
         """G, [m, d]."""
-        return torch.zeros(self.shape, dtype=self.dtype, device="cpu")
+        return ops.zeros_in_huge_pages(self.shape, self.dtype)
 
     def push_(self, row: int, gradient: Tensor) -> Tensor:
         return ops.window_push_(self.stored, row, gradient)
@@ -107,7 +107,7 @@ class Int8Rows(Rows):
     @cached_property
     def stored(self) -> Tensor:
         """The integers, [m, d]."""
-        return torch.zeros(self.shape, dtype=torch.int8, device="cpu")
+        return ops.zeros_in_huge_pages(self.shape, torch.int8)
 
     @cached_property
     def scales(self) -> Tensor:
@@ -164,12 +164,12 @@ class TopKRows(Rows):
     @cached_property
     def values(self) -> Tensor:
         """[m, blocks, kept]."""
-        return torch.zeros(self.shape, dtype=self.dtype, device="cpu")
+        return ops.zeros_in_huge_pages(self.shape, self.dtype)
 
     @cached_property
     def indices(self) -> Tensor:
         """Offsets within the block, [m, blocks, kept] uint16."""
-        return torch.zeros(self.shape, dtype=torch.uint16, device="cpu")
+        return ops.zeros_in_huge_pages(self.shape, torch.uint16)
 
     @cached_property
     def error(self) -> Tensor:
