@@ -4,8 +4,9 @@
 
 Over m in {1, 7, 64, 300}, d in {1, 33, 4097}, blocks None, 32, 100, λ from 1e-6 to 1 and row norms 1e-3 to 10, for a
 random vector, the diagonal and the elements of eight columns. In float32 the results are split at λ = 1e-6 ‖G‖²/m;
-below it, `refine=2` is measured too, on the hardest vector, a row of G. `precondition` is measured with m > d and
-duplicate rows among the windows.
+below it, `refine=2` is measured too, on the hardest vector, a row of G. The diagonal of wide windows, which may be
+computed in float32, is measured entry by entry. `precondition` is measured with m > d and duplicate rows among the
+windows.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mfac.bench.timing import describe_machine
 from tests import oracle
 
 RANKS, DIMS, BLOCK_SIZES = (1, 7, 64, 300), (1, 33, 4097), (None, 32, 100)
+WIDE = ((16, 70_000), (256, 150_000))
 DAMPINGS, NORMS = (1e-6, 1e-4, 1e-2, 1.0), (1e-3, 1e-1, 10.0)
 
 
@@ -72,6 +74,19 @@ def static(worst: dict[str, tuple[float, str]]) -> None:
                 worst[name] = max(worst[name], (error, where))
 
 
+def wide(worst: dict[str, tuple[float, str]]) -> None:
+    """Every entry of the diagonal of windows large enough to have it in float32, against float64."""
+    for (rank, dim), damping, norm in itertools.product(WIDE, DAMPINGS, NORMS):
+        grads = window(rank, dim, norm, torch.float32)
+        rows = grads.double()
+        capacitance = rows @ rows.T + rank * damping * torch.eye(rank, dtype=torch.float64)
+        whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(capacitance), rows, upper=False)
+        expected = (1 - whitened.square_().sum(0)) / damping
+        error = float(((mfac.EmpiricalFisher(grads, damping).inverse_diagonal() - expected) / expected).abs().max())
+        name = "float32, wide: inverse_diagonal, relative to each entry"
+        worst[name] = max(worst[name], (error, f"m={rank} d={dim} λ={damping:g} ‖g‖={norm:g}"))
+
+
 def dynamic(worst: dict[str, tuple[float, str]]) -> None:
     for dtype, rank, dim, damping, norm, duplicates in itertools.product(
         (torch.float64, torch.float32), (1, 7, 64), (1, 3, 33, 1000), DAMPINGS, NORMS, (False, True)
@@ -91,6 +106,7 @@ def main() -> None:
     torch.manual_seed(0)
     worst: dict[str, tuple[float, str]] = defaultdict(lambda: (0.0, ""))
     static(worst)
+    wide(worst)
     dynamic(worst)
     for name, (error, where) in worst.items():
         print(f"{name:<55} {error:8.1e}  at {where}")
