@@ -7,8 +7,10 @@ STABLE_TORCH_LIBRARY(mfac, m) {
   m.def("gram(Tensor window, bool single=False) -> Tensor");
   // inverse_factor [m, m] = L⁻¹ -> squared column norms of L⁻¹G, [d]; `single`: in float32 arithmetic
   m.def("whitened_norms(Tensor window, Tensor inverse_factor, bool single) -> Tensor");
-  // A window may also be bfloat16, float16, or int8 with scales [m, ceil(d / 1024)]: row r is scales[r, j /
-  // 1024]·window[r, j] vectors [k, d] -> vectors Gᵀ, [k, m]
+  // A window may also be bfloat16, float16, or int8 with scales [m, ceil(d / 1024)]: row r is then
+  // scales[r, j / 1024]·window[r, j].
+  //
+  // vectors [k, d] -> vectors Gᵀ, [k, m]
   m.def("window_dot(Tensor window, Tensor vectors, Tensor? scales=None) -> Tensor");
   // out [k, d] <- alpha out + beta coefficients G, coefficients [k, m]
   m.def(
@@ -33,7 +35,7 @@ STABLE_TORCH_LIBRARY(mfac, m) {
   // row and column `row` of the Gram matrix become `products` [m]; `inverse` follows as the inverse of
   // shift I + gram. Lower triangles. -> the new pivot, [1]
   m.def("capacitance_replace_(Tensor(a!) inverse, Tensor(b!) gram, int row, Tensor products, float shift) -> Tensor");
-  // Block-diagonal Fisher -> upper Cholesky factors U, UᵀU [blocks, r, r] with r = min(m, block_size), and the failing
+  // Block-diagonal Fisher -> upper Cholesky factors R, RᵀR [blocks, r, r] with r = min(m, block_size), and the failing
   // pivot of each block, [blocks], -1 where there is none
   m.def("block_factor(Tensor window, int block_size, float damping, float num_terms) -> (Tensor, Tensor)");
   // vectors [k, d] float64 -> [k, d]

@@ -28,7 +28,7 @@ class BlockDiagonalFisher:
         self.damping = damping
         self.num_terms = num_terms
         self.block_size = block_size
-        self.factors, failed = ops.block_factor(window, block_size, damping, num_terms)  # U of UᵀU, [blocks, r, r]
+        self.factors, failed = ops.block_factor(window, block_size, damping, num_terms)  # R of RᵀR, [blocks, r, r]
         if bool((failed >= 0).any()):
             block = int((failed >= 0).nonzero()[0])
             raise torch.linalg.LinAlgError(

@@ -9,7 +9,7 @@ Shapes and values raise `ValueError`, types and dtypes `TypeError`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 
 import torch
@@ -106,7 +106,7 @@ def check_window(name: str, window: Tensor) -> Tensor:
     return window.detach()
 
 
-def check_vectors(name: str, vectors: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+def check_vectors(name: str, vectors: Tensor, dim: int, dtype: torch.dtype, size: str = "d") -> Tensor:
     """Accepts one vector [d] or several [k, d].
 
     Args:
@@ -114,6 +114,7 @@ def check_vectors(name: str, vectors: Tensor, dim: int, dtype: torch.dtype) -> T
         vectors: What was given for it.
         dim: d.
         dtype: The dtype it should have.
+        size: What d is called.
 
     Returns:
         The vectors as [k, d], detached from autograd; a view.
@@ -124,11 +125,16 @@ def check_vectors(name: str, vectors: Tensor, dim: int, dtype: torch.dtype) -> T
     """
     check_rows(name, vectors)
     if vectors.dtype != dtype:
-        raise TypeError(f"Parameter `{name}` should have the gradients' dtype {dtype}. Found {vectors.dtype}.")
+        whose = "the gradients' dtype" if size == "d" else "dtype"
+        raise TypeError(f"Parameter `{name}` should have {whose} {dtype}. Found {vectors.dtype}.")
     if vectors.dim() not in {1, 2}:
-        raise ValueError(f"Parameter `{name}` should have shape [d] or [k, d]. Found shape {list(vectors.shape)}.")
+        raise ValueError(
+            f"Parameter `{name}` should have shape [{size}] or [k, {size}]. Found shape {list(vectors.shape)}."
+        )
     if vectors.shape[-1] != dim:
-        raise ValueError(f"Parameter `{name}` should have last dimension d={dim}. Found shape {list(vectors.shape)}.")
+        raise ValueError(
+            f"Parameter `{name}` should have last dimension {size}={dim}. Found shape {list(vectors.shape)}."
+        )
     return vectors.detach().reshape(-1, dim)
 
 
@@ -288,18 +294,20 @@ def check_finite_rows(name: str, window: Tensor, squared_norms: Tensor) -> None:
     raise ValueError(f"Parameter `{name}` should have rows whose squared norm is finite in float64. Found an overflow.")
 
 
-def check_out(name: str, out: object, dim: int, dtype: torch.dtype) -> None:
-    """Refuses anything but a contiguous CPU vector of a size and dtype to be written to.
+def check_out(name: str, out: object, dim: int, dtype: torch.dtype, apart_from: Iterable[Tensor] = ()) -> None:
+    """Refuses anything but a contiguous CPU vector of a size and dtype that may be written to.
 
     Args:
         name: Of the parameter.
         out: What was given.
         dim: d.
         dtype: That it should have.
+        apart_from: Tensors whose memory it should not share.
 
     Raises:
-        TypeError: If it is no tensor, or of another dtype or device.
-        ValueError: If its shape is not [d] or it is not contiguous.
+        TypeError: If it is no tensor, or of another dtype.
+        ValueError: If its shape is not [d], or it is on another device, not contiguous, requires a gradient or shares
+            memory.
     """
     if not isinstance(out, Tensor) or out.dtype != dtype:
         found = out.dtype if isinstance(out, Tensor) else type(out).__name__
@@ -310,6 +318,11 @@ def check_out(name: str, out: object, dim: int, dtype: torch.dtype) -> None:
             f"Parameter `{name}` should be contiguous of shape [d={dim}]. Found shape {list(out.shape)}"
             f"{'' if out.is_contiguous() else ', not contiguous'}."
         )
+    if out.requires_grad:
+        raise ValueError(f"Parameter `{name}` should not require a gradient: it is overwritten. Found one that does.")
+    storage = out.untyped_storage().data_ptr()
+    if any(tensor.untyped_storage().data_ptr() == storage for tensor in apart_from):
+        raise ValueError(f"Parameter `{name}` should have memory of its own. Found a part of the window.")
 
 
 def check_like(name: str, entry: str, found: object, expected: Tensor) -> None:
@@ -322,8 +335,8 @@ def check_like(name: str, entry: str, found: object, expected: Tensor) -> None:
         expected: A tensor like which it should be.
 
     Raises:
-        TypeError: If it is no tensor, or on another device.
-        ValueError: If its shape or dtype differs.
+        TypeError: If it is no tensor.
+        ValueError: If its device, shape or dtype differs.
     """
     if not isinstance(found, Tensor):
         raise TypeError(f"Parameter `{name}` should have a tensor as {entry!r}. Found {type(found).__name__}.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -113,23 +112,24 @@ class DualFisher:
         self.damping = damping
         self.num_terms = num_terms
         self.squared_norms = squared_norms
-        if gram is not None:
-            self.factor = self._factor_of(gram)
-        elif not self._surely_positive():
-            _ = self.factor  # so that it is now that it fails
+        self._factor: Tensor | None = None
+        if gram is not None or not self._surely_positive():  # in which case it should fail here and not later
+            self._factor = self._factored(gram)
         self.stored: Tensor | None = None  # U
         if store_columns:
             self.stored = torch.empty_like(window, dtype=torch.float64)
             for columns, tile in column_tiles(window):
                 self.stored[:, columns] = self._whiten(tile)
 
-    @cached_property
+    @property
     def factor(self) -> Tensor:
-        """L, the lower Cholesky factor of C, [m, m] float64."""
-        return self._factor_of(ops.gram(self.window))
+        """L, the lower Cholesky factor of C, [m, m] float64; computed when first needed."""
+        if self._factor is None:
+            self._factor = self._factored(None)
+        return self._factor
 
-    def _factor_of(self, gram: Tensor) -> Tensor:
-        return factor_capacitance(gram, self.num_terms * self.damping)
+    def _factored(self, gram: Tensor | None) -> Tensor:
+        return factor_capacitance(ops.gram(self.window) if gram is None else gram, self.num_terms * self.damping)
 
     def _surely_positive(self) -> bool:
         """Whether nλ is above all that rounding can do to C, so that its factorisation cannot fail."""
@@ -172,7 +172,7 @@ class DualFisher:
 
     def _whitened_norms(self) -> Tensor:
         """‖U_:i‖² for every column, [d] float64."""
-        if "factor" not in self.__dict__:
+        if self._factor is None:
             norms = single_whitened_norms(self.window, self.squared_norms, self.num_terms * self.damping)
             if norms is not None:
                 return norms

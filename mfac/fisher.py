@@ -129,7 +129,8 @@ class EmpiricalFisher:
                 1e-6 · ‖G‖²/m, where the subtraction in F⁻¹ cancels.
 
         Returns:
-            F⁻¹v, like `v`. For v a gradient it is in units of the parameters. Time O(kdm), extra memory O(kd).
+            F⁻¹v, like `v`. For v a gradient it is in units of the parameters. Time O(kdm), and O(dm²) where nothing
+            has needed the factor before; extra memory O(kd).
 
         Raises:
             TypeError: If the dtype differs from the gradients'.
@@ -159,7 +160,7 @@ class EmpiricalFisher:
             raise ValueError(
                 f"Parameter `block_size` should be None for a product with a combination. Found {self.block_size}."
             )
-        a = check_vectors("coefficients", coefficients, self.rank, torch.float64)
+        a = check_vectors("coefficients", coefficients, self.rank, torch.float64, size="m")
         result = self._form.ihvp_of_combination(a.contiguous())
         return result.to(self.dtype).reshape(*coefficients.shape[:-1], self.dim)
 
@@ -185,7 +186,7 @@ class EmpiricalFisher:
         Returns:
             [d] in the gradients' dtype, positive. Time O(dm²), column tile by column tile. Of float32 gradients in
             float32 where that is known to be wrong by at most 2⁻¹⁸ = 4e-6 of an entry, in float64 where not
-            (docs/derivation.md, "Precision").
+            (docs/derivation.md, "Precision"); its last bits may depend on what was asked for before.
         """
         return self._form.inverse_diagonal().to(self.dtype)
 
@@ -234,10 +235,10 @@ class EmpiricalFisher:
         return self._form.inverse_submatrix(row_index, col_index).to(self.dtype)
 
     def logdet(self) -> Tensor:
-        """The log-determinant of F, from the factors at hand.
+        """The log-determinant of F.
 
         Returns:
-            A float64 scalar. Time O(m).
+            A float64 scalar. Time O(m), and O(dm²) where nothing has needed the factor before.
         """
         return torch.tensor(self._form.logdet(), dtype=torch.float64, device="cpu")
 

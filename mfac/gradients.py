@@ -141,7 +141,7 @@ def evaluation_mode(model: nn.Module) -> Generator[None]:
 
 
 def check_loss(loss: Tensor) -> Tensor:
-    """Accepts a finite scalar loss that depends on the model.
+    """Accepts a scalar loss that depends on the model.
 
     Args:
         loss: What `loss_fn` returned.

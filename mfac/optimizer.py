@@ -112,9 +112,7 @@ class MFAC(Optimizer):
             )
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        check_number("lr", group["lr"], least=0)
-        check_number("momentum", group["momentum"], least=0, below=1)
-        check_number("weight_decay", group["weight_decay"], least=0)
+        self._check_options(group)
         for parameter in group["params"]:
             if not parameter.is_floating_point():
                 raise TypeError(f"Parameter `params` should be real floating-point. Found {parameter.dtype}.")
@@ -140,7 +138,8 @@ class MFAC(Optimizer):
         Raises:
             RuntimeError: If no parameter has a gradient.
             TypeError: If a gradient is sparse.
-            ValueError: If a gradient holds a NaN or infinity; window and parameters are as they were.
+            ValueError: If a gradient holds a NaN or infinity; window and parameters are as they were. If a relative
+                damping comes out beyond float64's range; the parameters are as they were.
             torch.linalg.LinAlgError: If λ is too small for float64; the parameters are as they were.
         """
         loss = None
@@ -151,12 +150,23 @@ class MFAC(Optimizer):
         self.window.precondition(out=self._vector)  # the gradient is not needed any more
         if any(group["momentum"] for group in self.param_groups):
             self._take_into_momentum()
+        else:
+            self._momentum = None  # what it was is not taken up again later
         parts = iter(self._pieces)
         for group in self.param_groups:  # zip asks `parts` only where the group has one more parameter
             pairs = [pair for pair in zip(group["params"], parts, strict=False) if pair[0].grad is not None]
             if pairs:
                 self._move_(pairs, group)
         return loss
+
+    @staticmethod
+    def _check_options(group: dict[str, Any]) -> None:
+        for name in ("lr", "momentum", "weight_decay"):
+            if name not in group:
+                raise KeyError(f"Every parameter group should have an entry {name!r}. Found {sorted(group)}.")
+        check_number("lr", group["lr"], least=0)
+        check_number("momentum", group["momentum"], least=0, below=1)
+        check_number("weight_decay", group["weight_decay"], least=0)
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -175,6 +185,8 @@ class MFAC(Optimizer):
 
     def _flat_gradient(self) -> Tensor:
         """g, [d], zero where a parameter has no gradient; valid until the next use of `_vector`."""
+        if any(piece.shape != p.shape for piece, p in zip(self._pieces, self._parameters(), strict=True)):
+            del self._pieces  # a parameter was reshaped
         pieces = iter(self._pieces)
         found = False
         for group in self.param_groups:
@@ -201,6 +213,7 @@ class MFAC(Optimizer):
         """In place of u = F⁻¹g in `_vector`, what the weights move along."""
         if self._momentum is None:
             self._momentum = Momentum(self.window.dim, self.window.vector_dtype)
+        carried = self.window.carried_columns()
         factors, begin = [], 0
         for group in self.param_groups:
             first = begin
@@ -208,9 +221,11 @@ class MFAC(Optimizer):
                 columns = slice(begin, begin + parameter.numel())
                 if parameter.grad is None:  # an average with itself is left as it is
                     self._vector[columns] = self._momentum.average[columns]
+                    if carried is not None:
+                        carried = carried[(carried < columns.start) | (carried >= columns.stop)]
                 begin = columns.stop
             factors.append((slice(first, begin), group["momentum"]))
-        self._momentum.step_(self._vector, factors, self.window.carried_columns())
+        self._momentum.step_(self._vector, factors, carried)
 
     def _move_(self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
         """One group's parameters, all in one call of each kind: a small network has more calls than work."""
@@ -236,14 +251,17 @@ class MFAC(Optimizer):
             state_dict: What `state_dict` returned. Copied.
 
         Raises:
-            KeyError: If there is no window or momentum in it.
+            KeyError: If there is no window or momentum in it, or a group lacks an option.
             TypeError: If an entry is of another type.
-            ValueError: If groups or shapes differ. After any of these the optimizer is as it was.
+            ValueError: If groups or shapes differ or an option is out of range. After any of these the optimizer is as
+                it was.
         """
         for name in _OWN_STATE:
             if name not in state_dict:
                 raise KeyError(f"Parameter `state_dict` should have an entry {name!r}. Found {sorted(state_dict)}.")
         self.window.check_state(state_dict["window"])
+        for group in state_dict.get("param_groups", ()):
+            self._check_options(group)
         momentum = None
         if state_dict["momentum"] is not None:
             momentum = Momentum(self.window.dim, self.window.vector_dtype)

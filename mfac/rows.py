@@ -186,7 +186,7 @@ class TopKRows(Rows):
         return self.indices[index].long() + self._starts[:, None]
 
     def columns_of(self, row: int) -> Tensor:
-        """Columns of one row's entries, [k] ascending; those that only fill up a last block are left out."""
+        """Columns of one row's entries, [k] ascending, without zeros, which may only fill up a last block."""
         return self.columns(slice(row, row + 1))[self.values[row : row + 1] != 0]
 
     def push_(self, row: int, gradient: Tensor) -> Tensor:

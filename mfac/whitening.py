@@ -14,13 +14,16 @@ from torch import Tensor
 from mfac import ops
 
 _U = 2.0**-24  # unit roundoff of float32
+_SMALLEST_NORMAL = 2.0**-126
 _SINGLE_ERROR = 2.0**-18  # relative error of 1 - s that float32 arithmetic may have by its bound
 _SINGLE_DEPTH = 64  # kSingleDepth in csrc/isa/kernels.h
-_SMALLEST_LIMIT = 1e-4  # of s: below this, float32 arithmetic would be of use to few columns
+_SMALLEST_LIMIT = 1e-4  # of s: where d is 10 000 times m, as far as it goes, the mean is at most that
 _MOST_UNCERTAIN = 8  # where more than one in so many columns is above the limit, all are done in float64
 _COLUMNS_AT_ONCE = 1024  # gathered at a time
 _SAMPLED_COLUMNS, _SAMPLES = 4, 4  # for every row of the window; pieces that they come in
-_SAMPLE_IS_WORSE = 8  # at most by so much is the norm of a sample's C⁻¹ larger where the rows are independent
+# The smallest eigenvalue of a Gram matrix of m independent rows of 4m columns is (1 - √¼)² = ¼ of the mean one, that of
+# many more columns close to the mean; row sums of the inverse add another factor of about 2.
+_SAMPLE_IS_WORSE = 8
 
 
 def whitened_norms(window: Tensor, factor: Tensor) -> Tensor:
@@ -65,7 +68,7 @@ def single_whitened_norms(window: Tensor, squared_norms: Tensor, shift: float) -
     if factor is None:
         return None
     inverse = inverse_factor(factor)
-    limit = _limit(_product_error(factor, inverse), _gram_error(factor, trace))
+    limit = _limit(_product_error(factor, inverse), _gram_error(factor, trace, window.shape[1]))
     if limit < _SMALLEST_LIMIT or not _fits_single(inverse):
         return None
     norms = ops.whitened_norms(window, inverse, True)
@@ -98,11 +101,12 @@ def _product_error(factor: Tensor, inverse: Tensor) -> float:
     return (factor.shape[0] + 2) * _U * (2 * condition + 1)
 
 
-def _gram_error(factor: Tensor, trace: float) -> float:
+def _gram_error(factor: Tensor, trace: float, dim: int) -> float:
     """ε: s from a C whose products were summed in float32 is off by at most εs."""
     # Sums of 64 products are off by at most 64u Σ|g_ik g_jk| <= 64u ‖g_i‖ ‖g_j‖, K therefore by at most 64u tr K in the
     # Frobenius norm; s = gᵀC⁻¹g by at most that times ‖C⁻¹‖ of itself, ‖C⁻¹‖ being known from the C that was formed.
-    error = (_SINGLE_DEPTH + 1) * _U * trace
+    # Where the processor takes subnormal numbers for zero, each of the d products may lose 2⁻¹²⁶ besides.
+    error = (_SINGLE_DEPTH + 1) * _U * trace + factor.shape[0] * dim * _SMALLEST_NORMAL
     inverse_norm = float(torch.cholesky_inverse(factor).abs().sum(0).max())  # >= its 2-norm, as it is symmetric
     left = 1 - error * inverse_norm
     return error * inverse_norm / left if left > 0 else float("inf")
@@ -122,7 +126,7 @@ def _sample_allows(window: Tensor, trace: float, shift: float) -> bool:
     factor = _factor(ops.gram(sample).mul_(dim / sample.shape[1]), shift)
     if factor is None:
         return False
-    epsilon = _gram_error(factor, trace / _SAMPLE_IS_WORSE)
+    epsilon = _gram_error(factor, trace / _SAMPLE_IS_WORSE, dim)
     return _limit(0.0, epsilon) >= max(_SMALLEST_LIMIT, rank / dim)
 
 

@@ -62,6 +62,13 @@ class GradientWindow:
         newest: The row of the newest gradient, or None.
         num_filled: How many rows hold a gradient.
         nbytes: Bytes that window and capacitance take, or will take.
+        rank: m.
+        dim: d.
+        damping: λ as it stands now.
+        num_terms: n as it stands now.
+        dtype: Of the window.
+        vector_dtype: Of what `precondition` returns, float32 or float64.
+        density: Share of the entries that a row keeps.
 
     Raises:
         TypeError: If a type or dtype is wrong.
@@ -189,7 +196,8 @@ class GradientWindow:
             refine: Steps of iterative refinement y <- y + F⁻¹(v - Fy), two more passes each.
 
         Returns:
-            Like `v`. Two passes over the window for each vector; where m >= d, a factorisation of the d x d matrix.
+            Like `v`. Two passes over the window for each vector; where d or more rows are filled, a factorisation of
+            the d x d matrix.
 
         Raises:
             RuntimeError: If the window is empty.
@@ -200,7 +208,7 @@ class GradientWindow:
         vectors = check_window_vectors("v", v, self.dim, self.dtype).double()
         check_count("refine", refine)
         self._check_filled()
-        if self.rank >= self.dim:
+        if self.num_filled >= self.dim:
             return self._as_static(v, refine)
         result = self._solve_any(vectors)
         for _ in range(refine):
@@ -231,16 +239,17 @@ class GradientWindow:
         The error is about ε·(‖G‖²/(nλ))^1.5 where rows are nearly dependent, with ε = 1e-16, and far less where not.
 
         Args:
-            out: [d], contiguous and of the result's dtype, to be overwritten with the result in place of a new tensor.
+            out: [d], contiguous, without gradient and of the result's dtype, to be overwritten with the result in
+                place of a new tensor.
 
         Returns:
             [d] float64 for a float64 window, float32 for any other, in units of the parameters. One pass over the
-            window and O(m²); where m >= d, a factorisation of the d x d matrix.
+            window and O(m²); where d or more rows are filled, a factorisation of the d x d matrix.
 
         Raises:
             RuntimeError: If there is no newest gradient: nothing was pushed, or it was removed.
             TypeError: If `out` is of another dtype.
-            ValueError: If `out` is of another shape or not contiguous.
+            ValueError: If `out` is of another shape, not contiguous, requires a gradient, or is part of the window.
             torch.linalg.LinAlgError: If λ is too small for float64.
         """
         if self.newest is None:
@@ -248,10 +257,11 @@ class GradientWindow:
         if out is None:
             out = torch.empty(self.dim, dtype=self.vector_dtype, device="cpu")
         else:
-            check_out("out", out, self.dim, self.vector_dtype)
+            check_out("out", out, self.dim, self.vector_dtype, apart_from=self._rows.tensors().values())
+            torch.autograd.graph.increment_version(out)  # the compiled pass does not
         if not self._capacitance.gram[self.newest, self.newest] > 0:  # F⁻¹0 = 0, whatever λ is
             return out.zero_()
-        if self.rank >= self.dim:
+        if self.num_filled >= self.dim:
             return out.copy_(self._as_static(self._rows.dense(torch.tensor([self.newest]))[0], refine=0))
         unit = torch.zeros((1, self.rank), dtype=torch.float64, device="cpu")
         unit[0, self.newest] = 1
@@ -263,7 +273,7 @@ class GradientWindow:
         """Which entries the newest row of a sparse window carries.
 
         Returns:
-            Their columns, [k] int64, ascending; None where rows are dense, or there is no newest row.
+            Their columns, [k] int64, ascending; None where rows are dense, or there is no newest row. O(k).
         """
         if not isinstance(self._rows, TopKRows) or self.newest is None:
             return None
@@ -366,7 +376,7 @@ class GradientWindow:
         return self._rows.combine_(v.clone(), self._rows.dot(v), self.damping, 1 / self.num_terms)
 
     def _as_static(self, v: Tensor, refine: int) -> Tensor:
-        """F⁻¹v where m >= d: the d x d primal matrix, the smaller and the more accurate one, from the rows held."""
+        """F⁻¹v where d or more rows are filled: from the d x d primal matrix, smaller and more accurate."""
         rows = self._rows.dense(self._ages != _EMPTY)
         # EmpiricalFisher divides by its own number of rows: scaling the rows makes that n.
         scale = (rows.shape[0] / self.num_terms) ** 0.5

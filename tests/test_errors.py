@@ -81,8 +81,8 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: fisher().ihvp(torch.ones(5), refine=-1), ValueError, "Parameter `refine` should be at least 0. Found -1."),
     (lambda: gradient_window().ihvp(torch.ones(5), refine=1.0), TypeError, "Parameter `refine` should be an integer. Found 1.0."),
     (lambda: blocked().ihvp_of_combination(torch.ones(3, dtype=F64)), ValueError, "Parameter `block_size` should be None for a product with a combination. Found 2."),
-    (lambda: fisher().ihvp_of_combination(torch.ones(3)), TypeError, "Parameter `coefficients` should have the gradients' dtype torch.float64. Found torch.float32."),
-    (lambda: fisher().ihvp_of_combination(torch.ones(4, dtype=F64)), ValueError, "Parameter `coefficients` should have last dimension d=3. Found shape [4]."),
+    (lambda: fisher().ihvp_of_combination(torch.ones(3)), TypeError, "Parameter `coefficients` should have dtype torch.float64. Found torch.float32."),
+    (lambda: fisher().ihvp_of_combination(torch.ones(4, dtype=F64)), ValueError, "Parameter `coefficients` should have last dimension m=3. Found shape [4]."),
     # indices
     (lambda: fisher().inverse_element(5, 0), ValueError, "Parameter `i` should be in [-5, 5). Found 5."),
     (lambda: fisher().inverse_element(0, -6), ValueError, "Parameter `j` should be in [-5, 5). Found -6."),

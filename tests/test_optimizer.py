@@ -82,6 +82,41 @@ def test_the_momentum_of_a_parameter_without_a_gradient_stays():
     assert torch.equal(after[:size], before[:size]) and not torch.equal(after[size:], before[size:])
 
 
+def test_a_sparse_row_that_carries_a_parameter_without_a_gradient_leaves_its_momentum():
+    parameters = [torch.nn.Parameter(torch.zeros(20)) for _ in range(2)]
+    opt = mfac.MFAC(parameters, lr=1.0, rank=4, damping=0.1, momentum=0.9, density=0.3)
+    for _ in range(5):
+        for parameter in parameters:
+            parameter.grad = torch.randn(20)
+        opt.step()
+    before, kept = opt.state_dict()["momentum"].clone(), parameters[1].detach().clone()
+    parameters[0].grad, parameters[1].grad = torch.zeros(20), None
+    opt.step()
+    assert bool((opt.window.carried_columns() >= 20).any())
+    assert torch.equal(opt.state_dict()["momentum"][20:], before[20:]) and torch.equal(parameters[1], kept)
+
+
+def test_momentum_given_up_is_not_taken_up_again():
+    model = classifier()
+    opt = mfac.MFAC(model.parameters(), lr=1e-2, rank=4, momentum=0.9)
+    for momentum in (0.9, 0.0):
+        opt.param_groups[0]["momentum"] = momentum
+        backward(model, batches(1)[0])
+        opt.step()
+    assert opt.state_dict()["momentum"] is None
+
+
+def test_a_reshaped_parameter_goes_on():
+    parameter = torch.nn.Parameter(torch.ones(1, 4))
+    opt = mfac.MFAC([parameter], lr=0.1, rank=2)
+    parameter.grad = torch.ones(1, 4)
+    opt.step()
+    parameter.data = parameter.data.view(4)
+    parameter.grad = torch.ones(4)
+    opt.step()
+    assert parameter.shape == (4,) and bool((parameter < 1).all())
+
+
 def test_it_trains():
     model, held_out = classifier(), batches(20, size=64, seed=9)
     opt = mfac.MFAC(model.parameters(), lr=1e-2, rank=32, damping=1e-3, momentum=0.9)
@@ -210,6 +245,16 @@ def test_state_errors():
         opt.load_state_dict(mfac.MFAC(model.parameters(), rank=5).state_dict())
     with pytest.raises(ValueError, match=r"`state_dict` should have 'momentum' of shape \[515\] and torch.float32"):
         opt.load_state_dict({**opt.state_dict(), "momentum": torch.zeros(3)})
+    for options, error, message in (
+        ({"momentum": 2.0}, ValueError, r"`momentum` .* Found 2.0"),
+        ({"lr": float("nan")}, ValueError, r"`lr` should be finite"),
+        ({"weight_decay": ...}, KeyError, r"should have an entry 'weight_decay'"),
+    ):
+        state = opt.state_dict()
+        group = {**state["param_groups"][0], **options}
+        state["param_groups"] = [{name: value for name, value in group.items() if value is not ...}]
+        with pytest.raises(error, match=message):
+            opt.load_state_dict(state)
     with pytest.raises(TypeError, match=r"`state_dict` should have a tensor as 'momentum'. Found float"):
         opt.load_state_dict({**opt.state_dict(), "momentum": 0.5})
 

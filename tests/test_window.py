@@ -183,6 +183,26 @@ def test_products_modify_no_argument_and_no_state():
     assert torch.equal(W._capacitance.gram.tril(), before["gram"].tril())
 
 
+@pytest.mark.parametrize("damping", [1e-3, 1e-9, 1e-12])
+def test_a_window_higher_than_wide_is_accurate_while_it_fills(damping: float):
+    W, rows = mfac.GradientWindow(8, 4, damping, F64), normal(2, 4)
+    for held in (rows[:1], rows):
+        W.push(held[-1])
+        # Rows that are far from dependent: the push-through form is as well conditioned as their Gram matrix.
+        capacitance = held @ held.T + 8 * damping * torch.eye(len(held), dtype=F64)
+        expected = 8 * held.T @ torch.linalg.inv(capacitance)[-1]
+        assert relative_error(W.precondition(), expected) <= 1e-13
+
+
+def test_what_is_written_is_known_to_autograd():
+    W, w, y = mfac.GradientWindow(3, 5, 0.1), torch.ones(5, requires_grad=True), torch.ones(5)
+    W.push(torch.full((5,), 3.0))
+    loss = (w * y).sum()
+    W.precondition(out=y)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_precondition_writes_where_it_is_told():
     W = mfac.GradientWindow(3, 50, 1e-2)
     W.push(normal(50, dtype=torch.float32))
@@ -207,6 +227,7 @@ def test_precondition_writes_where_it_is_told():
             r"`out` should be a tensor of torch.float32",
         ),
         ([0.0], TypeError, r"Found list"),
+        (torch.zeros(50, requires_grad=True), ValueError, r"`out` should not require a gradient"),
     ],
 )
 def test_precondition_refuses_what_it_cannot_write_to(out: object, error: type[Exception], message: str):
@@ -214,3 +235,5 @@ def test_precondition_refuses_what_it_cannot_write_to(out: object, error: type[E
     W.push(torch.ones(50))
     with pytest.raises(error, match=message):
         W.precondition(out=out)
+    with pytest.raises(ValueError, match=r"`out` should have memory of its own"):
+        W.precondition(out=W.rows[0])

@@ -1,5 +1,5 @@
 // Batched small blocks: everything one diagonal block of the Fisher needs, by one thread, in cache. A block's matrix is
-// its capacitance (dual) or the block itself (primal), its factor the upper U of UᵀU, with L = Uᵀ in the formulae.
+// its capacitance (dual) or the block itself (primal), its factor the upper R of RᵀR, with L = Rᵀ in the formulae.
 // A dual block goes by in tiles of columns, so that scratch does not grow with its width. A primal block is no wider
 // than m.
 
@@ -94,7 +94,7 @@ void block_matvec(const Block<T>& block, const double* v, double* out) {
   add_rows(k, block.window, block.stride, block.rows, out, block.cols);
 }
 
-// One tile of rows of X = U⁻ᵀB for a panel of columns, X [k][kPanelColumns<double>]: solved against the rows above,
+// One tile of rows of X = R⁻ᵀB for a panel of columns, X [k][kPanelColumns<double>]: solved against the rows above,
 // from row `first` on, and against itself. Its squares are added to the columns' norms.
 template <int rows>
 MFAC_INLINE void substitute_tile(const double* upper, int64_t stride, int64_t row, int64_t first, double* x,
@@ -119,7 +119,7 @@ MFAC_INLINE void substitute_tile(const double* upper, int64_t stride, int64_t ro
   }
 }
 
-// norms[j] <- Σ_i (U⁻ᵀB)_ij² for a panel of columns [size][kPanelColumns<double>], overwritten, that is zero above row
+// norms[j] <- Σ_i (R⁻ᵀB)_ij² for a panel of columns [size][kPanelColumns<double>], overwritten, that is zero above row
 // `first`
 MFAC_INLINE void substitute_norms(const double* upper, int64_t size, int64_t stride, int64_t first, double* x,
                                   double* norms) {

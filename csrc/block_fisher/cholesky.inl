@@ -1,4 +1,4 @@
-// Upper Cholesky factors in float64, A = UᵀU, a tile of rows at a time: rows of U are contiguous, so that updates and
+// Upper Cholesky factors in float64, A = RᵀR, a tile of rows at a time: rows of R are contiguous, so that updates and
 // solves run over vectors of columns and every flop but the tiles on the diagonal is a register tile's.
 
 // Factors the rows x rows tile on the diagonal, upper triangle; -1, or the failing pivot.
@@ -37,7 +37,7 @@ MFAC_INLINE void cholesky_columns(double* a, int64_t stride, int64_t row, int64_
   }
 }
 
-// In place: the upper triangle of `a` becomes U. size is a multiple of kTileRows and of kLanes. -1, or the failing
+// In place: the upper triangle of `a` becomes R. size is a multiple of kTileRows and of kLanes. -1, or the failing
 // pivot.
 MFAC_INLINE int64_t cholesky_upper(double* a, int64_t size, int64_t stride) {
   double inverse_pivots[kTileRows];
@@ -54,7 +54,7 @@ MFAC_INLINE int64_t cholesky_upper(double* a, int64_t size, int64_t stride) {
   return -1;
 }
 
-// x <- U⁻¹ U⁻ᵀ x
+// x <- R⁻¹ R⁻ᵀ x
 MFAC_INLINE void cholesky_solve(const double* upper, int64_t size, int64_t stride, double* x) {
   for (int64_t i = 0; i < size; ++i) {
     x[i] /= upper[i * stride + i];

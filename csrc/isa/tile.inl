@@ -39,7 +39,7 @@ MFAC_INLINE void add_products(vector_of<C> (&sum)[rows][vectors], const C* a, in
   }
 }
 
-// x[r][v] <- row r of U⁻ᵀ x for the rows of one tile: x[r] <- (x[r] - Σ_{q<r} U[q, r]·x[q])/U[r, r].
+// x[r][v] <- row r of R⁻ᵀ x for the rows of one tile: x[r] <- (x[r] - Σ_{q<r} R[q, r]·x[q])/R[r, r].
 template <int rows, int vectors>
 MFAC_INLINE void solve_tile(f64v (&x)[rows][vectors], const double* upper, int64_t stride,
                             const double* inverse_pivots) {

@@ -2,8 +2,8 @@
 // target pragma are set and after every standard header, so that no inline function of the
 // standard library is ever compiled for an instruction set the machine may not have.
 //
-// `f64v` holds MFAC_LANES doubles. Rows of any element type are widened to it on load: every
-// product in this library is a float64 product (docs/derivation.md, "Precision").
+// `f64v` holds MFAC_LANES doubles. Rows of any element type are widened to it on load: products are float64 products,
+// but for the float32 arithmetic that gram/ and whitened_norms/ have besides (docs/derivation.md, "Precision").
 
 typedef double f64v __attribute__((vector_size(8 * MFAC_LANES)));
 typedef float f32v __attribute__((vector_size(4 * MFAC_LANES)));

@@ -103,11 +103,9 @@ def run_ops(setting: Setting, names: Sequence[str], quick: bool) -> None:
         "ceiling: share of the streaming read, or of GEMM in the arithmetic used, timed in turn. "
         "torch, paper: their time / ours."
     )
-    at = (
-        "" if setting.rank == _FULL["rank"] and setting.dim == _FULL["dim"] else ", which are meant for the full shapes"
-    )
-    print(f"\nRatios wanted{at}")
-    print("\n".join(wanted(lines, over_rank)))
+    full = (setting.rank, setting.dim) == (_FULL["rank"], _FULL["dim"])
+    print(f"\nRatios wanted{'' if full else ', which are meant for the full shapes'}")
+    print("\n".join(wanted(lines, over_rank, full)))
 
 
 def run_sweep(file: Path, quick: bool) -> None:

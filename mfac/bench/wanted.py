@@ -8,12 +8,13 @@ from mfac.bench.measurement import Measurement
 from mfac.bench.sweep import Series
 
 
-def wanted(lines: Sequence[Measurement], over_rank: Series | None) -> list[str]:
-    """A line for each ratio: met, NOT met, or not measured.
+def wanted(lines: Sequence[Measurement], over_rank: Series | None, judged: bool = True) -> list[str]:
+    """A line for each ratio: met, NOT met, not judged, or not measured.
 
     Args:
         lines: What was measured.
         over_rank: Steps over m at a small d.
+        judged: Whether shapes are those that the ratios are meant for.
 
     Returns:
         Text.
@@ -30,23 +31,25 @@ def wanted(lines: Sequence[Measurement], over_rank: Series | None) -> list[str]:
 
     replace, both = found.get(("capacitance_replace_", "float64")), found.get(("factor + diagonal", "float32"))
     cholesky = replace.plain / replace.seconds if replace and replace.plain else None
-    return [
-        _line("float32 step / two streaming reads", 1 / step["float32"].share if step else None, most=1.2),
-        _line("bfloat16 step / float32 step", against("bfloat16"), most=0.6),
-        _line("int8 step / float32 step", against("int8"), most=0.4),
-        _line("top-k 1% step / float32 step", against("top-k 1%"), most=0.15),
-        _line("Cholesky / capacitance_replace_", cholesky, least=15),
-        _line("exponent in m of a step at small d", over_rank.exponent() if over_rank else None, most=2.1),
-        _line("paper / factor", paper("factor"), least=15),
-        _line("paper / factor + diagonal", paper("factor + diagonal"), least=20),
-        _line("factor + diagonal, % of GEMM float32", 100 * both.share if both else None, least=65),
-        _line("paper / block Fisher, all three", paper("block Fisher, all three"), least=10),
+    ratios: list[tuple[str, float | None, str, float]] = [
+        ("float32 step / two streaming reads", 1 / step["float32"].share if step else None, "<=", 1.2),
+        ("bfloat16 step / float32 step", against("bfloat16"), "<=", 0.6),
+        ("int8 step / float32 step", against("int8"), "<=", 0.4),
+        ("top-k 1% step / float32 step", against("top-k 1%"), "<=", 0.15),
+        ("Cholesky / capacitance_replace_", cholesky, ">=", 15),
+        ("exponent in m of a step at small d", over_rank.exponent() if over_rank else None, "<=", 2.1),
+        ("paper / factor", paper("factor"), ">=", 15),
+        ("paper / factor + diagonal", paper("factor + diagonal"), ">=", 20),
+        ("factor + diagonal, % of GEMM float32", 100 * both.share if both else None, ">=", 65),
+        ("paper / block Fisher, all three", paper("block Fisher, all three"), ">=", 10),
     ]
+    return [_line(*ratio, judged) for ratio in ratios]
 
 
-def _line(name: str, value: float | None, most: float | None = None, least: float | None = None) -> str:
-    limit = f"<= {most:g}" if most is not None else f">= {least:g}"
+def _line(name: str, value: float | None, relation: str, limit: float, judged: bool) -> str:
+    wanted = f"{relation} {limit:g}"
     if value is None:
-        return f"  {name:<40} {'-':>8}  {limit:<8} not measured"
-    met = value <= most if most is not None else least is not None and value >= least
-    return f"  {name:<40} {value:>8.2f}  {limit:<8} {'met' if met else 'NOT met'}"
+        return f"  {name:<40} {'-':>8}  {wanted:<8} not measured"
+    met = value <= limit if relation == "<=" else value >= limit
+    verdict = ("met" if met else "NOT met") if judged else "not judged"
+    return f"  {name:<40} {value:>8.2f}  {wanted:<8} {verdict}"
