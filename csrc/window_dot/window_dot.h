@@ -10,19 +10,26 @@
 namespace mfac {
 
 constexpr int64_t kDotRows = 8;
-constexpr int64_t kDotColumns = 32768;
+constexpr int64_t kDotColumns = 32768;  // at most
 static_assert(kDotColumns % kScaleColumns == 0);
+
+// Columns of a chunk, whole tiles of scales: about as many in each, so that threads have about as much to do.
+inline int64_t chunk_columns(int64_t d) {
+  const int64_t chunks = std::max<int64_t>(1, ceil_div(d, kDotColumns));
+  return ceil_div(std::max<int64_t>(1, ceil_div(d, chunks)), kScaleColumns) * kScaleColumns;
+}
 
 // out [k, m] <- Σ over chunks of chunk_products(vector, row, rows, column, cols, out[rows])
 template <typename F>
 void for_each_chunk(int64_t m, int64_t d, int64_t k, double* out, const F& chunk_products) {
-  const int64_t groups = ceil_div(m, kDotRows), chunks = std::max<int64_t>(1, ceil_div(d, kDotColumns));
+  const int64_t width = chunk_columns(d);
+  const int64_t groups = ceil_div(m, kDotRows), chunks = std::max<int64_t>(1, ceil_div(d, width));
   std::vector<double> partial(chunks * k * m);  // [chunks, k, m]
-  parallel_tasks(groups * chunks, kDotRows * std::min(d, kDotColumns) * k, [&](int64_t begin, int64_t end) {
+  parallel_tasks(groups * chunks, kDotRows * std::min(d, width) * k, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t chunk = task / groups, row = task % groups * kDotRows, column = chunk * kDotColumns;
+      const int64_t chunk = task / groups, row = task % groups * kDotRows, column = chunk * width;
       for (int64_t i = 0; i < k; ++i)
-        chunk_products(i, row, std::min(kDotRows, m - row), column, std::min(kDotColumns, d - column),
+        chunk_products(i, row, std::min(kDotRows, m - row), column, std::min(width, d - column),
                        partial.data() + (chunk * k + i) * m + row);
     }
   });

@@ -22,7 +22,17 @@ inline Magnitude magnitude_of(const double* v, int64_t n) { return kernels().mag
 
 template <typename T, typename V>
 bool is_storable(const V* v, int64_t d) {
-  const Magnitude size = magnitude_of(v, d);
+  constexpr int64_t kColumns = 32768;
+  std::vector<Magnitude> parts(ceil_div(d, kColumns));
+  parallel_tasks(parts.size(), kColumns, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p)
+      parts[p] = magnitude_of(v + p * kColumns, std::min(kColumns, d - p * kColumns));
+  });
+  Magnitude size{0, 0};
+  for (const Magnitude& part : parts) {
+    size.largest = std::max(size.largest, part.largest);
+    size.sum_of_squares += part.sum_of_squares;
+  }
   return size.sum_of_squares <= std::numeric_limits<double>::max() && size.largest <= largest_finite<T>();
 }
 

@@ -15,8 +15,9 @@ namespace {
 template <typename T, typename V>
 void push(T* window, int64_t stride, int64_t m, int64_t d, int64_t row, const V* gradient, double* products) {
   std::vector<V> rounded(d);
-  parallel_tasks(ceil_div(d, kDotColumns), kDotColumns, [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * kDotColumns, last = std::min(end * kDotColumns, d);
+  const int64_t width = chunk_columns(d);
+  parallel_tasks(ceil_div(d, width), width, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * width, last = std::min(end * width, d);
     window_kernels<T, V>().round(gradient + first, last - first, window + row * stride + first, rounded.data() + first);
   });
   window_products<T, V>(window, nullptr, stride, m, d, rounded.data(), d, 1, products);
