@@ -123,7 +123,7 @@ def _sample_allows(window: Tensor, trace: float, shift: float) -> bool:
     width = _SAMPLED_COLUMNS * rank // _SAMPLES
     starts = range(0, dim - width + 1, (dim - width) // (_SAMPLES - 1))
     sample = torch.cat([window[:, start : start + width] for start in starts], dim=1)
-    factor = _factor(ops.gram(sample).mul_(dim / sample.shape[1]), shift)
+    factor = _factor(ops.gram(sample, True).mul_(dim / sample.shape[1]), shift)
     if factor is None:
         return False
     epsilon = _gram_error(factor, trace / _SAMPLE_IS_WORSE, dim)

@@ -13,9 +13,11 @@ constexpr int64_t kDotRows = 8;
 constexpr int64_t kDotColumns = 32768;  // at most
 static_assert(kDotColumns % kScaleColumns == 0);
 
-// Columns of a chunk, whole tiles of scales: about as many in each, so that threads have about as much to do.
+// Columns of a chunk, whole tiles of scales: about as many in each, and four chunks or a multiple, so that threads have
+// about as much to do.
 inline int64_t chunk_columns(int64_t d) {
-  const int64_t chunks = std::max<int64_t>(1, ceil_div(d, kDotColumns));
+  constexpr int64_t kShares = 4;
+  const int64_t chunks = d <= kDotColumns ? 1 : ceil_div(d, kDotColumns * kShares) * kShares;
   return ceil_div(std::max<int64_t>(1, ceil_div(d, chunks)), kScaleColumns) * kScaleColumns;
 }
 
