@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from mfac import ops
-from mfac.whitening import single_whitened_norms, whitened_norms
+from mfac.whitening import SingleFactor, shifted_cholesky, single_factor, whitened_norms
 
 _EPS = torch.finfo(torch.float64).eps
 _TILE_ENTRIES = 1 << 19  # of a float64 column tile: 4 MiB
@@ -72,9 +73,7 @@ def factor_capacitance(gram: Tensor, shift: float) -> Tensor:
     Raises:
         torch.linalg.LinAlgError: If the matrix is not numerically positive definite.
     """
-    capacitance = gram.clone()
-    capacitance.diagonal().add_(shift)
-    factor, failed = torch.linalg.cholesky_ex(capacitance)
+    factor, failed = shifted_cholesky(gram, shift)
     if int(failed) != 0:
         raise torch.linalg.LinAlgError(
             f"The capacitance nλI + GGᵀ is not numerically positive definite at row {int(failed) - 1}: the largest "
@@ -128,6 +127,11 @@ class DualFisher:
             self._factor = self._factored(None)
         return self._factor
 
+    @cached_property
+    def _single(self) -> SingleFactor | None:
+        """What the diagonal alone may make do with, while there is no factor."""
+        return single_factor(self.window, self.squared_norms, self.num_terms * self.damping)
+
     def _factored(self, gram: Tensor | None) -> Tensor:
         return factor_capacitance(ops.gram(self.window) if gram is None else gram, self.num_terms * self.damping)
 
@@ -172,8 +176,8 @@ class DualFisher:
 
     def _whitened_norms(self) -> Tensor:
         """‖U_:i‖² for every column, [d] float64."""
-        if self._factor is None:
-            norms = single_whitened_norms(self.window, self.squared_norms, self.num_terms * self.damping)
+        if self._factor is None and self._single is not None:
+            norms = self._single.whitened_norms(self.window)
             if norms is not None:
                 return norms
         return whitened_norms(self.window, self.factor)

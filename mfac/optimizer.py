@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, overload
 
@@ -152,11 +152,8 @@ class MFAC(Optimizer):
             self._take_into_momentum()
         else:
             self._momentum = None  # what it was is not taken up again later
-        parts = iter(self._pieces)
-        for group in self.param_groups:  # zip asks `parts` only where the group has one more parameter
-            pairs = [pair for pair in zip(group["params"], parts, strict=False) if pair[0].grad is not None]
-            if pairs:
-                self._move_(pairs, group)
+        for group, pairs in self._with_pieces():
+            self._move_([pair for pair in pairs if pair[0].grad is not None], group)
         return loss
 
     @staticmethod
@@ -183,30 +180,32 @@ class MFAC(Optimizer):
         pieces = self._vector.split([parameter.numel() for parameter in parameters])
         return [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)]
 
+    def _with_pieces(self) -> Iterator[tuple[dict[str, Any], list[tuple[Tensor, Tensor]]]]:
+        """Every group, and its parameters with their pieces of `_vector`."""
+        pieces = iter(self._pieces)
+        for group in self.param_groups:
+            yield group, [(parameter, next(pieces)) for parameter in group["params"]]
+
     def _flat_gradient(self) -> Tensor:
         """g, [d], zero where a parameter has no gradient; valid until the next use of `_vector`."""
         if any(piece.shape != p.shape for piece, p in zip(self._pieces, self._parameters(), strict=True)):
             del self._pieces  # a parameter was reshaped
-        pieces = iter(self._pieces)
-        found = False
-        for group in self.param_groups:
-            pairs = []
-            for parameter, piece in zip(group["params"], pieces, strict=False):
+        gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
+        if not gradients:
+            raise RuntimeError("No parameter has a gradient. Call backward() before step().")
+        if any(gradient.is_sparse for gradient in gradients):
+            raise TypeError("Parameter `params` should have dense gradients. Found a sparse one.")
+        for group, pairs in self._with_pieces():
+            for parameter, piece in pairs:
                 if parameter.grad is None:
                     piece.zero_()
-                elif parameter.grad.is_sparse:
-                    raise TypeError("Parameter `params` should have dense gradients. Found a sparse one.")
-                else:
-                    pairs.append((parameter, piece))
-            if not pairs:
+            used = [pair for pair in pairs if pair[0].grad is not None]
+            if not used:
                 continue
-            found = True
-            pieces_of_group = [piece for _, piece in pairs]
-            torch._foreach_copy_(pieces_of_group, [parameter.grad for parameter, _ in pairs])
+            parameters, pieces = zip(*used, strict=True)
+            torch._foreach_copy_(pieces, [parameter.grad for parameter in parameters])
             if group["weight_decay"] and not self.decoupled_weight_decay:
-                torch._foreach_add_(pieces_of_group, [p for p, _ in pairs], alpha=group["weight_decay"])
-        if not found:
-            raise RuntimeError("No parameter has a gradient. Call backward() before step().")
+                torch._foreach_add_(pieces, parameters, alpha=group["weight_decay"])
         return self._vector
 
     def _take_into_momentum(self) -> None:
@@ -229,6 +228,8 @@ class MFAC(Optimizer):
 
     def _move_(self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
         """One group's parameters, all in one call of each kind: a small network has more calls than work."""
+        if not pairs:
+            return
         parameters = [parameter for parameter, _ in pairs]
         if group["weight_decay"] and self.decoupled_weight_decay:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])

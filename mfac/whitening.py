@@ -8,6 +8,8 @@ done in float64.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,7 @@ def whitened_norms(window: Tensor, factor: Tensor) -> Tensor:
     Returns:
         [d] float64; m²d flops. Of a float32 window in float32 where the error of 1 - s is bounded by 2⁻¹⁸ of it.
     """
-    inverse = inverse_factor(factor)
+    inverse = _inverse(factor)
     if window.dtype == torch.float32:
         limit = _limit(_product_error(factor, inverse), 0.0)
         if limit >= _SMALLEST_LIMIT and _fits_single(inverse):
@@ -49,8 +51,20 @@ def whitened_norms(window: Tensor, factor: Tensor) -> Tensor:
     return ops.whitened_norms(window, inverse, False)
 
 
-def single_whitened_norms(window: Tensor, squared_norms: Tensor, shift: float) -> Tensor | None:
-    """The same without a factor: C is formed in float32 too.
+class SingleFactor(NamedTuple):
+    """L⁻¹ of a C formed in float32, [m, m] float64, and the largest s that it gives within the bound."""
+
+    inverse: Tensor
+    limit: float
+
+    def whitened_norms(self, window: Tensor) -> Tensor | None:
+        """‖(L⁻¹G)_:i‖², [d] float64, m²d flops in float32; None where a column's is above the limit."""
+        norms = ops.whitened_norms(window, self.inverse, True)
+        return norms if bool(norms.max() <= self.limit) else None  # a NaN is not
+
+
+def single_factor(window: Tensor, squared_norms: Tensor, shift: float) -> SingleFactor | None:
+    """What `whitened_norms` takes, with C formed in float32 too.
 
     Args:
         window: G, [m, d] float32.
@@ -58,39 +72,38 @@ def single_whitened_norms(window: Tensor, squared_norms: Tensor, shift: float) -
         shift: nλ.
 
     Returns:
-        [d] float64, 2m²d flops in float32; or None where the error of 1 - s is not bounded by 2⁻¹⁸ of it for every
-        column. Whether that is likely is found out first, from a sample of columns.
+        The factor, m²d flops in float32; or None where it would bound the error of 1 - s by 2⁻¹⁸ of it for few columns,
+        if any. Whether that is so is mostly found out first, from a sample of columns.
     """
     trace = float(squared_norms.sum())
     if not _sample_allows(window, trace, shift):
         return None
-    factor = _factor(ops.gram(window, True), shift)
-    if factor is None:
+    factor, failed = shifted_cholesky(ops.gram(window, True), shift)
+    if int(failed):
         return None
-    inverse = inverse_factor(factor)
+    inverse = _inverse(factor)
     limit = _limit(_product_error(factor, inverse), _gram_error(factor, trace, window.shape[1]))
-    if limit < _SMALLEST_LIMIT or not _fits_single(inverse):
-        return None
-    norms = ops.whitened_norms(window, inverse, True)
-    return norms if bool(norms.max() <= limit) else None  # a NaN is not
+    return SingleFactor(inverse, limit) if limit >= _SMALLEST_LIMIT and _fits_single(inverse) else None
 
 
 def single_may_do(window: Tensor) -> bool:
-    """Whether the shape and dtype are such that `single_whitened_norms` can be of use."""
+    """Whether the shape and dtype are such that `single_factor` can be of use."""
     rank, dim = window.shape
     return window.dtype == torch.float32 and dim >= 16 * rank and rank * dim >= 1 << 20
 
 
-def inverse_factor(factor: Tensor) -> Tensor:
+def shifted_cholesky(gram: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+    """The lower Cholesky factor of shift·I + K, and 0 or the number of the row where it failed, counted from 1."""
+    capacitance = gram.clone()
+    capacitance.diagonal().add_(shift)
+    factor, failed = torch.linalg.cholesky_ex(capacitance)
+    return factor, failed
+
+
+def _inverse(factor: Tensor) -> Tensor:
     """L⁻¹, [m, m]."""
     eye = torch.eye(factor.shape[0], dtype=torch.float64, device="cpu")
     return torch.linalg.solve_triangular(factor, eye, upper=False).contiguous()
-
-
-def _factor(gram: Tensor, shift: float) -> Tensor | None:
-    gram.diagonal().add_(shift)
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    return factor if int(failed) == 0 else None
 
 
 def _product_error(factor: Tensor, inverse: Tensor) -> float:
@@ -123,8 +136,8 @@ def _sample_allows(window: Tensor, trace: float, shift: float) -> bool:
     width = _SAMPLED_COLUMNS * rank // _SAMPLES
     starts = range(0, dim - width + 1, (dim - width) // (_SAMPLES - 1))
     sample = torch.cat([window[:, start : start + width] for start in starts], dim=1)
-    factor = _factor(ops.gram(sample, True).mul_(dim / sample.shape[1]), shift)
-    if factor is None:
+    factor, failed = shifted_cholesky(ops.gram(sample, True).mul_(dim / sample.shape[1]), shift)
+    if int(failed):
         return False
     epsilon = _gram_error(factor, trace / _SAMPLE_IS_WORSE, dim)
     return _limit(0.0, epsilon) >= max(_SMALLEST_LIMIT, rank / dim)

@@ -83,6 +83,8 @@ def test_a_wide_well_conditioned_window_has_its_diagonal_in_float32_alone(grams,
     found = fisher.inverse_diagonal()
     assert grams == [(True, 4 * WIDE[0]), (True, WIDE[1])]  # the sample, and all of it
     assert precisions == [(True, WIDE[1])]
+    assert torch.equal(fisher.inverse_diagonal(), found)
+    assert len(grams) == 2  # factored once
     expected = diagonal_by_woodbury(G, 1e-2)
     assert float(((found.double() - expected) / expected).abs().max()) <= whitening._SINGLE_ERROR + U[F32]
 

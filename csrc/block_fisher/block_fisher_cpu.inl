@@ -5,7 +5,7 @@
 
 // a[i, j] <- Σ_k panel[k, i]·panel[k, j] for j >= i, from packed panels of `depth` (gram/); size is whole panels.
 MFAC_INLINE void block_products(const double* panels, int64_t depth, int64_t size, double* a) {
-  constexpr int64_t kPanel = kGramPanelRows<double>;
+  constexpr int64_t kPanel = kPanelWidth<double>;
   for (int64_t p = 0; p < size; p += kPanel) {
     for (int64_t q = p; q < size; q += kPanel)
       gram_panels<double>(panels + p * depth, panels + q * depth, depth, a + p * size + q, size);
@@ -14,7 +14,7 @@ MFAC_INLINE void block_products(const double* panels, int64_t depth, int64_t siz
 
 // The part below the diagonal of the squares on the diagonal, which is what block_products has of them, to above it.
 MFAC_INLINE void block_reflect(double* a, int64_t size) {
-  constexpr int64_t kPanel = kGramPanelRows<double>;
+  constexpr int64_t kPanel = kPanelWidth<double>;
   for (int64_t p = 0; p < size; p += kPanel)
     for (int64_t i = p; i < p + kPanel; ++i)
       for (int64_t j = i + 1; j < p + kPanel; ++j) a[i * size + j] = a[j * size + i];
@@ -23,7 +23,7 @@ MFAC_INLINE void block_reflect(double* a, int64_t size) {
 // The upper triangle of nλI + G_b G_bᵀ into a [size, size].
 template <typename T>
 void block_capacitance(const Block<T>& block, double* panels, double* a, int64_t size) {
-  constexpr int64_t kPanel = kGramPanelRows<double>;
+  constexpr int64_t kPanel = kPanelWidth<double>;
   for (int64_t begin = 0; begin < block.cols; begin += kBlockTileColumns) {
     const int64_t width = block.cols - begin < kBlockTileColumns ? block.cols - begin : kBlockTileColumns;
     for (int64_t r = 0; r < size; r += kPanel)
@@ -51,7 +51,7 @@ void block_fisher(const Block<T>& block, double* panels, double* a, int64_t size
 // size the order in whole panels
 template <typename T>
 int64_t block_factor(const Block<T>& block) {
-  constexpr int64_t kPanel = kGramPanelRows<double>;
+  constexpr int64_t kPanel = kPanelWidth<double>;
   const int64_t order = block.form == BlockForm::kDual ? block.rows : block.cols;
   const int64_t size = (order + kPanel - 1) / kPanel * kPanel;
   double *a = block.scratch, *panels = a + size * size;
@@ -94,12 +94,12 @@ void block_matvec(const Block<T>& block, const double* v, double* out) {
   add_rows(k, block.window, block.stride, block.rows, out, block.cols);
 }
 
-// One tile of rows of X = R⁻ᵀB for a panel of columns, X [k][kPanelColumns<double>]: solved against the rows above,
+// One tile of rows of X = R⁻ᵀB for a panel of columns, X [k][kPanelWidth<double>]: solved against the rows above,
 // from row `first` on, and against itself. Its squares are added to the columns' norms.
 template <int rows>
 MFAC_INLINE void substitute_tile(const double* upper, int64_t stride, int64_t row, int64_t first, double* x,
                                  f64v (&norm)[2]) {
-  constexpr int64_t kWidth = kPanelColumns<double>;
+  constexpr int64_t kWidth = kPanelWidth<double>;
   f64v sum[rows][2] = {};
   double inverse_pivots[rows];
   if (row > first)
@@ -119,7 +119,7 @@ MFAC_INLINE void substitute_tile(const double* upper, int64_t stride, int64_t ro
   }
 }
 
-// norms[j] <- Σ_i (R⁻ᵀB)_ij² for a panel of columns [size][kPanelColumns<double>], overwritten, that is zero above row
+// norms[j] <- Σ_i (R⁻ᵀB)_ij² for a panel of columns [size][kPanelWidth<double>], overwritten, that is zero above row
 // `first`
 MFAC_INLINE void substitute_norms(const double* upper, int64_t size, int64_t stride, int64_t first, double* x,
                                   double* norms) {
@@ -147,10 +147,10 @@ MFAC_INLINE double dual_diagonal(const Block<T>& block, int64_t j, double s) {
   return rest / block.damping;
 }
 
-// dual: (1 - ‖(L⁻¹ G_b)_:j‖²)/λ.  primal: ‖(L⁻¹)_:j‖².  scratch: a panel of columns, [order][kPanelColumns<double>]
+// dual: (1 - ‖(L⁻¹ G_b)_:j‖²)/λ.  primal: ‖(L⁻¹)_:j‖².  scratch: a panel of columns, [order][kPanelWidth<double>]
 template <typename T>
 void block_inverse_diagonal(const Block<T>& block, double* out) {
-  constexpr int64_t kWidth = kPanelColumns<double>;
+  constexpr int64_t kWidth = kPanelWidth<double>;
   double* x = block.scratch;
   double norms[kWidth];
   for (int64_t begin = 0; begin < block.cols; begin += kWidth) {

@@ -1,8 +1,5 @@
 // G Gᵀ as a sum over packed panels (the layout of a BLIS micro-kernel), in arithmetic of type C with sums in float64. A
-// panel holds kGramPanelRows<C> rows of the window, converted to C and transposed: [cols][kGramPanelRows<C>].
-template <typename C>
-constexpr int64_t kGramPanelRows = 2 * kLanesOf<C>;
-
+// panel holds kPanelWidth<C> rows of the window, converted to C and transposed: [cols][kPanelWidth<C>].
 MFAC_INLINE f64v load_as(const float* p, double) { return load(p); }
 MFAC_INLINE f64v load_as(const double* p, double) { return load(p); }
 MFAC_INLINE f32w load_as(const float* p, float) { return load_bits<f32w>(p); }
@@ -30,7 +27,7 @@ MFAC_INLINE void transpose(V (&rows)[lanes]) {
 template <typename T, typename C>
 void gram_pack(const T* window, int64_t stride, int64_t rows, int64_t cols, C* panel) {
   constexpr int kLanesHere = kLanesOf<C>;
-  constexpr int64_t kPanelRows = kGramPanelRows<C>;
+  constexpr int64_t kPanelRows = kPanelWidth<C>;
   const int64_t full_rows = rows < kPanelRows ? rows / kLanesHere * kLanesHere : kPanelRows;
   const int64_t full_cols = cols / kLanesHere * kLanesHere;
   if (full_rows < kPanelRows) __builtin_memset(panel, 0, sizeof(C) * cols * kPanelRows);
@@ -60,7 +57,7 @@ MFAC_INLINE void add_to(double* sums, f32w x) {
 template <int vectors, typename C>
 MFAC_INLINE void gram_tile(const C* a, const C* b, int64_t depth, double* sums, int64_t stride) {
   vector_of<C> sum[kTileRows][vectors] = {};
-  add_products<kTileRows, vectors, C>(sum, a, kGramPanelRows<C>, b, kGramPanelRows<C>, depth);
+  add_products<kTileRows, vectors, C>(sum, a, kPanelWidth<C>, b, kPanelWidth<C>, depth);
 #pragma GCC unroll 8
   for (int64_t r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 2
@@ -68,11 +65,11 @@ MFAC_INLINE void gram_tile(const C* a, const C* b, int64_t depth, double* sums, 
   }
 }
 
-// sums[i, j] += Σ_k a[k, i]·b[k, j], a square of kGramPanelRows<C>. On the diagonal (a = b) a tile stops at the last
+// sums[i, j] += Σ_k a[k, i]·b[k, j], a square of kPanelWidth<C>. On the diagonal (a = b) a tile stops at the last
 // vector that holds an entry with j <= i.
 template <typename C>
 void gram_panels(const C* a, const C* b, int64_t depth, double* sums, int64_t stride) {
-  for (int64_t i = 0; i < kGramPanelRows<C>; i += kTileRows) {
+  for (int64_t i = 0; i < kPanelWidth<C>; i += kTileRows) {
     if (a == b && i + kTileRows <= kLanesOf<C>) gram_tile<1, C>(a + i, b, depth, sums + i * stride, stride);
     else gram_tile<2, C>(a + i, b, depth, sums + i * stride, stride);
   }

@@ -30,7 +30,7 @@ void accumulate_slab(const T* window, int64_t stride, int64_t m, int64_t cols, d
   Buffer<C> packed(panels * panel_rows * std::min(kTileColumns, cols));
   for (int64_t tile = 0; tile < cols; tile += kTileColumns) {
     const int64_t width = std::min(kTileColumns, cols - tile), next = std::min(kTileColumns, cols - tile - width);
-    TilePrefetch ahead(window + tile + width, stride * sizeof(T), next > 0 ? m : 0, next * sizeof(T),
+    TilePrefetch ahead(window + tile + width, stride * sizeof(T), m, next * sizeof(T),
                        ceil_div(width, kDepth<C>) * panels * (panels + 1) / 2);
     for (int64_t p = 0; p < panels; ++p)
       kernel.pack(window + p * panel_rows * stride + tile, stride, std::min(panel_rows, m - p * panel_rows), width,

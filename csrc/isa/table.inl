@@ -53,12 +53,12 @@ constexpr TypedKernels<T> typed_kernels() {
 
 template <typename T, typename C>
 constexpr GramKernels<T, C> gram_kernels_of() {
-  return {kGramPanelRows<C>, gram_pack<T, C>, gram_panels<C>};
+  return {kPanelWidth<C>, gram_pack<T, C>, gram_panels<C>};
 }
 
 template <typename T, typename C>
 constexpr WhitenKernels<T, C> whiten_kernels_of() {
-  return {kPanelColumns<C>, kTileRows, whiten_pack<T, C>, whiten_tile<C>};
+  return {kPanelWidth<C>, kTileRows, whiten_pack<T, C>, whiten_tile<C>};
 }
 
 }  // namespace

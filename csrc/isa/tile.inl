@@ -18,6 +18,10 @@ constexpr int64_t kLanesOf = sizeof(f64v) / sizeof(C);
 
 constexpr int64_t kTileRows = MFAC_TILE_ROWS;
 
+// Of packed panels: rows of the window in gram/, its columns in whitened_norms/; block_fisher/ has either as the other.
+template <typename C>
+constexpr int64_t kPanelWidth = 2 * kLanesOf<C>;
+
 template <typename C>
 MFAC_INLINE void store_bits(C* p, vector_of<C> x) {
   __builtin_memcpy(p, &x, sizeof(x));

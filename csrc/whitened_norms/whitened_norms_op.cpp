@@ -29,7 +29,7 @@ void whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t column = tile * kTileColumns, cols = std::min(kTileColumns, d - column);
       const int64_t next = tile + 1 < end ? std::min(kTileColumns, d - column - cols) : 0;
-      TilePrefetch ahead(window + column + cols, stride * sizeof(T), next > 0 ? m : 0, next * sizeof(T),
+      TilePrefetch ahead(window + column + cols, stride * sizeof(T), m, next * sizeof(T),
                          ceil_div(cols, width) * ceil_div(m, rows));
       kernel.pack(window + column, stride, m, cols, panels.data());
       for (int64_t j = 0; j < cols; j += width) {

@@ -3,7 +3,7 @@
 
 #include <limits>
 
-#include "adapter.h"
+#include "window_dot/window_dot.h"
 
 namespace mfac {
 
@@ -22,11 +22,10 @@ inline Magnitude magnitude_of(const double* v, int64_t n) { return kernels().mag
 
 template <typename T, typename V>
 bool is_storable(const V* v, int64_t d) {
-  constexpr int64_t kColumns = 32768;
-  std::vector<Magnitude> parts(ceil_div(d, kColumns));
-  parallel_tasks(parts.size(), kColumns, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p)
-      parts[p] = magnitude_of(v + p * kColumns, std::min(kColumns, d - p * kColumns));
+  const int64_t width = chunk_columns(d);
+  std::vector<Magnitude> parts(ceil_div(d, width));
+  parallel_tasks(parts.size(), width, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) parts[p] = magnitude_of(v + p * width, std::min(width, d - p * width));
   });
   Magnitude size{0, 0};
   for (const Magnitude& part : parts) {
