@@ -17,7 +17,7 @@ class TilePrefetch {
 
   void step() {
     for (int64_t i = 0; i < per_step_ && rows_ > 0; ++i) {
-      __builtin_prefetch(row_ + offset_, 0, 3);
+      __builtin_prefetch(row_ + offset_, 0, 2);
       offset_ += kLine;
       if (offset_ >= bytes_) {
         offset_ = 0;

@@ -85,6 +85,44 @@ def test_values_of_combine_with_alpha_zero_read_no_output(dtype: torch.dtype, ve
 
 
 @pytest.mark.parametrize("vector_dtype", [F32, F64])
+@pytest.mark.parametrize("spread", [0.0, 12.0])
+@pytest.mark.parametrize("rank", [16, 256, 264, 267, 1031])
+def test_combine_values_of_many_int8_rows(rank: int, spread: float, vector_dtype: torch.dtype):
+    """Rows in fixed point are off by 2⁻⁵³ of the largest coefficient of their tile for each unit of an entry."""
+    dim = 3 * TILE - 27
+    G, scales = sample(rank, dim, INT8)
+    generator = torch.Generator().manual_seed(rank)
+    c = normal(1, rank) * 10 ** (spread * torch.rand(1, rank, generator=generator, dtype=F64))
+    wide = widened(G, scales)
+    largest = (c[0, :, None] * scales.double()).abs().amax(0).repeat_interleave(TILE)[:dim]
+    out = torch.full((1, dim), float("nan"), dtype=vector_dtype)
+    ops.window_combine_(out, G, c, 0.0, 1.0, scales)
+    bound = U[F64] * (largest * G.double().abs().sum(0) + 2 * (rank + 2) * c.abs() @ wide.abs())
+    expected = c @ wide
+    assert bool(((out.double() - expected).abs() <= bound + U[vector_dtype] * expected.abs()).all())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_combine_values_of_int8_rows_show_a_coefficient_that_is_not_finite(bad: float):
+    G, scales = sample(9, 100, INT8)
+    for row in (3, 8):  # of the eight rows in fixed point, and the one after them
+        c, out = normal(1, 9), torch.zeros(1, 100)
+        c[0, row] = bad
+        assert not ops.window_combine_(out, G, c, 0.0, 1.0, scales).isfinite().any()
+
+
+def test_combine_values_of_int8_rows_take_coefficients_of_every_size():
+    G, scales = sample(8, 64, INT8)
+    wide = widened(G, scales)
+    for size in (1e300, 1e-250):
+        c, out = normal(1, 8) * size, torch.zeros(1, 64, dtype=F64)
+        assert_sums_agree(ops.window_combine_(out, G, c, 0.0, 1.0, scales), c @ wide, 8, c.abs() @ wide.abs())
+    out = torch.full((1, 64), float("nan"), dtype=F64)
+    for c in (torch.zeros(1, 8, dtype=F64), torch.full((1, 8), 5e-324, dtype=F64)):
+        assert bool((ops.window_combine_(out, G, c, 0.0, 1.0, scales).abs() < 1e-300).all())
+
+
+@pytest.mark.parametrize("vector_dtype", [F32, F64])
 @pytest.mark.parametrize("dtype", [BF16, F16])
 def test_values_of_every_finite_16_bit_number(dtype: torch.dtype, vector_dtype: torch.dtype):
     row = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)

@@ -12,7 +12,7 @@
 namespace mfac {
 
 constexpr int64_t kBlockTileColumns = 512;  // of a dual block, packed at a time
-constexpr int64_t kCombineColumns = 8192;   // widest tile of window_combine: 64 KiB of accumulators, in L2
+constexpr int64_t kCombineColumns = 16384;  // widest tile of window_combine: its accumulators are in L2
 constexpr int64_t kScaleColumns = 1024;     // columns of an int8 row that share a scale
 constexpr int64_t kSingleDepth = 64;        // products summed in float32 before the sum goes to float64 (gram/)
 static_assert(kCombineColumns % kScaleColumns == 0);

@@ -10,6 +10,8 @@ namespace {
 
 #include "window_dot/window_dot_cpu.inl"
 
+#include "window_combine/int8_digits.inl"
+
 #include "window_combine/window_combine_cpu.inl"
 
 #include "window_push/window_push_cpu.inl"

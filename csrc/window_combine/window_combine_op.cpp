@@ -1,33 +1,32 @@
 // window_combine_(out, window, coefficients, alpha, beta): out <- alpha out + beta coefficients G, the pass
-// over the window that every product with F⁻¹ ends with. A task is a tile of columns, all of its rows and all vectors.
+// over the window that every product with F⁻¹ ends with. A thread has a range of tiles of columns, and goes over all
+// rows and all vectors of a piece of it at a time, as wide as the kernel takes.
 #include "adapter.h"
 
 namespace mfac {
 namespace {
 
-// Columns of a task: as wide as the accumulators allow, narrower where that would leave threads idle.
-int64_t combine_columns(int64_t d) {
-  constexpr int64_t kTasks = 16;
-  return std::clamp(ceil_div(ceil_div(d, kTasks), kScaleColumns) * kScaleColumns, kScaleColumns, kCombineColumns);
-}
-
 template <typename T, typename V>
 void window_combine(const T* window, const float* scales, int64_t stride, int64_t m, int64_t d,
                     const double* coefficients, int64_t k, double alpha, double beta, V* out, int64_t out_stride) {
-  const int64_t width = combine_columns(d), tiles = scale_count(d);
-  parallel_tasks(ceil_div(d, width), m * k * width, [&](int64_t begin, int64_t end) {
-    std::vector<double> scaled(scales == nullptr ? 0 : m * (width / kScaleColumns));
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t column = task * width, cols = std::min(width, d - column), first = column / kScaleColumns;
+  const int64_t tiles = scale_count(d);
+  parallel_tasks(tiles, m * k * kScaleColumns, [&](int64_t begin, int64_t end) {
+    const int64_t pieces = ceil_div(end - begin, kCombineColumns / kScaleColumns);
+    const int64_t width = ceil_div(end - begin, pieces);
+    std::vector<double> scaled(scales == nullptr ? 0 : m * width);
+    for (int64_t first = begin; first < end; first += width) {
+      const int64_t last = std::min(first + width, end), column = first * kScaleColumns;
+      const int64_t cols = std::min(last * kScaleColumns, d) - column;
       for (int64_t i = 0; i < k; ++i) {
         const double* c = coefficients + i * m;
         if (scales != nullptr) {
-          for (int64_t t = 0; t < scale_count(cols); ++t)
-            for (int64_t r = 0; r < m; ++r) scaled[t * m + r] = c[r] * double(scales[r * tiles + first + t]);
+          for (int64_t t = first; t < last; ++t)
+            for (int64_t r = 0; r < m; ++r) scaled[(t - first) * m + r] = c[r] * double(scales[r * tiles + t]);
           c = scaled.data();
         }
-        window_kernels<T, V>().combine(window + column, stride, m, cols, c, scales == nullptr ? width : kScaleColumns,
-                                       alpha, beta, out + i * out_stride + column);
+        window_kernels<T, V>().combine(window + column, stride, m, cols, c,
+                                       scales == nullptr ? kCombineColumns : kScaleColumns, alpha, beta,
+                                       out + i * out_stride + column);
       }
     }
   });
