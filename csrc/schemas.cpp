@@ -30,11 +30,12 @@ STABLE_TORCH_LIBRARY(mfac, m) {
       "topk_push_(Tensor(a!) values, Tensor(b!) indices, Tensor(c!) error, int row, Tensor gradient, int block_size) "
       "-> "
       "Tensor");
-  // lower [m, m] of a symmetric A, x [m] -> A x
-  m.def("symmetric_matvec(Tensor lower, Tensor x) -> Tensor");
   // row and column `row` of the Gram matrix become `products` [m]; `inverse` follows as the inverse of
   // shift I + gram. Lower triangles. -> the new pivot, [1]
   m.def("capacitance_replace_(Tensor(a!) inverse, Tensor(b!) gram, int row, Tensor products, float shift) -> Tensor");
+  // vectors [k, m] -> their products with the inverse of shift I + gram, refined, [k, m], and the largest of their
+  // backward errors, [1]
+  m.def("capacitance_solve(Tensor inverse, Tensor gram, Tensor vectors, float shift) -> (Tensor, Tensor)");
   // Block-diagonal Fisher -> upper Cholesky factors R, RᵀR [blocks, r, r] with r = min(m, block_size), and the failing
   // pivot of each block, [blocks], -1 where there is none
   m.def("block_factor(Tensor window, int block_size, float damping, float num_terms) -> (Tensor, Tensor)");

@@ -10,8 +10,6 @@ from torch import Tensor
 from mfac import ops
 from mfac.dual import factor_capacitance
 
-_EPS = torch.finfo(torch.float64).eps
-_MOST_REFINEMENTS = 4
 _GUARD = 1e-12  # backward error above which the inverse is computed anew
 
 
@@ -90,33 +88,11 @@ class InverseCapacitance:
         anew = self.replaced < 0 or shift != self.shift
         if anew:
             self._refactor(shift)
-        solutions = torch.empty_like(b)
-        for i, rhs in enumerate(b):
-            x, error = self._refined(rhs)
-            if not error <= _GUARD and not anew:
-                self._refactor(shift)
-                anew = True
-                x, error = self._refined(rhs)
-            solutions[i] = x
+        solutions, error = ops.capacitance_solve(self.inverse, self.gram, b, shift)
+        if not anew and not float(error) <= _GUARD:
+            self._refactor(shift)
+            solutions, _ = ops.capacitance_solve(self.inverse, self.gram, b, shift)
         return solutions
-
-    def _refined(self, b: Tensor) -> tuple[Tensor, float]:
-        """A b, refined until the residual stops falling, and its backward error ‖b - Cx‖/(‖C‖‖x‖ + ‖b‖)."""
-        norm = self.shift + self.trace  # >= ‖C‖
-        norm_b = float(torch.linalg.vector_norm(b))
-        best, least = torch.zeros_like(b), 1.0
-        x = ops.symmetric_matvec(self.inverse, b)
-        for _ in range(_MOST_REFINEMENTS):
-            residual = b - self.shift * x - ops.symmetric_matvec(self.gram, x)
-            scale = norm * float(torch.linalg.vector_norm(x)) + norm_b
-            error = 0.0 if scale == 0 else float(torch.linalg.vector_norm(residual)) / scale
-            if not error < least:
-                break
-            best, least = x, error
-            if error <= _EPS:
-                break
-            x = x + ops.symmetric_matvec(self.inverse, residual)
-        return best, least
 
     def _refactor(self, shift: float) -> None:
         """A from K by Cholesky, over the rows up to the last that is not empty."""

@@ -83,16 +83,16 @@ def topk_push_(values: Tensor, indices: Tensor, error: Tensor, row: int, gradien
     return result
 
 
-def symmetric_matvec(lower: Tensor, x: Tensor) -> Tensor:
-    """A x for a symmetric float64 A of which the lower triangle is given: [m]. O(m²)."""
-    result: Tensor = _ops.symmetric_matvec(lower, x)
-    return result
-
-
 def capacitance_replace_(inverse: Tensor, gram: Tensor, row: int, products: Tensor, shift: float) -> Tensor:
     """Replaces a row and column of K and updates (shift·I + K)⁻¹, both lower triangles, in place. O(m²)."""
     pivot: Tensor = _ops.capacitance_replace_(inverse, gram, row, products, shift)
     return pivot
+
+
+def capacitance_solve(inverse: Tensor, gram: Tensor, vectors: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+    """(shift·I + K)⁻¹ times `vectors` [k, m], from that inverse and refined with K; the largest backward error, [1]."""
+    solutions, error = _ops.capacitance_solve(inverse, gram, vectors, shift)
+    return solutions, error
 
 
 def block_factor(window: Tensor, block_size: int, damping: float, num_terms: float) -> tuple[Tensor, Tensor]:
@@ -182,14 +182,14 @@ def _(values: Tensor, indices: Tensor, error: Tensor, row: int, gradient: Tensor
     return _float64(gradient, values.shape[0])
 
 
-@torch.library.register_fake("mfac::symmetric_matvec")
-def _(lower: Tensor, x: Tensor) -> Tensor:
-    return _float64(x, x.shape[0])
-
-
 @torch.library.register_fake("mfac::capacitance_replace_")
 def _(inverse: Tensor, gram: Tensor, row: int, products: Tensor, shift: float) -> Tensor:
     return _float64(products, 1)
+
+
+@torch.library.register_fake("mfac::capacitance_solve")
+def _(inverse: Tensor, gram: Tensor, vectors: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(vectors), _float64(vectors, 1)
 
 
 @torch.library.register_fake("mfac::block_factor")

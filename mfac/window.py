@@ -103,6 +103,7 @@ class GradientWindow:
         self.normalize = check_choice("normalize", normalize, ("rank", "filled"))
         self._rows = make_rows(self.rank, self.dim, dtype, self.density)
         self.newest: int | None = None
+        self.num_filled = 0
         # The number of the push that wrote each row.
         self._ages = torch.full((self.rank,), _EMPTY, dtype=torch.int64, device="cpu")
         self._pushes = 0
@@ -119,11 +120,6 @@ class GradientWindow:
     def rows(self) -> Tensor:
         """The rows, [m, d]: the window itself, or a dense float copy of an int8 or sparse one."""
         return self._rows.stored if isinstance(self._rows, DenseRows) else self._rows.dense(slice(None))
-
-    @property
-    def num_filled(self) -> int:
-        """How many rows hold a gradient, 0 to m."""
-        return int((self._ages != _EMPTY).sum())
 
     @property
     def num_terms(self) -> int:
@@ -162,6 +158,7 @@ class GradientWindow:
             raise ValueError(
                 f"Parameter `gradient` should be finite. Found {self._why_refused(g)}; the window is unchanged."
             )
+        self.num_filled = min(self.num_filled + 1, self.rank)  # an empty row was taken, if there was one
         self._ages[row] = self._pushes
         self._pushes += 1
         self.newest = row
@@ -184,6 +181,7 @@ class GradientWindow:
             )
         self._rows.clear_(row)
         self._ages[row] = _EMPTY
+        self.num_filled -= 1
         if self.newest == row:
             self.newest = None
         self._replace(row, torch.zeros(self.rank, dtype=torch.float64, device="cpu"))
@@ -317,6 +315,7 @@ class GradientWindow:
         for name, tensor in self._rows.tensors().items():
             tensor.copy_(state[name])
         self._ages.copy_(state["ages"])
+        self.num_filled = int((self._ages != _EMPTY).sum())
         self._capacitance.gram.copy_(state["gram"])
         self._capacitance.inverse.copy_(state["inverse"])
         self._capacitance.shift = float(state["shift"])

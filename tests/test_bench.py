@@ -13,8 +13,8 @@ from mfac.bench.wanted import wanted
 FORMATS = ("float32", "bfloat16", "float16", "int8", "top-k 1%")
 LINES = {
     *((op, dtype) for op in ("push + precondition", "window_dot", "window_combine_") for dtype in FORMATS),
-    *((op, "float64") for op in ("capacitance_replace_", "the same, out of cache", "symmetric_matvec")),
-    *((op, "float64") for op in ("solve, refined", "factored anew, 1/m of it")),
+    *((op, "float64") for op in ("capacitance_replace_", "the same, out of cache", "capacitance_solve")),
+    ("factored anew, 1/m of it", "float64"),
     *((f"window_dot, {count} vectors", "float32") for count in (1, 4, 16)),
     *((op, "float32") for op in ("gram", "factor", "factor + diagonal", "ihvp")),
     *((op, "float32") for op in ("block_factor", "block_ihvp", "block_inverse_diagonal", "block Fisher, all three")),

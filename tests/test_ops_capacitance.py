@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rounding import U, assert_sums_agree, relative_error
+from rounding import U, relative_error
 from samplers import normal, window
 
 from mfac import ops
@@ -20,13 +20,6 @@ def lower_only(matrix: torch.Tensor) -> torch.Tensor:
 
 def symmetric(lower: torch.Tensor) -> torch.Tensor:
     return lower.tril() + lower.tril(-1).T
-
-
-@pytest.mark.parametrize("size", SIZES + IN_PARTS)
-def test_symmetric_matvec_values(size: int):
-    A = symmetric(normal(size, size))
-    x = normal(size, seed=1)
-    assert_sums_agree(ops.symmetric_matvec(lower_only(A), x), A @ x, size, A.abs() @ x.abs())
 
 
 def problem(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
@@ -79,3 +72,27 @@ def test_capacitance_replace_reports_a_pivot_below_the_shift_and_divides_by_the_
     pivot = ops.capacitance_replace_(inverse, gram, 1, torch.tensor([3.0, 1.0], dtype=F64), shift)
     assert float(pivot) == pytest.approx(1.5 - 9 / 1.5, rel=4 * U[F64])
     assert torch.equal(inverse[1, 1], torch.tensor(1 / shift, dtype=F64))
+
+
+@pytest.mark.parametrize("size", SIZES + IN_PARTS)
+def test_capacitance_solve_values(size: int):
+    gram, inverse, _, shift = problem(size)
+    capacitance, b = gram + shift * torch.eye(size, dtype=F64), normal(2, size)
+    rounding = 2 * (size + 4) * U[F64]  # of a residual, which is a sum of m + 2 terms, here and there
+    for off in (0.0, 1e-5):  # each refinement takes off a factor of about 1e-5
+        found, error = ops.capacitance_solve(lower_only(inverse * (1 + off)), lower_only(gram), b, shift)
+        assert 0 <= float(error) <= rounding
+        residuals = (b - found @ capacitance).norm(dim=1)
+        assert bool((residuals <= rounding * (10 * found.norm(dim=1) + b.norm(dim=1))).all())  # ‖C‖ <= 9.5
+    product, error = ops.capacitance_solve(lower_only(inverse), lower_only(torch.zeros_like(gram)), b, 0.0)
+    assert float(error) == 1 and not product.any()  # C = 0: no product is better than none
+
+
+def test_capacitance_solve_values_of_an_inverse_that_is_none():
+    gram, inverse, _, shift = problem(9)
+    for wrong in (torch.zeros_like(inverse), torch.full_like(inverse, float("nan"))):
+        found, error = ops.capacitance_solve(wrong, gram, normal(1, 9), shift)
+        assert float(error) == 1 and not found.any()
+    found, error = ops.capacitance_solve(inverse, gram, torch.zeros(3, 9, dtype=F64), shift)
+    assert float(error) == 0 and not found.any()
+    assert ops.capacitance_solve(inverse, gram, torch.zeros(0, 9, dtype=F64), shift)[0].shape == (0, 9)

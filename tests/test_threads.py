@@ -34,10 +34,10 @@ def window_combine() -> list[torch.Tensor]:
 def capacitance() -> list[torch.Tensor]:
     rows = window(1100, 1200)
     gram = ops.gram(rows)
-    inverse = torch.eye(1100, dtype=torch.float64) / 2 + gram / 10
-    y = ops.symmetric_matvec(gram, rows[:, 0].contiguous())
-    pivot = ops.capacitance_replace_(inverse, gram, 500, y / 100, 2.0)
-    return [y, pivot, inverse.tril(), gram.tril()]
+    inverse = torch.eye(1100, dtype=torch.float64) / 4 + gram / 100  # nearer to (2I + K)⁻¹ than none
+    y, error = ops.capacitance_solve(inverse, gram, rows[:, 0][None].contiguous(), 2.0)
+    pivot = ops.capacitance_replace_(inverse, gram, 500, y[0] / 100, 2.0)
+    return [y, error, pivot, inverse.tril(), gram.tril()]
 
 
 def blocks() -> list[torch.Tensor]:

@@ -5,6 +5,11 @@
 // and the insertion are a single rank-two update,
 //   A' = A - a aᵀ/α + y yᵀ/s   with  α = A_jj, a = A_:j, y = A b - a (aᵀb)/α, s = c - bᵀy,
 // where b is the new column of K with b_j = 0 and c = K_jj + shift; then row and column j are -y/s and 1/s.
+//
+// capacitance_solve takes a product with A and refines it with K, two more products for each step.
+#include <cmath>
+#include <tuple>
+
 #include "adapter.h"
 
 namespace mfac {
@@ -79,14 +84,56 @@ void check_square(const char* op, const char* name, const Tensor& t) {
   STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == t.size(1), op, ": Parameter `", name, "` should be square.");
 }
 
-Tensor symmetric_matvec_cpu(const Tensor& lower, const Tensor& x) {
-  check_square("symmetric_matvec", "lower", lower);
-  check_dense_f64("symmetric_matvec", "x", x);
-  check_shape("symmetric_matvec", "x", x, {lower.size(0)});
-  Tensor y = empty_f64(x, {x.numel()});
-  symmetric_matvec(lower.const_data_ptr<double>(), lower.size(0), x.const_data_ptr<double>(),
-                   y.mutable_data_ptr<double>());
-  return y;
+double norm(const double* x, int64_t n) {
+  double squares = 0;
+  for (int64_t i = 0; i < n; ++i) squares += x[i] * x[i];
+  return std::sqrt(squares);
+}
+
+// best <- A b, refined with C until its backward error ‖b - C x‖/(‖C‖‖x‖ + ‖b‖) stops falling; returns that error.
+double solve(const double* inverse, const double* gram, int64_t m, double shift, const double* b, double* best) {
+  constexpr int kMostRefinements = 4;
+  constexpr double kEpsilon = 0x1p-52;
+  double trace = 0;
+  for (int64_t i = 0; i < m; ++i) trace += gram[i * m + i];
+  std::vector<double> x(m), residual(m), product(m);
+  symmetric_matvec(inverse, m, b, x.data());
+  std::fill(best, best + m, 0.0);
+  double least = 1;
+  for (int step = 0; step < kMostRefinements; ++step) {
+    symmetric_matvec(gram, m, x.data(), product.data());
+    for (int64_t i = 0; i < m; ++i) residual[i] = b[i] - shift * x[i] - product[i];
+    const double scale = (shift + trace) * norm(x.data(), m) + norm(b, m);  // shift + tr K >= ‖C‖
+    const double error = scale == 0 ? 0 : norm(residual.data(), m) / scale;
+    if (!(error < least)) break;
+    std::copy(x.begin(), x.end(), best);
+    least = error;
+    if (error <= kEpsilon) break;
+    symmetric_matvec(inverse, m, residual.data(), product.data());
+    for (int64_t i = 0; i < m; ++i) x[i] += product[i];
+  }
+  return least;
+}
+
+std::tuple<Tensor, Tensor> capacitance_solve_cpu(const Tensor& inverse, const Tensor& gram, const Tensor& vectors,
+                                                 double shift) {
+  constexpr const char* op = "capacitance_solve";
+  check_square(op, "inverse", inverse);
+  check_square(op, "gram", gram);
+  check_dense_f64(op, "vectors", vectors);
+  const int64_t m = inverse.size(0);
+  check_size(op, "gram", gram.size(0), m);
+  STD_TORCH_CHECK(vectors.dim() == 2, op, ": Parameter `vectors` should be a matrix. Found ", vectors.dim(),
+                  " dimensions.");
+  check_size(op, "vectors", vectors.size(1), m);
+  Tensor solutions = empty_f64(vectors, {vectors.size(0), m}), largest_error = empty_f64(vectors, {1});
+  double& largest = *largest_error.mutable_data_ptr<double>() = 0;
+  for (int64_t i = 0; i < vectors.size(0); ++i) {
+    const double error = solve(elements<double>(inverse), elements<double>(gram), m, shift,
+                               elements<double>(vectors) + i * m, solutions.mutable_data_ptr<double>() + i * m);
+    largest = std::max(largest, error);
+  }
+  return {solutions, largest_error};
 }
 
 Tensor capacitance_replace_cpu(Tensor inverse, Tensor gram, int64_t row, const Tensor& products, double shift) {
@@ -107,7 +154,7 @@ Tensor capacitance_replace_cpu(Tensor inverse, Tensor gram, int64_t row, const T
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(mfac, CPU, m) {
-  m.impl("symmetric_matvec", TORCH_BOX(&symmetric_matvec_cpu));
+  m.impl("capacitance_solve", TORCH_BOX(&capacitance_solve_cpu));
   m.impl("capacitance_replace_", TORCH_BOX(&capacitance_replace_cpu));
 }
 

@@ -20,8 +20,8 @@ def capacitance(setting: Setting) -> list[Measurement]:
         setting: Shapes and rounds.
 
     Returns:
-        A line each for `capacitance_replace_` in and out of cache, `symmetric_matvec`, a refined solve, and the
-        factorisation that is due every m replacements.
+        A line each for `capacitance_replace_` in and out of cache, a refined solve, and the factorisation
+        that is due every m replacements.
     """
     rank = 2 * setting.rank
     rows = setting.normal(rank, 2 * rank, dtype=torch.float64)
@@ -33,7 +33,6 @@ def capacitance(setting: Setting) -> list[Measurement]:
     ops.capacitance_replace_(inverse, matrix, rank // 2, products, shift)
     full = rows @ rows.T + shift * torch.eye(rank, dtype=torch.float64)
     check("capacitance_replace_", relative_error(inverse.tril(), torch.linalg.inv(full).tril()), 1e-11)
-    check("symmetric_matvec", relative_error(ops.symmetric_matvec(matrix, products), rows @ (rows.T @ products)), 1e-13)
     kept = InverseCapacitance(rank, shift)
     kept.gram.copy_(full - shift * torch.eye(rank, dtype=torch.float64))
     kept.replaced = -1  # the first solve factors
@@ -44,8 +43,6 @@ def capacitance(setting: Setting) -> list[Measurement]:
     functions: dict[str, Callable[[], object]] = {
         "replace": lambda: ops.capacitance_replace_(inverse, matrix, rank // 2, products, shift),
         "Cholesky": lambda: torch.linalg.cholesky(full),
-        "symmetric_matvec": lambda: ops.symmetric_matvec(matrix, products),
-        "mv": lambda: full @ products,
         "solve": lambda: kept.solve(unit, shift),
         "Cholesky, solve": lambda: torch.cholesky_solve(unit.T, torch.linalg.cholesky(full)),
         "refactor": lambda: kept._refactor(shift),
@@ -67,13 +64,8 @@ def capacitance(setting: Setting) -> list[Measurement]:
             *(rank, 2 * rank, "float64", seconds["replace"], 3 * triangle, rates[READ]),
             plain=seconds["Cholesky"],
         ),
-        Measurement(
-            "symmetric_matvec",
-            *(rank, 2 * rank, "float64", seconds["symmetric_matvec"], triangle, rates[READ]),
-            plain=seconds["mv"],
-        ),
         Measurement(  # a product with A, and a residual and a correction until one more does not help
-            "solve, refined",
+            "capacitance_solve",
             *(rank, 2 * rank, "float64", seconds["solve"], 3 * triangle, rates[READ]),
             plain=seconds["Cholesky, solve"],
         ),
