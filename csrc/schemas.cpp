@@ -3,10 +3,13 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(mfac, m) {
-  // G Gᵀ -> [m, m]; `single`: products, and sums of 64 of them, in float32
+  // -> squared row norms, [m]
+  m.def("squared_norms(Tensor window) -> Tensor");
+  // G Gᵀ -> [m, m]; `single`: products, and sums of 256 of them, in float32
   m.def("gram(Tensor window, bool single=False) -> Tensor");
-  // inverse_factor [m, m] = L⁻¹ -> squared column norms of L⁻¹G, [d]; `single`: in float32 arithmetic
-  m.def("whitened_norms(Tensor window, Tensor inverse_factor, bool single) -> Tensor");
+  // inverse_factor [m, m] = L⁻¹ -> squared column norms of L⁻¹G, [d], and bounds on their rounding errors, [d];
+  // `single`: in float32 arithmetic
+  m.def("whitened_norms(Tensor window, Tensor inverse_factor, bool single) -> (Tensor, Tensor)");
   // A window may also be bfloat16, float16, or int8 with scales [m, ceil(d / 1024)]: row r is then
   // scales[r, j / 1024]·window[r, j].
   //

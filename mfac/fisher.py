@@ -101,7 +101,7 @@ class EmpiricalFisher:
         # The Gram matrix, unless the diagonal of F⁻¹ may do without: then it waits until it is asked for.
         dual = whole and self.rank < self.dim
         gram = ops.gram(window) if dual and not single_may_do(window) else None
-        squared_norms = _squared_norms(window) if gram is None else gram.diagonal()  # [m]
+        squared_norms = ops.squared_norms(window) if gram is None else gram.diagonal()  # [m]
         check_finite_rows("grads", window, squared_norms)
         trace = float(squared_norms.sum()) if isinstance(damping, RelativeDamping) else 0.0
         self.damping = resolve_damping(damping, trace, num_terms, self.dim)
@@ -257,11 +257,6 @@ class EmpiricalFisher:
                 f"Parameter `{name}` should be in [-{self.dim}, {self.dim}). Found {int(tensor[outside][0])}."
             )
         return tensor % self.dim
-
-
-def _squared_norms(window: Tensor) -> Tensor:
-    """‖g_i‖² in float64, [m]."""
-    return torch.cat([ops.window_dot(row, row)[0] for row in window.split(1)])
 
 
 def ihvp(grads: Tensor, v: Tensor, damping: Damping = 1e-5, block_size: int | None = None, refine: int = 0) -> Tensor:

@@ -24,16 +24,22 @@ if _WANTED_ISA and _C.build_info()["isa_chosen"] != _WANTED_ISA:
 _ops = torch.ops.mfac
 
 
+def squared_norms(window: Tensor) -> Tensor:
+    """‖g_i‖² in float64, [m]; not finite if an entry is not. One pass."""
+    result: Tensor = _ops.squared_norms(window)
+    return result
+
+
 def gram(window: Tensor, single: bool = False) -> Tensor:
-    """G Gᵀ in float64, [m, m]. O(m²d), extra memory O(m²). `single`: products, and sums of 64 of them, in float32."""
+    """G Gᵀ in float64, [m, m]. O(m²d), extra memory O(m²). `single`: products, and sums of 256 of them, in float32."""
     result: Tensor = _ops.gram(window, single)
     return result
 
 
-def whitened_norms(window: Tensor, inverse_factor: Tensor, single: bool) -> Tensor:
-    """Squared column norms of L⁻¹G, [d] float64, for a lower triangular L⁻¹ [m, m]; `single`: in float32. O(m²d)."""
-    result: Tensor = _ops.whitened_norms(window, inverse_factor, single)
-    return result
+def whitened_norms(window: Tensor, inverse_factor: Tensor, single: bool) -> tuple[Tensor, Tensor]:
+    """Squared column norms of L⁻¹G and bounds on their errors, [d] float64. O(m²d); `single`: in float32."""
+    norms, errors = _ops.whitened_norms(window, inverse_factor, single)
+    return norms, errors
 
 
 def window_dot(window: Tensor, vectors: Tensor, scales: Tensor | None = None) -> Tensor:
@@ -133,14 +139,19 @@ def _block_order(window: Tensor, block_size: int) -> tuple[int, int]:
     return -(-dim // size), min(rank, size)
 
 
+@torch.library.register_fake("mfac::squared_norms")
+def _(window: Tensor) -> Tensor:
+    return _float64(window, window.shape[0])
+
+
 @torch.library.register_fake("mfac::gram")
 def _(window: Tensor, single: bool = False) -> Tensor:
     return _float64(window, window.shape[0], window.shape[0])
 
 
 @torch.library.register_fake("mfac::whitened_norms")
-def _(window: Tensor, inverse_factor: Tensor, single: bool) -> Tensor:
-    return _float64(window, window.shape[1])
+def _(window: Tensor, inverse_factor: Tensor, single: bool) -> tuple[Tensor, Tensor]:
+    return _float64(window, window.shape[1]), _float64(window, window.shape[1])
 
 
 @torch.library.register_fake("mfac::window_dot")

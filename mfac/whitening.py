@@ -2,8 +2,7 @@
 
 With s = ‖(L⁻¹G)_:i‖² the diagonal is (1 - s)/λ, and s is small where d is much larger than m, as Σ s <= m. It can then
 be computed in float32, and from a capacitance whose products were summed in float32, at twice the speed of float64.
-Both errors are bounded beforehand or on the way (docs/derivation.md, "Precision"); what the bound does not cover is
-done in float64.
+The errors are bounded on the way (docs/derivation.md, "Precision"); what the bound does not cover is done in float64.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ from mfac import ops
 _U = 2.0**-24  # unit roundoff of float32
 _SMALLEST_NORMAL = 2.0**-126
 _SINGLE_ERROR = 2.0**-18  # relative error of 1 - s that float32 arithmetic may have by its bound
-_SINGLE_DEPTH = 64  # kSingleDepth in csrc/isa/kernels.h
+_GRAM_ROUNDINGS = 64 + 4  # the longest chain in float32: kSingleDepth products, four sums of them (csrc/gram/)
 _SMALLEST_LIMIT = 1e-4  # of s: where d is 10 000 times m, as far as it goes, the mean is at most that
-_MOST_UNCERTAIN = 8  # where more than one in so many columns is above the limit, all are done in float64
+_MOST_UNCERTAIN = 4  # where more than one in so many columns may be off by more, all are done in float64
 _COLUMNS_AT_ONCE = 1024  # gathered at a time
-_SAMPLED_COLUMNS, _SAMPLES = 4, 4  # for every row of the window; pieces that they come in
+_SAMPLED_COLUMNS = 4  # for every row of the window, in pieces
+_PIECE, _FEWEST_PIECES = 16, 16  # columns of a piece, a line of cache; pieces of a sample
 # The smallest eigenvalue of a Gram matrix of m independent rows of 4m columns is (1 - √¼)² = ¼ of the mean one, that of
 # many more columns close to the mean; row sums of the inverse add another factor of about 2.
 _SAMPLE_IS_WORSE = 8
@@ -39,28 +39,26 @@ def whitened_norms(window: Tensor, factor: Tensor) -> Tensor:
         [d] float64; m²d flops. Of a float32 window in float32 where the error of 1 - s is bounded by 2⁻¹⁸ of it.
     """
     inverse = _inverse(factor)
-    if window.dtype == torch.float32:
-        limit = _limit(_product_error(factor, inverse), 0.0)
-        if limit >= _SMALLEST_LIMIT and _fits_single(inverse):
-            norms = ops.whitened_norms(window, inverse, True)
-            uncertain = _above(norms, limit)
-            if uncertain.numel() <= window.shape[1] // _MOST_UNCERTAIN:
-                for columns in uncertain.split(_COLUMNS_AT_ONCE) if uncertain.numel() else ():
-                    norms[columns] = ops.whitened_norms(window[:, columns].contiguous(), inverse, False)
-                return norms
-    return ops.whitened_norms(window, inverse, False)
+    if window.dtype == torch.float32 and _fits_single(inverse) and _most_are_certain(window, inverse):
+        norms, errors = ops.whitened_norms(window, inverse, True)
+        uncertain = _uncertain(norms, errors).nonzero()[:, 0]
+        if _are_few(uncertain.numel(), norms.numel()):
+            for columns in uncertain.split(_COLUMNS_AT_ONCE) if uncertain.numel() else ():
+                norms[columns] = ops.whitened_norms(window.index_select(1, columns), inverse, False)[0]
+            return norms
+    return ops.whitened_norms(window, inverse, False)[0]
 
 
 class SingleFactor(NamedTuple):
-    """L⁻¹ of a C formed in float32, [m, m] float64, and the largest s that it gives within the bound."""
+    """L⁻¹ of a C formed in float32, [m, m] float64, and the error of s relative to it that comes with that."""
 
     inverse: Tensor
-    limit: float
+    error: float
 
     def whitened_norms(self, window: Tensor) -> Tensor | None:
-        """‖(L⁻¹G)_:i‖², [d] float64, m²d flops in float32; None where a column's is above the limit."""
-        norms = ops.whitened_norms(window, self.inverse, True)
-        return norms if bool(norms.max() <= self.limit) else None  # a NaN is not
+        """‖(L⁻¹G)_:i‖², [d] float64, m²d flops in float32; None where 1 - s may be off by more than 2⁻¹⁸ of it."""
+        norms, errors = ops.whitened_norms(window, self.inverse, True)
+        return None if bool(_uncertain(norms, errors + self.error * (norms + errors)).any()) else norms
 
 
 def single_factor(window: Tensor, squared_norms: Tensor, shift: float) -> SingleFactor | None:
@@ -82,8 +80,8 @@ def single_factor(window: Tensor, squared_norms: Tensor, shift: float) -> Single
     if int(failed):
         return None
     inverse = _inverse(factor)
-    limit = _limit(_product_error(factor, inverse), _gram_error(factor, trace, window.shape[1]))
-    return SingleFactor(inverse, limit) if limit >= _SMALLEST_LIMIT and _fits_single(inverse) else None
+    error = _gram_error(factor, trace, window.shape[1])
+    return SingleFactor(inverse, error) if _limit(error) >= _SMALLEST_LIMIT and _fits_single(inverse) else None
 
 
 def single_may_do(window: Tensor) -> bool:
@@ -106,52 +104,63 @@ def _inverse(factor: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor, eye, upper=False).contiguous()
 
 
-def _product_error(factor: Tensor, inverse: Tensor) -> float:
-    """ρ: s = ‖(L⁻¹G)_:i‖² in float32 is off by at most ρs."""
-    # A sum of m products is off by at most (m + 2)u of the sum of their magnitudes, so that with κ >= ‖|L⁻¹|‖ ‖|L|‖
-    # ρ = (m + 2)u(2κ + 1).
-    condition = _norm_of_magnitudes(factor) * _norm_of_magnitudes(inverse)
-    return (factor.shape[0] + 2) * _U * (2 * condition + 1)
-
-
 def _gram_error(factor: Tensor, trace: float, dim: int) -> float:
     """ε: s from a C whose products were summed in float32 is off by at most εs."""
-    # Sums of 64 products are off by at most 64u Σ|g_ik g_jk| <= 64u ‖g_i‖ ‖g_j‖, K therefore by at most 64u tr K in the
+    # Sums with at most 68 roundings each are off by 68u Σ|g_ik g_jk| <= 68u ‖g_i‖ ‖g_j‖, K therefore by 68u tr K in the
     # Frobenius norm; s = gᵀC⁻¹g by at most that times ‖C⁻¹‖ of itself, ‖C⁻¹‖ being known from the C that was formed.
     # Where the processor takes subnormal numbers for zero, each of the d products may lose 2⁻¹²⁶ besides.
-    error = (_SINGLE_DEPTH + 1) * _U * trace + factor.shape[0] * dim * _SMALLEST_NORMAL
+    error = (_GRAM_ROUNDINGS + 1) * _U * trace + factor.shape[0] * dim * _SMALLEST_NORMAL
     inverse_norm = float(torch.cholesky_inverse(factor).abs().sum(0).max())  # >= its 2-norm, as it is symmetric
     left = 1 - error * inverse_norm
     return error * inverse_norm / left if left > 0 else float("inf")
 
 
-def _limit(rho: float, epsilon: float) -> float:
-    """The largest s for which an error of (ρ + ε)s, to first order, is within the bound on 1 - s."""
-    return _SINGLE_ERROR / (_SINGLE_ERROR + rho + epsilon + rho * epsilon)
+def _limit(error: float) -> float:
+    """The largest s for which an error of that share of it is within the bound on 1 - s."""
+    return _SINGLE_ERROR / (_SINGLE_ERROR + error)
+
+
+def _uncertain(norms: Tensor, errors: Tensor) -> Tensor:
+    """Where 1 - s may be off by more than its bound, or is not a number: [d] bool."""
+    return ~(errors <= _SINGLE_ERROR * (1 - norms))
+
+
+def _are_few(count: int, of: int) -> bool:
+    return count <= of // _MOST_UNCERTAIN
+
+
+def _sample(window: Tensor) -> Tensor:
+    """Columns taken here and there, or all where d is small."""
+    rank, dim = window.shape
+    pieces = max(_FEWEST_PIECES, _SAMPLED_COLUMNS * rank // _PIECE)
+    if dim < 2 * pieces * _PIECE:
+        return window
+    starts = range(0, dim - _PIECE + 1, (dim - _PIECE) // (pieces - 1))
+    return torch.cat([window[:, start : start + _PIECE] for start in starts], dim=1)
+
+
+def _most_are_certain(window: Tensor, inverse: Tensor) -> bool:
+    """Whether few columns will have to be done in float64, by a sample; true where that would take too long to say."""
+    sample = _sample(window)
+    if sample is window:
+        return True
+    norms, errors = ops.whitened_norms(sample, inverse, True)
+    return _are_few(int(_uncertain(norms, errors).sum()), norms.numel())
 
 
 def _sample_allows(window: Tensor, trace: float, shift: float) -> bool:
-    """Whether columns taken here and there say that most of s will be below the limit."""
+    """Whether columns taken here and there say that all of s will be below the limit."""
     rank, dim = window.shape
-    width = _SAMPLED_COLUMNS * rank // _SAMPLES
-    starts = range(0, dim - width + 1, (dim - width) // (_SAMPLES - 1))
-    sample = torch.cat([window[:, start : start + width] for start in starts], dim=1)
+    sample = _sample(window)
     factor, failed = shifted_cholesky(ops.gram(sample, True).mul_(dim / sample.shape[1]), shift)
     if int(failed):
         return False
-    epsilon = _gram_error(factor, trace / _SAMPLE_IS_WORSE, dim)
-    return _limit(0.0, epsilon) >= max(_SMALLEST_LIMIT, rank / dim)
-
-
-def _above(norms: Tensor, limit: float) -> Tensor:
-    """The columns whose s is above the limit or not a number."""
-    return (~(norms <= limit)).nonzero()[:, 0]
-
-
-def _norm_of_magnitudes(matrix: Tensor) -> float:
-    """A bound on the spectral norm of |A|: the geometric mean of the largest row and column sums."""
-    magnitudes = matrix.abs()
-    return float(magnitudes.sum(0).max() * magnitudes.sum(1).max()) ** 0.5
+    # The mean of s is at most m/d. Of the columns that were not looked at the largest may exceed the largest sampled as
+    # that exceeds the mean.
+    squares = sample.double().square_().sum(0)
+    spread = float(squares.max() / squares.mean())
+    limit = _limit(_gram_error(factor, trace / _SAMPLE_IS_WORSE, dim))
+    return limit >= max(_SMALLEST_LIMIT, rank / dim * spread**2)
 
 
 def _fits_single(matrix: Tensor) -> bool:

@@ -15,7 +15,7 @@ F32, F64 = torch.float32, torch.float64
 DTYPES = [(F32, F32), (F32, F64), (F64, F32), (F64, F64)]
 
 
-SINGLE_DEPTH = 64  # kSingleDepth in csrc/isa/kernels.h
+ROUNDINGS = 64 + 4  # the longest chain in float32 of a Gram matrix: kSingleDepth products, four sums of them
 
 
 def assert_single_gram_is_right(G: torch.Tensor) -> None:
@@ -23,8 +23,8 @@ def assert_single_gram_is_right(G: torch.Tensor) -> None:
     K, absolute = ops.gram(G, True), wide.abs() @ wide.abs().T
     assert K.dtype == F64
     assert torch.equal(K, K.T)
-    # In float32 sums of 64 products, whose error is 64u of the sum of their magnitudes; those below 1e-38 may vanish.
-    bound = (SINGLE_DEPTH + 1) * U[F32] * absolute + G.shape[1] * torch.finfo(F32).tiny
+    # In float32 sums of 256 products, whose error is 68u of the sum of their magnitudes; those below 1e-38 may vanish.
+    bound = (ROUNDINGS + 1) * U[F32] * absolute + G.shape[1] * torch.finfo(F32).tiny
     assert bool(((K - wide @ wide.T).abs() <= bound).all())
 
 
@@ -61,6 +61,29 @@ def test_gram_values_of_long_and_of_tall_windows(dtype: torch.dtype):
     assert_gram_is_right(window(1, 3, dtype=dtype).expand(6, 3))  # stride 0
 
 
+def assert_squared_norms_are_right(G: torch.Tensor) -> None:
+    squares, found = G.double().square().sum(1), ops.squared_norms(G)
+    assert found.dtype == F64
+    assert_sums_agree(found, squares, G.shape[1], squares)
+
+
+@pytest.mark.parametrize("dim", (*SIZES, LONG))
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_squared_norms_values(dim: int, dtype: torch.dtype):
+    for rank in RANKS if dim < LONG else (9,):
+        assert_squared_norms_are_right(window(rank, dim, norm=3.0, dtype=dtype, seed=rank))
+        assert_squared_norms_are_right(window(rank, dim, norm=3.0, dtype=dtype, kind="every second row"))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_squared_norms_values_show_what_is_not_finite(dtype: torch.dtype, bad: float):
+    for column in (0, 37, 300):
+        G = window(9, 301, dtype=dtype)
+        G[8, column] = bad
+        assert ops.squared_norms(G).isfinite().tolist() == 8 * [True] + [False]
+
+
 def assert_norms_are_right(G: torch.Tensor, single: bool) -> None:
     # An entry of L⁻¹G is off by at most (m + 2)u of the sum of magnitudes, the rounding of L⁻¹ included; its square by
     # twice that, and the sum of m squares by m·u more.
@@ -68,10 +91,17 @@ def assert_norms_are_right(G: torch.Tensor, single: bool) -> None:
     factor = normal(m, m, seed=3).tril() + 2 * torch.eye(m, dtype=F64)
     u = U[F32] if single else U[F64]
     magnitudes = (factor.abs() @ G.double().abs()).square().sum(0)
-    found = ops.whitened_norms(G, factor, single)
-    assert found.dtype == F64
+    found, bound = ops.whitened_norms(G, factor, single)
+    assert found.dtype == bound.dtype == F64
     error = (found - (factor @ G.double()).square().sum(0)).abs()
     assert bool((error <= (3 * m + 8) * u * magnitudes + torch.finfo(G.dtype).tiny).all())
+    if single:  # in float64 the expected values are no better
+        assert bool((error <= bound + torch.finfo(G.dtype).tiny).all())
+    assert bool((bound >= m * u * found).all())
+    # By Cauchy and Schwarz, and twice what may be lost to γ_i <= γ_m and to the squares of errors.
+    roundings = min(m, 64) + -(-m // 64) + 1
+    largest = 4 * roundings * u * factor.norm() * G.double().norm(dim=0) * found.sqrt() + 2 * m * u * found
+    assert bool((bound <= largest + 2 * (roundings * u * factor.norm() * G.double().norm(dim=0)).square()).all())
 
 
 @pytest.mark.parametrize("dim", SIZES)

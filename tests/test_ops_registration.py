@@ -26,6 +26,7 @@ def arguments(block_size: int = BLOCK) -> dict[str, tuple[Any, ...]]:
     indices = torch.tensor([0, 0], dtype=torch.uint16).expand(values.shape).contiguous()
     vectors, coefficients = normal(COUNT, DIM), normal(COUNT, RANK)
     return {
+        "squared_norms": (strided(G),),
         "gram": (G, True),
         "window_dot": (G, vectors),
         "window_combine_": (strided(vectors.float()), G, coefficients, 0.5, 2.0),

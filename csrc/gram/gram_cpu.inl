@@ -57,7 +57,7 @@ MFAC_INLINE void add_to(double* sums, f32w x) {
 template <int vectors, typename C>
 MFAC_INLINE void gram_tile(const C* a, const C* b, int64_t depth, double* sums, int64_t stride) {
   vector_of<C> sum[kTileRows][vectors] = {};
-  add_products<kTileRows, vectors, C>(sum, a, kPanelWidth<C>, b, kPanelWidth<C>, depth);
+  add_sums_of_products<kTileRows, vectors, C>(sum, a, kPanelWidth<C>, b, kPanelWidth<C>, depth);
 #pragma GCC unroll 8
   for (int64_t r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 2

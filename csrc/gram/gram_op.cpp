@@ -12,9 +12,11 @@ namespace {
 
 constexpr int64_t kTileColumns = 256;  // with m = 256 a packed tile takes 512 KiB
 
-// Columns of a panel that a register tile sweeps: both panels in L1; in float32 as many terms as are summed in it.
+// Columns of a panel that a register tile sweeps before its sums go to float64. In float32, where that takes longer, a
+// whole tile's, kSingleDepth products a sum and four such sums.
 template <typename C>
-constexpr int64_t kDepth = std::is_same_v<C, float> ? kSingleDepth : 128;
+constexpr int64_t kDepth = std::is_same_v<C, float> ? kTileColumns : 128;
+static_assert(kTileColumns == 4 * kSingleDepth);
 
 // As many slabs as keep threads busy and their sums, m²/2 each, within 32 MiB; four where m is larger than that allows.
 int64_t slab_count(int64_t m, int64_t d) {

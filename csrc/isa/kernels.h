@@ -14,7 +14,7 @@ namespace mfac {
 constexpr int64_t kBlockTileColumns = 512;  // of a dual block, packed at a time
 constexpr int64_t kCombineColumns = 16384;  // widest tile of window_combine: its accumulators are in L2
 constexpr int64_t kScaleColumns = 1024;     // columns of an int8 row that share a scale
-constexpr int64_t kSingleDepth = 64;        // products summed in float32 before the sum goes to float64 (gram/)
+constexpr int64_t kSingleDepth = 64;  // products summed before their sum is added to others (gram/, whitened_norms/)
 static_assert(kCombineColumns % kScaleColumns == 0);
 
 // The 16-bit formats of a window, as bits: kernels widen them on load.
@@ -60,7 +60,11 @@ template <typename T, typename C>
 struct WhitenKernels {
   int64_t panel_columns, tile_rows;
   void (*pack)(const T* window, int64_t stride, int64_t rows, int64_t cols, C* panels);
-  void (*tile)(const C* factor, const C* panel, int64_t depth, C* norms);
+  // squares[j] = Σ_k panel[k, j]²
+  void (*squares)(const C* panel, int64_t rows, C* squares);
+  // With U_rj = Σ_{k<depth} factor[k, r]·panel[k, j] for the tile's rows r: norms[j] += Σ_r U_rj² and
+  // weighted[j] += Σ_r weights[r]·|U_rj|.
+  void (*tile)(const C* factor, const C* panel, int64_t depth, const C* weights, C* norms, C* weighted);
 };
 
 // The static kernels for a window of type T in arithmetic of type C.
@@ -128,6 +132,9 @@ struct Kernels {
   // out[r] = Σ_j window[r, j]·v[j], exactly, for at most kScaleColumns columns
   void (*int8_dot)(const int8_t* window, int64_t stride, int64_t rows, int64_t cols, const int8_t* v, int32_t* out);
 
+  // out[r] = Σ_j window[r, j]²                                         (squared_norms/)
+  void (*squared_norms_f32)(const float* window, int64_t stride, int64_t rows, int64_t cols, double* out);
+  void (*squared_norms_f64)(const double* window, int64_t stride, int64_t rows, int64_t cols, double* out);
   // gram/, whitened_norms/
   StaticKernels<float, float> static_f32;
   StaticKernels<float, double> static_f32_in_f64;

@@ -18,6 +18,8 @@ namespace {
 
 #include "topk/topk_cpu.inl"
 
+#include "squared_norms/squared_norms_cpu.inl"
+
 #include "whitened_norms/whitened_norms_cpu.inl"
 
 #include "gram/gram_cpu.inl"
@@ -60,7 +62,7 @@ constexpr GramKernels<T, C> gram_kernels_of() {
 
 template <typename T, typename C>
 constexpr WhitenKernels<T, C> whiten_kernels_of() {
-  return {kPanelWidth<C>, kTileRows, whiten_pack<T, C>, whiten_tile<C>};
+  return {kPanelWidth<C>, kTileRows, whiten_pack<T, C>, whiten_squares<C>, whiten_tile<C>};
 }
 
 }  // namespace
@@ -83,6 +85,8 @@ extern const Kernels MFAC_TABLE_OF(MFAC_ISA) = {
     vector_magnitude<double>,
     quantize_row,
     int8_dot_rows,
+    squared_norms_rows<float>,
+    squared_norms_rows<double>,
     {gram_kernels_of<float, float>(), whiten_kernels_of<float, float>()},
     {gram_kernels_of<float, double>(), whiten_kernels_of<float, double>()},
     {gram_kernels_of<double, double>(), whiten_kernels_of<double, double>()},

@@ -2,6 +2,11 @@
 
 typedef float f32w __attribute__((vector_size(8 * MFAC_LANES)));  // as many bytes as f64v
 
+MFAC_INLINE f32w magnitudes(f32w x) {
+  typedef uint32_t u32w __attribute__((vector_size(8 * MFAC_LANES)));
+  return (f32w)((u32w)x & ~uint32_t{0} >> 1);
+}
+
 template <typename C>
 struct VectorOf {
   typedef f64v type;
@@ -39,6 +44,23 @@ MFAC_INLINE void add_products(vector_of<C> (&sum)[rows][vectors], const C* a, in
     for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) sum[r][v] += a[k * a_stride + r] * y[v];
+    }
+  }
+}
+
+// The same with kSingleDepth products summed before their sum is added: no chain of roundings is longer than that and
+// one for each such sum.
+template <int rows, int vectors, typename C>
+MFAC_INLINE void add_sums_of_products(vector_of<C> (&total)[rows][vectors], const C* a, int64_t a_stride, const C* b,
+                                      int64_t b_stride, int64_t depth) {
+  for (int64_t k = 0; k < depth; k += kSingleDepth) {
+    vector_of<C> sum[rows][vectors] = {};
+    add_products<rows, vectors, C>(sum, a + k * a_stride, a_stride, b + k * b_stride, b_stride,
+                                   depth - k < kSingleDepth ? depth - k : kSingleDepth);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) total[r][v] += sum[r][v];
     }
   }
 }

@@ -101,6 +101,11 @@ MFAC_INLINE double widen(f16 x) {
 // L1 are left to what is in L2 already.
 MFAC_INLINE void prefetch_ahead(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 1024, 0, 2); }
 
+MFAC_INLINE f64v magnitudes(f64v x) {
+  typedef uint64_t u64v __attribute__((vector_size(8 * MFAC_LANES)));
+  return (f64v)((u64v)x & ~uint64_t{0} >> 1);
+}
+
 MFAC_INLINE void store(double* p, f64v x) { __builtin_memcpy(p, &x, sizeof(x)); }
 
 MFAC_INLINE void store(float* p, f64v x) {

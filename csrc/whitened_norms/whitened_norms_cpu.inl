@@ -1,5 +1,5 @@
 // ‖U_:j‖² with U = L⁻¹G for a panel of columns, in arithmetic of type C: a triangular matrix product of which only the
-// squared column norms are kept. L⁻¹ is packed as [tiles of kTileRows rows][k][kTileRows], the panel as
+// column sums of U² and |U| are kept. L⁻¹ is packed as [tiles of kTileRows rows][k][kTileRows], the panel as
 // [k][kPanelWidth<C>].
 // panels [cols / kPanelWidth][rows][kPanelWidth] <- the window's columns, zero beyond the last
 template <typename T, typename C>
@@ -18,17 +18,30 @@ void whiten_pack(const T* window, int64_t stride, int64_t rows, int64_t cols, C*
   }
 }
 
-// norms[j] += Σ over the rows of one tile of L⁻¹, which is zero from `depth` on, for the kPanelWidth<C> columns of a
-// panel
 template <typename C>
-void whiten_tile(const C* factor, const C* panel, int64_t depth, C* norms) {
-  vector_of<C> sum[kTileRows][2] = {}, norm[2];
-  add_products<kTileRows, 2, C>(sum, factor, kTileRows, panel, kPanelWidth<C>, depth);
+void whiten_squares(const C* panel, int64_t rows, C* squares) {
+  vector_of<C> sum[2] = {};
+  for (int64_t k = 0; k < rows; ++k, panel += kPanelWidth<C>)
+    for (int v = 0; v < 2; ++v) {
+      const vector_of<C> x = load_bits<vector_of<C>>(panel + v * kLanesOf<C>);
+      sum[v] += x * x;
+    }
+  __builtin_memcpy(squares, sum, sizeof(sum));
+}
+
+// The rows of one tile of L⁻¹, which is zero from `depth` on, times a panel.
+template <typename C>
+void whiten_tile(const C* factor, const C* panel, int64_t depth, const C* weights, C* norms, C* weighted) {
+  vector_of<C> u[kTileRows][2] = {}, norm[2], magnitude[2];
+  add_sums_of_products<kTileRows, 2, C>(u, factor, kTileRows, panel, kPanelWidth<C>, depth);
   __builtin_memcpy(norm, norms, sizeof(norm));
+  __builtin_memcpy(magnitude, weighted, sizeof(magnitude));
 #pragma GCC unroll 8
-  for (int r = 0; r < kTileRows; ++r) {
-    norm[0] += sum[r][0] * sum[r][0];
-    norm[1] += sum[r][1] * sum[r][1];
-  }
+  for (int r = 0; r < kTileRows; ++r)
+    for (int v = 0; v < 2; ++v) {
+      norm[v] += u[r][v] * u[r][v];
+      magnitude[v] += weights[r] * magnitudes(u[r][v]);
+    }
   __builtin_memcpy(norms, norm, sizeof(norm));
+  __builtin_memcpy(weighted, magnitude, sizeof(magnitude));
 }

@@ -1,7 +1,17 @@
-// whitened_norms(window, inverse_factor, single) -> ‖U_:j‖² with U = L⁻¹G, [d] float64: what the diagonal of F⁻¹ takes,
-// (1 - ‖U_:j‖²)/λ. m²d flops, as L⁻¹ is triangular; U is never stored. In float64, or for float32 windows in float32.
+// whitened_norms(window, inverse_factor, single) -> s = ‖U_:j‖² with U = L⁻¹G, what the diagonal of F⁻¹ takes,
+// (1 - s)/λ, and a bound on its rounding errors, both [d] float64. m²d flops, as L⁻¹ is triangular; U is never stored.
+// In float64, or for float32 windows in float32.
 //
 // A task is a tile of columns: packed once into the thread's L2, then a panel at a time against all of L⁻¹.
+//
+// The bound. With unit roundoff u an entry of U is a sum that is off by at most γ_i Σ_k |L⁻¹_ik g_kj| <= γ_i ‖L⁻¹_i:‖
+// ‖g_j‖, γ_i = (the longest chain of roundings) u, so that with w_i = γ_i ‖L⁻¹_i:‖, known beforehand, s is off by at
+// most
+//   2 ‖g_j‖ Σ_i w_i |U_ij| + ‖g_j‖² Σ_i w_i² + m u s.
+#include <cmath>
+#include <numeric>
+#include <tuple>
+
 #include "adapter.h"
 #include "tile_prefetch.h"
 
@@ -19,13 +29,36 @@ Buffer<C> pack_factor(const double* factor, int64_t m, int64_t rows) {
   return packed;
 }
 
+template <typename C>
+constexpr double kRoundoff = std::is_same_v<C, float> ? 0x1p-24 : 0x1p-53;
+
+// w: the rounding of L⁻¹_ik to C, a chain of products, and a chain of sums of kSingleDepth of them.
+std::vector<double> error_weights(const double* factor, int64_t m, double roundoff) {
+  std::vector<double> weights(m);
+  for (int64_t i = 0; i < m; ++i) {
+    double squares = 0;
+    for (int64_t k = 0; k <= i; ++k) squares += factor[i * m + k] * factor[i * m + k];
+    const int64_t roundings = 1 + std::min(i + 1, kSingleDepth) + ceil_div(i + 1, kSingleDepth);
+    weights[i] = double(roundings) * roundoff * std::sqrt(squares);
+  }
+  return weights;
+}
+
 template <typename T, typename C>
-void whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const double* factor, double* out) {
+void whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const double* factor, double* out,
+                    double* errors) {
   const WhitenKernels<T, C>& kernel = static_kernels<T, C>().whiten;
   const int64_t width = kernel.panel_columns, rows = kernel.tile_rows;
   const Buffer<C> packed = pack_factor<C>(factor, m, rows);
+  const std::vector<double> weights = error_weights(factor, m, kRoundoff<C>);
+  const double squared_weights = std::inner_product(weights.begin(), weights.end(), weights.begin(), 0.0);
+  const double m_roundoffs = double(m) * kRoundoff<C>, slack = 1 + 4 * m_roundoffs;  // of the bound's own sums
+  // In units of the largest, in which none that matters is too small for C.
+  const double unit = std::max(*std::max_element(weights.begin(), weights.end()), 0x1p-1000);
+  Buffer<C> relative(ceil_div(m, rows) * rows, C(0));
+  for (int64_t i = 0; i < m; ++i) relative[i] = C(weights[i] / unit);
   parallel_tasks(ceil_div(d, kTileColumns), m * m * kTileColumns, [&](int64_t begin, int64_t end) {
-    Buffer<C> panels(m * kTileColumns), norms(width);
+    Buffer<C> panels(m * kTileColumns), squares(width), norms(width), weighted(width);
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t column = tile * kTileColumns, cols = std::min(kTileColumns, d - column);
       const int64_t next = tile + 1 < end ? std::min(kTileColumns, d - column - cols) : 0;
@@ -34,31 +67,44 @@ void whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const
       kernel.pack(window + column, stride, m, cols, panels.data());
       for (int64_t j = 0; j < cols; j += width) {
         std::fill(norms.begin(), norms.end(), C(0));
+        std::fill(weighted.begin(), weighted.end(), C(0));
+        kernel.squares(panels.data() + j * m, m, squares.data());
         for (int64_t i = 0; i < m; i += rows) {
           ahead.step();
-          kernel.tile(packed.data() + i * m, panels.data() + j * m, std::min(i + rows, m), norms.data());
+          kernel.tile(packed.data() + i * m, panels.data() + j * m, std::min(i + rows, m), relative.data() + i,
+                      norms.data(), weighted.data());
         }
-        for (int64_t i = 0; i < std::min(width, cols - j); ++i) out[column + j + i] = double(norms[i]);
+        for (int64_t i = 0; i < std::min(width, cols - j); ++i) {
+          const double s = norms[i], square = slack * double(squares[i]);
+          out[column + j + i] = s;
+          errors[column + j + i] =
+              slack * (2 * std::sqrt(square) * unit * double(weighted[i]) + square * squared_weights + m_roundoffs * s);
+        }
       }
     }
   });
 }
 
-Tensor whitened_norms_cpu(const Tensor& window, const Tensor& inverse_factor, bool single) {
+std::tuple<Tensor, Tensor> whitened_norms_cpu(const Tensor& window, const Tensor& inverse_factor, bool single) {
   constexpr const char* op = "whitened_norms";
   check_rows(op, "window", window);
   check_dense_f64(op, "inverse_factor", inverse_factor);
   const int64_t m = window.size(0), d = window.size(1);
   check_shape(op, "inverse_factor", inverse_factor, {m, m});
   STD_TORCH_CHECK(!single || is_float(window), op, ": Parameter `single` should be False for a float64 window.");
-  Tensor out = empty_f64(window, {d});
-  const double* factor = elements<double>(inverse_factor);
-  double* norms = out.mutable_data_ptr<double>();
-  if (is_double(window))
-    whitened_norms<double, double>(elements<double>(window), window.stride(0), m, d, factor, norms);
-  else if (single) whitened_norms<float, float>(elements<float>(window), window.stride(0), m, d, factor, norms);
-  else whitened_norms<float, double>(elements<float>(window), window.stride(0), m, d, factor, norms);
-  return out;
+  Tensor norms = empty_f64(window, {d}), errors = empty_f64(window, {d});
+  const auto run = [&](auto* window_type, auto* arithmetic) {
+    using T = element_t<decltype(window_type)>;
+    whitened_norms<T, element_t<decltype(arithmetic)>>(
+        elements<T>(window), window.stride(0), m, d, elements<double>(inverse_factor), norms.mutable_data_ptr<double>(),
+        errors.mutable_data_ptr<double>());
+  };
+  const auto in_double = static_cast<double*>(nullptr);
+  dispatch_float(window, [&](auto* type) {
+    if (single) run(static_cast<float*>(nullptr), static_cast<float*>(nullptr));
+    else run(type, in_double);
+  });
+  return {norms, errors};
 }
 
 }  // namespace

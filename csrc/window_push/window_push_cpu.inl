@@ -6,7 +6,7 @@ Magnitude vector_magnitude(const V* v, int64_t cols) {
   f64v largest = {}, squares = {};
   int64_t j = 0;
   for (; j + kLanes <= cols; j += kLanes) {
-    const f64v x = load(v + j), size = x < 0 ? -x : x;
+    const f64v x = load(v + j), size = magnitudes(x);
     largest = size > largest ? size : largest;
     squares += x * x;
   }
