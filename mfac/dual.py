@@ -167,7 +167,7 @@ class DualFisher:
             norms = torch.cat([tile.square().sum(0) for tile in self.stored.split(_NORMS_AT_ONCE, dim=1)])
         else:
             norms = self._whitened_norms()
-        rest = 1 - norms
+        rest = norms.neg_().add_(1)
         cancelled = (rest < _CANCELLED).nonzero()[:, 0]
         for columns in cancelled.split(_NORMS_AT_ONCE):  # (F⁻¹)_ii >= 1/F_ii, which does not subtract
             squares = self.window[:, columns].double().square_().sum(0)

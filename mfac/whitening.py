@@ -58,7 +58,7 @@ class SingleFactor(NamedTuple):
     def whitened_norms(self, window: Tensor) -> Tensor | None:
         """‖(L⁻¹G)_:i‖², [d] float64, m²d flops in float32; None where 1 - s may be off by more than 2⁻¹⁸ of it."""
         norms, errors = ops.whitened_norms(window, self.inverse, True)
-        return None if bool(_uncertain(norms, errors + self.error * (norms + errors)).any()) else norms
+        return None if bool(_uncertain(norms, errors, self.error).any()) else norms
 
 
 def single_factor(window: Tensor, squared_norms: Tensor, shift: float) -> SingleFactor | None:
@@ -120,9 +120,10 @@ def _limit(error: float) -> float:
     return _SINGLE_ERROR / (_SINGLE_ERROR + error)
 
 
-def _uncertain(norms: Tensor, errors: Tensor) -> Tensor:
-    """Where 1 - s may be off by more than its bound, or is not a number: [d] bool."""
-    return ~(errors <= _SINGLE_ERROR * (1 - norms))
+def _uncertain(norms: Tensor, errors: Tensor, relative_error: float = 0.0) -> Tensor:
+    """Where 1 - s may be off by more than its bound, or is not a number: [d] bool. Overwrites `errors`."""
+    off = errors.mul_(1 + relative_error).add_(norms, alpha=relative_error)  # the second error is one of the true s
+    return ~(off.add_(norms, alpha=_SINGLE_ERROR) <= _SINGLE_ERROR)
 
 
 def _are_few(count: int, of: int) -> bool:
