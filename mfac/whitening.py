@@ -19,7 +19,7 @@ _SMALLEST_NORMAL = 2.0**-126
 _SINGLE_ERROR = 2.0**-18  # relative error of 1 - s that float32 arithmetic may have by its bound
 _GRAM_ROUNDINGS = 64 + 4  # the longest chain in float32: kSingleDepth products, four sums of them (csrc/gram/)
 _SMALLEST_LIMIT = 1e-4  # of s: where d is 10 000 times m, as far as it goes, the mean is at most that
-_MOST_UNCERTAIN = 4  # where more than one in so many columns may be off by more, all are done in float64
+_MOST_UNCERTAIN = 8  # where more than one in so many columns may be off by more, all are done in float64
 _COLUMNS_AT_ONCE = 1024  # gathered at a time
 _SAMPLED_COLUMNS = 4  # for every row of the window, in pieces
 _PIECE, _FEWEST_PIECES = 16, 16  # columns of a piece, a line of cache; pieces of a sample
@@ -87,7 +87,8 @@ def single_factor(window: Tensor, squared_norms: Tensor, shift: float) -> Single
 def single_may_do(window: Tensor) -> bool:
     """Whether the shape and dtype are such that `single_factor` can be of use."""
     rank, dim = window.shape
-    return window.dtype == torch.float32 and dim >= 16 * rank and rank * dim >= 1 << 20
+    # For few rows a float32 Gram matrix takes longer than a float64 one, as its panels are wider.
+    return window.dtype == torch.float32 and rank >= 32 and dim >= 16 * rank and rank * dim >= 1 << 20
 
 
 def shifted_cholesky(gram: Tensor, shift: float) -> tuple[Tensor, Tensor]:
@@ -122,7 +123,8 @@ def _limit(error: float) -> float:
 
 def _uncertain(norms: Tensor, errors: Tensor, relative_error: float = 0.0) -> Tensor:
     """Where 1 - s may be off by more than its bound, or is not a number: [d] bool. Overwrites `errors`."""
-    off = errors.mul_(1 + relative_error).add_(norms, alpha=relative_error)  # the second error is one of the true s
+    # The relative error is one of the s that C as it was formed gives exactly, at most norms + errors.
+    off = errors.mul_(1 + relative_error).add_(norms, alpha=relative_error)
     return ~(off.add_(norms, alpha=_SINGLE_ERROR) <= _SINGLE_ERROR)
 
 

@@ -339,8 +339,10 @@ class GradientWindow:
                 raise KeyError(f"Parameter `state` should have an entry {name!r}. Found {sorted(state)}.")
             if isinstance(mine, Tensor):
                 check_like("state", name, state[name], mine)
+            elif isinstance(mine, float):
+                check_number(f"state[{name!r}]", state[name])
             elif not (name == "newest" and state[name] is None):
-                check_number(f"state[{name!r}]", state[name], least=-1)
+                check_count(f"state[{name!r}]", state[name], least=-1)
         self._rows.check_tensors(state)
         newest = state["newest"]
         if newest is not None and not (0 <= newest < self.rank and state["ages"][newest] != _EMPTY):

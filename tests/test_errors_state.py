@@ -125,10 +125,11 @@ def test_a_state_of_another_shape_or_dtype_is_refused_whole():
 def test_a_state_with_something_else_for_a_number_is_refused_whole(name: str):
     W = filled_window()
     before, given = W.state_dict(), mfac.GradientWindow(3, 5, 0.5, F64).state_dict()
-    given[name] = "many"
-    with pytest.raises((TypeError, ValueError)):
-        W.load_state_dict(given)
-    assert unchanged(before, W)
+    for wrong in ("many", float("nan")) if name == "shift" else ("many", 0.5, -2):
+        given[name] = wrong
+        with pytest.raises((TypeError, ValueError)):
+            W.load_state_dict(given)
+        assert unchanged(before, W)
 
 
 def test_a_state_with_something_else_for_a_tensor_is_refused():

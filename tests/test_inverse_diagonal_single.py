@@ -151,6 +151,11 @@ def test_a_window_of_columns_that_differ_in_size_is_not_tried_in_float32_alone(g
     assert grams == [(True, SAMPLE), (False, WIDE[1])]
 
 
+def test_a_window_of_few_rows_is_not_tried_in_float32_alone(grams, precisions):
+    mfac.EmpiricalFisher(window(16, 80_000, dtype=F32), 1e-2).inverse_diagonal()
+    assert grams == [(False, 80_000)]
+
+
 def test_a_wide_window_is_refused_when_it_is_given_and_not_later():
     G = window(*WIDE, dtype=F32, kind="duplicate rows")
     with pytest.raises(torch.linalg.LinAlgError, match="not numerically positive definite at row"):

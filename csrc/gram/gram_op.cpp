@@ -12,8 +12,8 @@ namespace {
 
 constexpr int64_t kTileColumns = 256;  // with m = 256 a packed tile takes 512 KiB
 
-// Columns of a panel that a register tile sweeps before its sums go to float64. In float32, where that takes longer, a
-// whole tile's, kSingleDepth products a sum and four such sums.
+// Columns of a panel that a register tile sweeps before its sums go to float64, which takes longest in float32; there
+// it sweeps a whole tile, in four sums of kSingleDepth products.
 template <typename C>
 constexpr int64_t kDepth = std::is_same_v<C, float> ? kTileColumns : 128;
 static_assert(kTileColumns == 4 * kSingleDepth);

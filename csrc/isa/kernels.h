@@ -16,6 +16,8 @@ constexpr int64_t kCombineColumns = 16384;  // widest tile of window_combine: it
 constexpr int64_t kScaleColumns = 1024;     // columns of an int8 row that share a scale
 constexpr int64_t kSingleDepth = 64;  // products summed before their sum is added to others (gram/, whitened_norms/)
 static_assert(kCombineColumns % kScaleColumns == 0);
+template <typename T>
+constexpr int64_t kCombineScratch = (std::is_same_v<T, int8_t> ? 3 : 1) * kCombineColumns;  // float64
 
 // The 16-bit formats of a window, as bits: kernels widen them on load.
 struct bf16 {
@@ -32,8 +34,9 @@ struct WindowKernels {
   void (*dot)(const T* window, int64_t stride, int64_t rows, int64_t cols, const V* v, double* out);
   // out[j] <- alpha·out[j] + beta·Σ_r coefficients[j / tile, r]·window[r, j], with `rows` coefficients for every
   // `tile` columns: one set, or for int8 as many as there are scales.  cols <= kCombineColumns  (window_combine/)
+  // `scratch`: kCombineScratch<T> float64, on a line of cache.
   void (*combine)(const T* window, int64_t stride, int64_t rows, int64_t cols, const double* coefficients, int64_t tile,
-                  double alpha, double beta, V* out);
+                  double alpha, double beta, V* out, double* scratch);
   // row[j] <- v[j] rounded to T, rounded[j] <- its value; T other than int8.          (window_push/)
   void (*round)(const V* v, int64_t cols, T* row, V* rounded);
 };

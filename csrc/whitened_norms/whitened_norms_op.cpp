@@ -31,12 +31,14 @@ Buffer<C> pack_factor(const double* factor, int64_t m, int64_t rows) {
 
 template <typename C>
 constexpr double kRoundoff = std::is_same_v<C, float> ? 0x1p-24 : 0x1p-53;
+template <typename C>
+constexpr double kSmallest = std::is_same_v<C, float> ? 0x1p-126 : 0x1p-1022;  // a product below it may vanish
 
 // w: the rounding of L⁻¹_ik to C, a chain of products, and a chain of sums of kSingleDepth of them.
 std::vector<double> error_weights(const double* factor, int64_t m, double roundoff) {
   std::vector<double> weights(m);
   for (int64_t i = 0; i < m; ++i) {
-    double squares = 0;
+    double squares = double(m) * kSmallest<double>;
     for (int64_t k = 0; k <= i; ++k) squares += factor[i * m + k] * factor[i * m + k];
     const int64_t roundings = 1 + std::min(i + 1, kSingleDepth) + ceil_div(i + 1, kSingleDepth);
     weights[i] = double(roundings) * roundoff * std::sqrt(squares);
@@ -53,6 +55,7 @@ void whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const
   const std::vector<double> weights = error_weights(factor, m, kRoundoff<C>);
   const double squared_weights = std::inner_product(weights.begin(), weights.end(), weights.begin(), 0.0);
   const double m_roundoffs = double(m) * kRoundoff<C>, slack = 1 + 4 * m_roundoffs;  // of the bound's own sums
+  const double vanishing = double(m) * kSmallest<C>;
   // In units of the largest, in which none that matters is too small for C.
   const double unit = std::max(*std::max_element(weights.begin(), weights.end()), 0x1p-1000);
   Buffer<C> relative(ceil_div(m, rows) * rows, C(0));
@@ -75,10 +78,11 @@ void whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const
                       norms.data(), weighted.data());
         }
         for (int64_t i = 0; i < std::min(width, cols - j); ++i) {
-          const double s = norms[i], square = slack * double(squares[i]);
+          const double s = norms[i], square = slack * (double(squares[i]) + vanishing);
           out[column + j + i] = s;
-          errors[column + j + i] =
-              slack * (2 * std::sqrt(square) * unit * double(weighted[i]) + square * squared_weights + m_roundoffs * s);
+          errors[column + j + i] = slack * (2 * std::sqrt(square) * unit * double(weighted[i]) +
+                                            square * squared_weights + m_roundoffs * s) +
+                                   vanishing;
         }
       }
     }

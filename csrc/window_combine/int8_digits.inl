@@ -1,8 +1,8 @@
-// window_combine for int8 rows with VNNI: about a cycle for 8 entries, where widening them to float64 takes 2.8.
+// window_combine for int8 rows with VNNI: 1.3 cycles for 8 entries, where widening them to float64 takes 2.7.
 //
 // The coefficients of a tile of kScaleColumns columns are written in fixed point, as four digits of 14 bits with a
 // sign. A multiplication takes a pair of rows times one digit; sums over kDigitRows rows are exact in int32. The only
-// error is the fixed point's, 2⁻⁵⁴ of the largest of these coefficients.
+// error is the fixed point's, 2⁻⁵⁴ of the largest of these coefficients, and the rounding of the result.
 #if defined(MFAC_HAS_VNNI)
 
 constexpr int kDigits = 4, kDigitBits = 14, kPointBits = kDigits * kDigitBits - 2;
@@ -17,13 +17,13 @@ double to_digits(const double* c, int64_t rows, int16_t (&digits)[kDigits][kDigi
     product += 0 * c[r];
   }
   __builtin_memset(digits, 0, sizeof(digits));
-  if (product != 0 || most < 0x1p-900) return product;  // NaN, or as good as zero
+  if (product != 0 || most < 0x1p-960) return product;  // NaN, or as good as zero
   int exponent;
   std::frexp(most, &exponent);
   const double units = std::ldexp(1.0, kPointBits - exponent);
   constexpr int64_t kHalf = int64_t{1} << (kDigitBits - 1);
   for (int64_t r = 0; r < rows; ++r) {
-    int64_t rest = int64_t(c[r] * units);
+    int64_t rest = int64_t(__builtin_rint(c[r] * units));
     for (int k = 0; k < kDigits; ++k) {
       const int64_t digit = k + 1 < kDigits ? ((rest + kHalf) & (2 * kHalf - 1)) - kHalf : rest;
       digits[k][r] = int16_t(digit);
@@ -86,10 +86,12 @@ MFAC_INLINE void add_digits(const __m512i (*sums)[kDigits][2], double unit, int6
 MFAC_INLINE int64_t at_most_a_tile(int64_t cols) { return cols < kScaleColumns ? cols : kScaleColumns; }
 
 // out[j] += Σ_r coefficients[j / kScaleColumns][r]·x[r, j], the coefficients of two tiles `apart` entries apart; rows
-// in eights, columns in whole kDigitColumns.
+// in eights, columns in whole kDigitColumns, and two float64 of scratch memory for each.
 MFAC_INLINE void add_rows_by_digits(const double* coefficients, int64_t apart, const int8_t* x, int64_t stride,
-                                    int64_t rows, int64_t cols, double* out) {
-  __m512i sums[kCombineColumns / kDigitColumns][kDigits][2];  // in L2
+                                    int64_t rows, int64_t cols, double* scratch, double* out) {
+  typedef __m512i Sums[kDigits][2];
+  static_assert(sizeof(Sums) == 2 * sizeof(double) * kDigitColumns);
+  Sums* sums = reinterpret_cast<Sums*>(scratch);
   int16_t digits[kCombineColumns / kScaleColumns][kDigits][kDigitRows];
   double units[kCombineColumns / kScaleColumns];
   for (int64_t first = 0; first < rows; first += kDigitRows) {

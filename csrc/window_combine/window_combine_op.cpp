@@ -14,6 +14,7 @@ void window_combine(const T* window, const float* scales, int64_t stride, int64_
     const int64_t pieces = ceil_div(end - begin, kCombineColumns / kScaleColumns);
     const int64_t width = ceil_div(end - begin, pieces);
     std::vector<double> scaled(scales == nullptr ? 0 : m * width);
+    Buffer<double> scratch(kCombineScratch<T>);
     for (int64_t first = begin; first < end; first += width) {
       const int64_t last = std::min(first + width, end), column = first * kScaleColumns;
       const int64_t cols = std::min(last * kScaleColumns, d) - column;
@@ -26,7 +27,7 @@ void window_combine(const T* window, const float* scales, int64_t stride, int64_
         }
         window_kernels<T, V>().combine(window + column, stride, m, cols, c,
                                        scales == nullptr ? kCombineColumns : kScaleColumns, alpha, beta,
-                                       out + i * out_stride + column);
+                                       out + i * out_stride + column, scratch.data());
       }
     }
   });
