@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from mfac.damping import Damping, check_damping, resolve_damping
 from mfac.fisher import EmpiricalFisher
 from mfac.rows import DenseRows, TopKRows, make_rows
 
-_EMPTY = -1  # the age of a row that holds no gradient
+_EMPTY = -1  # in place of a push, for a row that holds no gradient
 
 
 class GradientWindow:
@@ -104,8 +105,9 @@ class GradientWindow:
         self._rows = make_rows(self.rank, self.dim, dtype, self.density)
         self.newest: int | None = None
         self.num_filled = 0
-        # The number of the push that wrote each row.
-        self._ages = torch.full((self.rank,), _EMPTY, dtype=torch.int64, device="cpu")
+        # The number of the push that wrote each row. A list, like the count: after a pass over the window a small torch
+        # operation starts with cold caches and takes up to 100 µs.
+        self._written_by = [_EMPTY] * self.rank
         self._pushes = 0
         # A relative damping has no value yet; the first solve factors with the one it has then.
         shift = self.rank * self._damping if isinstance(self._damping, float) else 1.0
@@ -152,14 +154,14 @@ class GradientWindow:
                 f"Parameter `gradient` should have shape [d={self.dim}]. Found shape {list(gradient.shape)}."
             )
         g = vectors[0]  # [d]
-        row = int(self._ages.argmin())  # an empty row, or the oldest
+        row = self._written_by.index(min(self._written_by))  # an empty row, or the oldest
         products = self._rows.push_(row, g)
-        if not bool(products[row] == products[row]):
+        if math.isnan(float(products[row])):
             raise ValueError(
                 f"Parameter `gradient` should be finite. Found {self._why_refused(g)}; the window is unchanged."
             )
         self.num_filled = min(self.num_filled + 1, self.rank)  # an empty row was taken, if there was one
-        self._ages[row] = self._pushes
+        self._written_by[row] = self._pushes
         self._pushes += 1
         self.newest = row
         self._replace(row, products)
@@ -174,13 +176,13 @@ class GradientWindow:
             TypeError: If `row` is not an integer.
             ValueError: If it is out of range or the row is empty.
         """
-        if check_count("row", row) >= self.rank or self._ages[row] == _EMPTY:
-            filled = (self._ages != _EMPTY).nonzero()[:, 0].tolist()
+        if check_count("row", row) >= self.rank or self._written_by[row] == _EMPTY:
+            filled = [i for i, push in enumerate(self._written_by) if push != _EMPTY]
             raise ValueError(
                 f"Parameter `row` should be one of the {len(filled)} filled rows of {self.rank}. Found {row}."
             )
         self._rows.clear_(row)
-        self._ages[row] = _EMPTY
+        self._written_by[row] = _EMPTY
         self.num_filled -= 1
         if self.newest == row:
             self.newest = None
@@ -257,7 +259,7 @@ class GradientWindow:
         else:
             check_out("out", out, self.dim, self.vector_dtype, apart_from=self._rows.tensors().values())
             torch.autograd.graph.increment_version(out)  # the compiled pass does not
-        if not self._capacitance.gram[self.newest, self.newest] > 0:  # F⁻¹0 = 0, whatever λ is
+        if not float(self._capacitance.gram[self.newest, self.newest]) > 0:  # F⁻¹0 = 0, whatever λ is
             return out.zero_()
         if self.num_filled >= self.dim:
             return out.copy_(self._as_static(self._rows.dense(torch.tensor([self.newest]))[0], refine=0))
@@ -290,7 +292,7 @@ class GradientWindow:
             **self._rows.tensors(),
             "gram": self._capacitance.gram,
             "inverse": self._capacitance.inverse,
-            "ages": self._ages,
+            "ages": torch.tensor(self._written_by, dtype=torch.int64, device="cpu"),
         }
         return {
             **({name: tensor.clone() for name, tensor in tensors.items()} if copy else tensors),
@@ -314,8 +316,8 @@ class GradientWindow:
         self.check_state(state)
         for name, tensor in self._rows.tensors().items():
             tensor.copy_(state[name])
-        self._ages.copy_(state["ages"])
-        self.num_filled = int((self._ages != _EMPTY).sum())
+        self._written_by = state["ages"].tolist()
+        self.num_filled = self.rank - self._written_by.count(_EMPTY)
         self._capacitance.gram.copy_(state["gram"])
         self._capacitance.inverse.copy_(state["inverse"])
         self._capacitance.shift = float(state["shift"])
@@ -378,7 +380,7 @@ class GradientWindow:
 
     def _as_static(self, v: Tensor, refine: int) -> Tensor:
         """F⁻¹v where d or more rows are filled: from the d x d primal matrix, smaller and more accurate."""
-        rows = self._rows.dense(self._ages != _EMPTY)
+        rows = self._rows.dense(torch.tensor([push != _EMPTY for push in self._written_by]))
         # EmpiricalFisher divides by its own number of rows: scaling the rows makes that n.
         scale = (rows.shape[0] / self.num_terms) ** 0.5
         return EmpiricalFisher(rows.double() * scale, self.damping).ihvp(v.double(), refine).to(v.dtype)

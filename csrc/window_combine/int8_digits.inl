@@ -44,7 +44,8 @@ MFAC_INLINE void add_eight_rows(const int16_t (&digits)[kDigits][kDigitRows], in
   }
   for (int64_t j = 0; j < cols; j += kDigitColumns, ++sums) {
     __m512i sum[kDigits][2];
-    __builtin_memcpy(sum, *sums, sizeof(sum));
+#pragma GCC unroll 4
+    for (int k = 0; k < kDigits; ++k) sum[k][0] = (*sums)[k][0], sum[k][1] = (*sums)[k][1];
 #pragma GCC unroll 4
     for (int p = 0; p < 4; ++p) {
       const int8_t *upper = x + 2 * p * stride + j, *lower = upper + stride;
@@ -58,7 +59,8 @@ MFAC_INLINE void add_eight_rows(const int16_t (&digits)[kDigits][kDigitRows], in
         sum[k][1] = _mm512_dpwssd_epi32(sum[k][1], high, c[p][k]);
       }
     }
-    __builtin_memcpy(*sums, sum, sizeof(sum));
+#pragma GCC unroll 4
+    for (int k = 0; k < kDigits; ++k) (*sums)[k][0] = sum[k][0], (*sums)[k][1] = sum[k][1];
   }
 }
 

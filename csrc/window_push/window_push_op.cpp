@@ -5,6 +5,7 @@
 // the rows go by. int8 rows meet it as int8, in integer arithmetic. A gradient that is not finite, or not when
 // rounded, leaves the window as it is; the product with itself is then NaN.
 #include <limits>
+#include <memory>
 
 #include "window_dot/window_dot.h"
 #include "window_push/storable.h"
@@ -14,13 +15,13 @@ namespace {
 
 template <typename T, typename V>
 void push(T* window, int64_t stride, int64_t m, int64_t d, int64_t row, const V* gradient, double* products) {
-  std::vector<V> rounded(d);
+  const std::unique_ptr<V[]> rounded(new V[d]);  // not set to zero
   const int64_t width = chunk_columns(d);
   parallel_tasks(ceil_div(d, width), width, [&](int64_t begin, int64_t end) {
     const int64_t first = begin * width, last = std::min(end * width, d);
-    window_kernels<T, V>().round(gradient + first, last - first, window + row * stride + first, rounded.data() + first);
+    window_kernels<T, V>().round(gradient + first, last - first, window + row * stride + first, rounded.get() + first);
   });
-  window_products<T, V>(window, nullptr, stride, m, d, rounded.data(), d, 1, products);
+  window_products<T, V>(window, nullptr, stride, m, d, rounded.get(), d, 1, products);
 }
 
 void push_int8(int8_t* window, float* scales, int64_t stride, int64_t m, int64_t d, int64_t row, const float* gradient,
