@@ -51,7 +51,7 @@ def window_dot(window: Tensor, vectors: Tensor, scales: Tensor | None = None) ->
 def window_combine_(
     out: Tensor, window: Tensor, coefficients: Tensor, alpha: float, beta: float, scales: Tensor | None = None
 ) -> Tensor:
-    """In place: out [k, d] <- alpha · out + beta · coefficients [k, m] G, accumulated in float64. One pass."""
+    """In place: out [k, d] <- alpha · out + beta · coefficients [k, m] G, in float64 or (int8) integers. One pass."""
     _ops.window_combine_(out, window, coefficients, alpha, beta, scales)
     return out
 

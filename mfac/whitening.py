@@ -3,6 +3,13 @@
 With s = ‖(L⁻¹G)_:i‖² the diagonal is (1 - s)/λ, and s is small where d is much larger than m, as Σ s <= m. It can then
 be computed in float32, and from a capacitance whose products were summed in float32, at twice the speed of float64.
 The errors are bounded on the way (docs/derivation.md, "Precision"); what the bound does not cover is done in float64.
+
+What `DualFisher` decides with this, in turn:
+1. `single_may_do`: by shape and dtype, whether C is not formed at once, in case the diagonal alone is asked for.
+2. `single_factor`: where a sample of columns allows it, C and its factor from a float32 Gram matrix.
+3. `SingleFactor.whitened_norms`: with that factor; None if the bound does not cover every column.
+4. `whitened_norms`: otherwise, with the float64 factor. A sample says whether most columns may be done in float32; the
+   others follow in float64.
 """
 
 from __future__ import annotations
@@ -18,8 +25,8 @@ _U = 2.0**-24  # unit roundoff of float32
 _SMALLEST_NORMAL = 2.0**-126
 _SINGLE_ERROR = 2.0**-18  # relative error of 1 - s that float32 arithmetic may have by its bound
 _GRAM_ROUNDINGS = 64 + 4  # the longest chain in float32: kSingleDepth products, four sums of them (csrc/gram/)
-_SMALLEST_LIMIT = 1e-4  # of s: where d is 10 000 times m, as far as it goes, the mean is at most that
-_MOST_UNCERTAIN = 8  # where more than one in so many columns may be off by more, all are done in float64
+_SMALLEST_LIMIT = 1e-4  # of s, below which a float32 C is not tried
+_ONE_UNCERTAIN_IN = 8  # columns, at most, or all are done in float64
 _COLUMNS_AT_ONCE = 1024  # gathered at a time
 _SAMPLED_COLUMNS = 4  # for every row of the window, in pieces
 _PIECE, _FEWEST_PIECES = 16, 16  # columns of a piece, a line of cache; pieces of a sample
@@ -129,7 +136,7 @@ def _uncertain(norms: Tensor, errors: Tensor, relative_error: float = 0.0) -> Te
 
 
 def _are_few(count: int, of: int) -> bool:
-    return count <= of // _MOST_UNCERTAIN
+    return count <= of // _ONE_UNCERTAIN_IN
 
 
 def _sample(window: Tensor) -> Tensor:

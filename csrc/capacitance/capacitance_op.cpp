@@ -92,7 +92,7 @@ double norm(const double* x, int64_t n) {
 
 // best <- A b, refined with C until its backward error ‖b - C x‖/(‖C‖‖x‖ + ‖b‖) stops falling; returns that error.
 double solve(const double* inverse, const double* gram, int64_t m, double shift, const double* b, double* best) {
-  constexpr int kMostRefinements = 4;
+  constexpr int kMostCandidates = 4;
   constexpr double kEpsilon = 0x1p-52;
   double trace = 0;
   for (int64_t i = 0; i < m; ++i) trace += gram[i * m + i];
@@ -100,7 +100,7 @@ double solve(const double* inverse, const double* gram, int64_t m, double shift,
   symmetric_matvec(inverse, m, b, x.data());
   std::fill(best, best + m, 0.0);
   double least = 1;
-  for (int step = 0; step < kMostRefinements; ++step) {
+  for (int candidate = 1;; ++candidate) {
     symmetric_matvec(gram, m, x.data(), product.data());
     for (int64_t i = 0; i < m; ++i) residual[i] = b[i] - shift * x[i] - product[i];
     const double scale = (shift + trace) * norm(x.data(), m) + norm(b, m);  // shift + tr K >= ‖C‖
@@ -108,7 +108,7 @@ double solve(const double* inverse, const double* gram, int64_t m, double shift,
     if (!(error < least)) break;
     std::copy(x.begin(), x.end(), best);
     least = error;
-    if (error <= kEpsilon) break;
+    if (error <= kEpsilon || candidate == kMostCandidates) break;
     symmetric_matvec(inverse, m, residual.data(), product.data());
     for (int64_t i = 0; i < m; ++i) x[i] += product[i];
   }

@@ -12,12 +12,13 @@
 namespace mfac {
 
 constexpr int64_t kBlockTileColumns = 512;  // of a dual block, packed at a time
-constexpr int64_t kCombineColumns = 16384;  // widest tile of window_combine: its accumulators are in L2
+constexpr int64_t kCombineColumns = 16384;  // widest piece of window_combine: its sums are in L2
 constexpr int64_t kScaleColumns = 1024;     // columns of an int8 row that share a scale
 constexpr int64_t kSingleDepth = 64;  // products summed before their sum is added to others (gram/, whitened_norms/)
 static_assert(kCombineColumns % kScaleColumns == 0);
 template <typename T>
-constexpr int64_t kCombineScratch = (std::is_same_v<T, int8_t> ? 3 : 1) * kCombineColumns;  // float64
+constexpr int64_t kCombineScratch =  // float64: sums, and of int8 rows two for the digits of a column (int8_digits.inl)
+    (std::is_same_v<T, int8_t> ? 3 : 1) * kCombineColumns;
 
 // The 16-bit formats of a window, as bits: kernels widen them on load.
 struct bf16 {
@@ -65,9 +66,9 @@ struct WhitenKernels {
   void (*pack)(const T* window, int64_t stride, int64_t rows, int64_t cols, C* panels);
   // squares[j] = Σ_k panel[k, j]²
   void (*squares)(const C* panel, int64_t rows, C* squares);
-  // With U_rj = Σ_{k<depth} factor[k, r]·panel[k, j] for the tile's rows r: norms[j] += Σ_r U_rj² and
+  // With U_rj = Σ_{k<depth} inverse_factor[k, r]·panel[k, j] for the tile's rows r: norms[j] += Σ_r U_rj² and
   // weighted[j] += Σ_r weights[r]·|U_rj|.
-  void (*tile)(const C* factor, const C* panel, int64_t depth, const C* weights, C* norms, C* weighted);
+  void (*tile)(const C* inverse_factor, const C* panel, int64_t depth, const C* weights, C* norms, C* weighted);
 };
 
 // The static kernels for a window of type T in arithmetic of type C.

@@ -32,9 +32,9 @@ void whiten_squares(const C* panel, int64_t rows, C* squares) {
 
 // The rows of one tile of L⁻¹, which is zero from `depth` on, times a panel.
 template <typename C>
-void whiten_tile(const C* factor, const C* panel, int64_t depth, const C* weights, C* norms, C* weighted) {
+void whiten_tile(const C* inverse_factor, const C* panel, int64_t depth, const C* weights, C* norms, C* weighted) {
   vector_of<C> u[kTileRows][2] = {}, norm[2], magnitude[2];
-  add_sums_of_products<kTileRows, 2, C>(u, factor, kTileRows, panel, kPanelWidth<C>, depth);
+  add_sums_of_products<kTileRows, 2, C>(u, inverse_factor, kTileRows, panel, kPanelWidth<C>, depth);
   __builtin_memcpy(norm, norms, sizeof(norm));
   __builtin_memcpy(magnitude, weighted, sizeof(magnitude));
 #pragma GCC unroll 8

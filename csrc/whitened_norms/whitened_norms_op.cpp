@@ -22,10 +22,10 @@ constexpr int64_t kTileColumns = 256;
 
 // [ceil(m / rows)][m][rows] for register tiles of `rows`, zero above the diagonal and below the last row
 template <typename C>
-Buffer<C> pack_factor(const double* factor, int64_t m, int64_t rows) {
+Buffer<C> pack_factor(const double* inverse_factor, int64_t m, int64_t rows) {
   Buffer<C> packed(ceil_div(m, rows) * rows * m, C(0));
   for (int64_t i = 0; i < m; ++i)
-    for (int64_t k = 0; k <= i; ++k) packed[i / rows * rows * m + k * rows + i % rows] = C(factor[i * m + k]);
+    for (int64_t k = 0; k <= i; ++k) packed[i / rows * rows * m + k * rows + i % rows] = C(inverse_factor[i * m + k]);
   return packed;
 }
 
@@ -35,11 +35,11 @@ template <typename C>
 constexpr double kSmallest = std::is_same_v<C, float> ? 0x1p-126 : 0x1p-1022;  // a product below it may vanish
 
 // w: the rounding of L⁻¹_ik to C, a chain of products, and a chain of sums of kSingleDepth of them.
-std::vector<double> error_weights(const double* factor, int64_t m, double roundoff) {
+std::vector<double> error_weights(const double* inverse_factor, int64_t m, double roundoff) {
   std::vector<double> weights(m);
   for (int64_t i = 0; i < m; ++i) {
     double squares = double(m) * kSmallest<double>;
-    for (int64_t k = 0; k <= i; ++k) squares += factor[i * m + k] * factor[i * m + k];
+    for (int64_t k = 0; k <= i; ++k) squares += inverse_factor[i * m + k] * inverse_factor[i * m + k];
     const int64_t roundings = 1 + std::min(i + 1, kSingleDepth) + ceil_div(i + 1, kSingleDepth);
     weights[i] = double(roundings) * roundoff * std::sqrt(squares);
   }
@@ -47,12 +47,12 @@ std::vector<double> error_weights(const double* factor, int64_t m, double roundo
 }
 
 template <typename T, typename C>
-void whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const double* factor, double* out,
+void whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const double* inverse_factor, double* out,
                     double* errors) {
   const WhitenKernels<T, C>& kernel = static_kernels<T, C>().whiten;
   const int64_t width = kernel.panel_columns, rows = kernel.tile_rows;
-  const Buffer<C> packed = pack_factor<C>(factor, m, rows);
-  const std::vector<double> weights = error_weights(factor, m, kRoundoff<C>);
+  const Buffer<C> packed = pack_factor<C>(inverse_factor, m, rows);
+  const std::vector<double> weights = error_weights(inverse_factor, m, kRoundoff<C>);
   const double squared_weights = std::inner_product(weights.begin(), weights.end(), weights.begin(), 0.0);
   const double m_roundoffs = double(m) * kRoundoff<C>, slack = 1 + 4 * m_roundoffs;  // of the bound's own sums
   const double vanishing = double(m) * kSmallest<C>;

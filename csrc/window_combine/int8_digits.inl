@@ -3,6 +3,10 @@
 // The coefficients of a tile of kScaleColumns columns are written in fixed point, as four digits of 14 bits with a
 // sign. A multiplication takes a pair of rows times one digit; sums over kDigitRows rows are exact in int32. The only
 // error is the fixed point's, 2⁻⁵⁴ of the largest of these coefficients, and the rounding of the result.
+//
+// Layouts. digits[k][r]: those of rows r and r + 1 side by side, the 32 bits that a multiplication takes.
+// sums[g][k][h]: 16 int32 for digit k of columns 32g to 32g + 31; rows are interleaved within quarters of a vector, so
+// that h = 0 holds columns 8q to 8q + 3 of each quarter q and h = 1 columns 8q + 4 to 8q + 7.
 #if defined(MFAC_HAS_VNNI)
 
 constexpr int kDigits = 4, kDigitBits = 14, kPointBits = kDigits * kDigitBits - 2;
@@ -11,13 +15,13 @@ constexpr int64_t kDigitColumns = 32;
 
 // digits[k][r] <- digit k of c[r], least first; returns what a unit is worth: NaN if a coefficient is not finite.
 double to_digits(const double* c, int64_t rows, int16_t (&digits)[kDigits][kDigitRows]) {
-  double most = 0, product = 0;
+  double most = 0, zero = 0;
   for (int64_t r = 0; r < rows; ++r) {
     most = __builtin_fabs(c[r]) > most ? __builtin_fabs(c[r]) : most;
-    product += 0 * c[r];
+    zero += 0 * c[r];  // NaN where c[r] is not finite
   }
   __builtin_memset(digits, 0, sizeof(digits));
-  if (product != 0 || most < 0x1p-960) return product;  // NaN, or as good as zero
+  if (zero != 0 || most < 0x1p-960) return zero;  // NaN, or as good as zero
   int exponent;
   std::frexp(most, &exponent);
   const double units = std::ldexp(1.0, kPointBits - exponent);
@@ -33,7 +37,7 @@ double to_digits(const double* c, int64_t rows, int16_t (&digits)[kDigits][kDigi
   return std::ldexp(1.0, exponent - kPointBits);
 }
 
-// sums[j / kDigitColumns][k] += digit k of eight coefficients times eight rows, as the pairs of columns come out.
+// sums[j / kDigitColumns] += the digits of eight coefficients times eight rows.
 MFAC_INLINE void add_eight_rows(const int16_t (&digits)[kDigits][kDigitRows], int64_t row, const int8_t* x,
                                 int64_t stride, int64_t cols, __m512i (*sums)[kDigits][2]) {
   __m512i c[4][kDigits];
@@ -64,7 +68,7 @@ MFAC_INLINE void add_eight_rows(const int16_t (&digits)[kDigits][kDigitRows], in
   }
 }
 
-// out[j] += unit·Σ_k sums[j / kDigitColumns][k]·2^(14k), the columns in order again.
+// out[j] += unit·Σ_k 2^(14k)·(digit k of column j), the columns in order again.
 MFAC_INLINE void add_digits(const __m512i (*sums)[kDigits][2], double unit, int64_t cols, double* out) {
   const __m512i order = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
   const __m512i eight = _mm512_set1_epi32(8);

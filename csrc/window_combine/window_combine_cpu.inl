@@ -1,12 +1,18 @@
 // sum[j] += Σ_r coefficients[j / tile][r]·window[r, j], the coefficients of two tiles `apart` entries apart: the sums
 // stay in L2 while every row goes by once, eight at a time.
 template <typename T>
-MFAC_INLINE void add_tiles(const double* coefficients, int64_t apart, const T* window, int64_t stride, int64_t rows,
-                           int64_t cols, int64_t tile, double*, double* sum) {
+MFAC_INLINE void add_tiles_widened(const double* coefficients, int64_t apart, const T* window, int64_t stride,
+                                   int64_t rows, int64_t cols, int64_t tile, double* sum) {
   for (int64_t r = 0; r < rows; r += 8)
     for (int64_t j = 0; j < cols; j += tile)
       add_rows(coefficients + j / tile * apart + r, window + r * stride + j, stride, rows - r < 8 ? rows - r : 8,
                sum + j, cols - j < tile ? cols - j : tile);
+}
+
+template <typename T>
+MFAC_INLINE void add_tiles(const double* coefficients, int64_t apart, const T* window, int64_t stride, int64_t rows,
+                           int64_t cols, int64_t tile, double*, double* sum) {
+  add_tiles_widened(coefficients, apart, window, stride, rows, cols, tile, sum);
 }
 
 #if defined(MFAC_HAS_VNNI)
@@ -15,8 +21,8 @@ MFAC_INLINE void add_tiles(const double* coefficients, int64_t apart, const int8
                            int64_t rows, int64_t cols, int64_t tile, double* scratch, double* sum) {
   const int64_t full_rows = rows / 8 * 8, full_cols = cols / kDigitColumns * kDigitColumns;
   add_rows_by_digits(coefficients, apart, window, stride, full_rows, full_cols, scratch, sum);
-  add_tiles<int8_t>(coefficients + full_rows, apart, window + full_rows * stride, stride, rows - full_rows, full_cols,
-                    tile, scratch, sum);
+  add_tiles_widened(coefficients + full_rows, apart, window + full_rows * stride, stride, rows - full_rows, full_cols,
+                    tile, sum);
   if (full_cols < cols)
     add_rows(coefficients + full_cols / tile * apart, window + full_cols, stride, rows, sum + full_cols,
              cols - full_cols);

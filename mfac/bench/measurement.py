@@ -27,7 +27,7 @@ class Setting:
         rank: m of the sliding windows; the static Fisher has half of it, the capacitance twice, blocks an eighth.
         dim: d.
         rounds: Times that a function is timed.
-        slow_rounds: The same for the paper's recurrences.
+        slow_rounds: The same for plain torch and the paper's recurrences, after ours.
     """
 
     rank: int
