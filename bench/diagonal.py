@@ -4,9 +4,9 @@
 
 A ResNet-20 (269434 parameters) is trained on Fashion-MNIST for 100 steps of SGD; then 256 gradients, of 16 images each,
 make the window. Beside it one of noise, and one of heavy-tailed noise (Student's t with three degrees of freedom). For
-every λ: milliseconds of `EmpiricalFisher(...).inverse_diagonal()`; whether its Gram matrix is in float64, and how many of
-its columns are; how much longer the paper's recurrence takes; and the worst relative error of an
-entry, of both, against float64.
+every λ: milliseconds of `EmpiricalFisher(...).inverse_diagonal()`; whether its Gram matrix is in float64, and how many
+of its columns are; how much longer the paper's recurrence takes; and the worst relative error of an entry, of both,
+against float64.
 """
 
 from __future__ import annotations
