@@ -104,9 +104,8 @@ class GradientWindow:
         self.normalize = check_choice("normalize", normalize, ("rank", "filled"))
         self._rows = make_rows(self.rank, self.dim, dtype, self.density)
         self.newest: int | None = None
-        self.num_filled = 0
-        # The number of the push that wrote each row. A list, like the count: after a pass over the window a small torch
-        # operation starts with cold caches and takes up to 100 µs.
+        # The number of the push that wrote each row. A list: after a pass over the window a small torch operation
+        # starts with cold caches and takes up to 100 µs.
         self._written_by = [_EMPTY] * self.rank
         self._pushes = 0
         # A relative damping has no value yet; the first solve factors with the one it has then.
@@ -122,6 +121,11 @@ class GradientWindow:
     def rows(self) -> Tensor:
         """The rows, [m, d]: the window itself, or a dense float copy of an int8 or sparse one."""
         return self._rows.stored if isinstance(self._rows, DenseRows) else self._rows.dense(slice(None))
+
+    @property
+    def num_filled(self) -> int:
+        """How many rows hold a gradient, 0 to m."""
+        return self.rank - self._written_by.count(_EMPTY)
 
     @property
     def num_terms(self) -> int:
@@ -160,7 +164,6 @@ class GradientWindow:
             raise ValueError(
                 f"Parameter `gradient` should be finite. Found {self._why_refused(g)}; the window is unchanged."
             )
-        self.num_filled = min(self.num_filled + 1, self.rank)  # an empty row was taken, if there was one
         self._written_by[row] = self._pushes
         self._pushes += 1
         self.newest = row
@@ -183,7 +186,6 @@ class GradientWindow:
             )
         self._rows.clear_(row)
         self._written_by[row] = _EMPTY
-        self.num_filled -= 1
         if self.newest == row:
             self.newest = None
         self._replace(row, torch.zeros(self.rank, dtype=torch.float64, device="cpu"))
@@ -317,7 +319,6 @@ class GradientWindow:
         for name, tensor in self._rows.tensors().items():
             tensor.copy_(state[name])
         self._written_by = state["ages"].tolist()
-        self.num_filled = self.rank - self._written_by.count(_EMPTY)
         self._capacitance.gram.copy_(state["gram"])
         self._capacitance.inverse.copy_(state["inverse"])
         self._capacitance.shift = float(state["shift"])

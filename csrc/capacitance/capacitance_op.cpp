@@ -84,6 +84,14 @@ void check_square(const char* op, const char* name, const Tensor& t) {
   STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == t.size(1), op, ": Parameter `", name, "` should be square.");
 }
 
+// Both matrices of the capacitance; m.
+int64_t check_pair(const char* op, const Tensor& inverse, const Tensor& gram) {
+  check_square(op, "inverse", inverse);
+  check_square(op, "gram", gram);
+  check_size(op, "gram", gram.size(0), inverse.size(0));
+  return inverse.size(0);
+}
+
 double norm(const double* x, int64_t n) {
   double squares = 0;
   for (int64_t i = 0; i < n; ++i) squares += x[i] * x[i];
@@ -118,13 +126,9 @@ double solve(const double* inverse, const double* gram, int64_t m, double shift,
 std::tuple<Tensor, Tensor> capacitance_solve_cpu(const Tensor& inverse, const Tensor& gram, const Tensor& vectors,
                                                  double shift) {
   constexpr const char* op = "capacitance_solve";
-  check_square(op, "inverse", inverse);
-  check_square(op, "gram", gram);
+  const int64_t m = check_pair(op, inverse, gram);
   check_dense_f64(op, "vectors", vectors);
-  const int64_t m = inverse.size(0);
-  check_size(op, "gram", gram.size(0), m);
-  STD_TORCH_CHECK(vectors.dim() == 2, op, ": Parameter `vectors` should be a matrix. Found ", vectors.dim(),
-                  " dimensions.");
+  check_matrix(op, "vectors", vectors);
   check_size(op, "vectors", vectors.size(1), m);
   Tensor solutions = empty_f64(vectors, {vectors.size(0), m}), largest_error = empty_f64(vectors, {1});
   double& largest = *largest_error.mutable_data_ptr<double>() = 0;
@@ -138,11 +142,8 @@ std::tuple<Tensor, Tensor> capacitance_solve_cpu(const Tensor& inverse, const Te
 
 Tensor capacitance_replace_cpu(Tensor inverse, Tensor gram, int64_t row, const Tensor& products, double shift) {
   constexpr const char* op = "capacitance_replace_";
-  check_square(op, "inverse", inverse);
-  check_square(op, "gram", gram);
+  const int64_t m = check_pair(op, inverse, gram);
   check_dense_f64(op, "products", products);
-  const int64_t m = inverse.size(0);
-  check_size(op, "gram", gram.size(0), m);
   check_shape(op, "products", products, {m});
   STD_TORCH_CHECK(row >= 0 && row < m, op, ": Parameter `row` should be in [0, ", m, "). Found ", row, ".");
   Tensor pivot = empty_f64(products, {1});
