@@ -17,7 +17,7 @@ bench: .venv/installed
 lint: .venv/lint
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
-	git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inl' | xargs $(BIN)/clang-format --dry-run --Werror
+	git ls-files '*.cpp' '*.h' '*.inl' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/typos
 
 docs: .venv/docs

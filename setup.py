@@ -38,19 +38,19 @@ def find_cuda_toolkit() -> Path | None:
     return None
 
 
-def cuda_sources() -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cu"))
+def sources(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob(pattern))
 
 
 def extension() -> Extension:
     toolkit = find_cuda_toolkit()
-    if toolkit and not cuda_sources() and os.environ.get("MFAC_CUDA") == "1":
+    if toolkit and os.environ.get("MFAC_CUDA") == "1":
         raise SystemExit("MFAC_CUDA=1, but this version of mfac has no CUDA kernels yet. Use MFAC_CUDA=auto or 0.")
     major, minor = OLDEST_TORCH
     return Extension(
         "mfac._C",
-        sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp")),
-        depends=sorted(str(path) for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".inl"}),
+        sources=[name for name in sources("*.cpp") if not name.endswith("_cuda_op.cpp")],
+        depends=sorted(str(path) for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".inl", ".cu", ".cuh"}),
         include_dirs=[str(ROOT / "csrc")],
         library_dirs=library_paths(),
         libraries=["torch_cpu"],

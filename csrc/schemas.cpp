@@ -2,7 +2,11 @@
 // float64; everything m x m is float64. Fake implementations: mfac/ops.py.
 #include <torch/csrc/stable/library.h>
 
-STABLE_TORCH_LIBRARY(mfac, m) {
+#if !defined(MFAC_LIBRARY)
+#define MFAC_LIBRARY mfac  // the tests register the CUDA twins under another name too (cuda/cuda_adapter.h)
+#endif
+
+STABLE_TORCH_LIBRARY(MFAC_LIBRARY, m) {
   // -> squared row norms, [m]
   m.def("squared_norms(Tensor window) -> Tensor");
   // G Gᵀ -> [m, m]; `single`: products, and sums of 256 of them, in float32

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from emulation.operators import use_cuda_twins
 from hypothesis import settings
 
 # The same examples on every run: a test fails because of a change, or not. MFAC_EXPLORE=1 draws others.
@@ -13,8 +14,22 @@ settings.load_profile("explore" if os.environ.get("MFAC_EXPLORE") else "reproduc
 
 @pytest.fixture(autouse=True, scope="session")
 def two_threads() -> Iterator[None]:
-    """Two threads on any machine, so that what splits work does split it."""
+    """Two threads on any machine, so that what splits work does split it.
+
+    One where CUDA kernels are executed on the CPU: ThreadSanitizer, which may watch, does not know torch's threads.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "MFAC_TEST_KERNELS" in os.environ else 2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def kernels() -> Iterator[None]:
+    """The CPU's kernels, or with MFAC_TEST_KERNELS the CUDA twins, built in that way (emulation/build.py)."""
+    wanted = os.environ.get("MFAC_TEST_KERNELS")
+    if wanted is None:
+        yield
+    else:
+        with use_cuda_twins(wanted):
+            yield

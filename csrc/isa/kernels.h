@@ -9,24 +9,16 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "formats.h"
+
 namespace mfac {
 
 constexpr int64_t kBlockTileColumns = 512;  // of a dual block, packed at a time
 constexpr int64_t kCombineColumns = 16384;  // widest piece of window_combine: its sums are in L2
-constexpr int64_t kScaleColumns = 1024;     // columns of an int8 row that share a scale
-constexpr int64_t kSingleDepth = 64;  // products summed before their sum is added to others (gram/, whitened_norms/)
 static_assert(kCombineColumns % kScaleColumns == 0);
 template <typename T>
 constexpr int64_t kCombineScratch =  // float64: sums, and of int8 rows two for the digits of a column (int8_digits.inl)
     (std::is_same_v<T, int8_t> ? 3 : 1) * kCombineColumns;
-
-// The 16-bit formats of a window, as bits: kernels widen them on load.
-struct bf16 {
-  uint16_t bits;
-};
-struct f16 {
-  uint16_t bits;
-};
 
 // The kernels that read a window of element type T, with vectors of type V.
 template <typename T, typename V>

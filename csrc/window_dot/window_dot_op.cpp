@@ -1,13 +1,12 @@
 // window_dot(window, vectors, scales) -> vectors Gᵀ
 #include "window_dot/window_dot.h"
+#include "window_dot/window_dot_checks.h"
 
 namespace mfac {
 namespace {
 
 Tensor window_dot_cpu(const Tensor& window, const Tensor& vectors, std::optional<Tensor> scales) {
-  check_window("window_dot", window, scales);
-  check_rows("window_dot", "vectors", vectors);
-  check_size("window_dot", "vectors", vectors.size(1), window.size(1));
+  check_window_dot(window, vectors, scales);
   const int64_t m = window.size(0), d = window.size(1), k = vectors.size(0);
   Tensor out = empty_f64(vectors, {k, m});
   dispatch_window(window, [&](auto* window_type) {

@@ -1,0 +1,84 @@
+// Sums that come out the same every time: lanes by shuffles, warps in order by way of shared memory, blocks in order by
+// a second kernel. No floats are added by atomics.
+#pragma once
+
+#include "cuda/simt.h"
+
+namespace mfac::cuda {
+
+// The sum over the lanes, in lane 0.
+template <typename T>
+MFAC_DEVICE T warp_sum(T x) {
+#pragma unroll
+  for (int by = kWarp / 2; by > 0; by /= 2) x += __shfl_down_sync(kAllLanes, x, by);
+  return x;
+}
+
+// The sum over the lanes, in all of them.
+template <typename T>
+MFAC_DEVICE T warp_sum_everywhere(T x) {
+#pragma unroll
+  for (int bits = kWarp / 2; bits > 0; bits /= 2) x += __shfl_xor_sync(kAllLanes, x, bits);
+  return x;
+}
+
+template <typename T>
+MFAC_DEVICE T warp_max_everywhere(T x) {
+#pragma unroll
+  for (int bits = kWarp / 2; bits > 0; bits /= 2) {
+    const T other = __shfl_xor_sync(kAllLanes, x, bits);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+
+// Sums of `count` values over a block of `threads` threads; thread i < count returns the i-th. Shared memory: a value a
+// warp and sum, free to be used again after the next barrier.
+template <int threads, int count, typename T>
+MFAC_DEVICE T block_sums(const T (&x)[count]) {
+  static_assert(count <= threads);
+  MFAC_SHARED(T, of_warp, [threads / kWarp][count]);
+  const int thread = threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    const T sum = warp_sum(x[i]);
+    if (thread % kWarp == 0) of_warp[thread / kWarp][i] = sum;
+  }
+  __syncthreads();
+  T total = 0;
+  if (thread < count) {
+#pragma unroll
+    for (int warp = 0; warp < threads / kWarp; ++warp) total += of_warp[warp][thread];
+  }
+  return total;
+}
+
+template <int threads, typename T>
+MFAC_DEVICE T block_sum(T x) {
+  const T values[1] = {x};
+  return block_sums<threads>(values);
+}
+
+constexpr int kSumThreads = 256;
+
+// out[i] <- Σ_p partial[p, i], or NaN where `refused` says so.
+// A block owns 256 entries of out; a thread one of them; no shared memory.
+inline MFAC_KERNEL(kSumThreads) sum_parts_kernel(const double* __restrict__ partial, int64_t parts, int64_t count,
+                                                 const int* refused, double* __restrict__ out) {
+  const int64_t i = int64_t(blockIdx.x) * kSumThreads + threadIdx.x;
+  if (i >= count) return;
+  double sum = 0;
+  for (int64_t p = 0; p < parts; ++p) sum += partial[p * count + i];
+  out[i] = refused != nullptr && *refused ? nan("") : sum;
+}
+
+__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline int sum_parts(const double* partial, int64_t parts, int64_t count, const int* refused, double* out,
+                     void* stream) {
+  if (count == 0) return 0;
+  return MFAC_LAUNCH(sum_parts_kernel, dim3(unsigned(ceil_div(count, kSumThreads))), dim3(kSumThreads), stream, partial,
+                     parts, count, refused, out);
+}
+
+}  // namespace mfac::cuda

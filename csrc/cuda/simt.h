@@ -1,0 +1,27 @@
+// One text of a kernel, two compilers: nvcc, or a plain C++ compiler with the emulation that the tests keep
+// (tests/emulation/), which executes it on the CPU.
+//
+// A kernel declares shared memory with MFAC_SHARED(float, tile, [32][33]); and is launched with MFAC_LAUNCH, whose
+// value is the error of the launch, 0 for none.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#define MFAC_SHARED(T, name, dims) __shared__ T name dims
+#define MFAC_LAUNCH(kernel, grid, block, stream, ...) \
+  (kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__), static_cast<int>(cudaGetLastError()))
+#else
+#include "cuda_on_cpu.h"
+#endif
+
+#define MFAC_DEVICE __device__ __forceinline__
+#define MFAC_KERNEL(threads) __global__ void __launch_bounds__(threads)
+
+namespace mfac::cuda {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kWarp = 32;
+
+}  // namespace mfac::cuda

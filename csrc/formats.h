@@ -1,0 +1,25 @@
+// What CPU and CUDA kernels have to agree on: the formats of a window and how sums are grouped.
+#pragma once
+
+#include <cstdint>
+
+namespace mfac {
+
+constexpr int64_t kScaleColumns = 1024;  // columns of an int8 row that share a scale
+constexpr int64_t kSingleDepth = 64;     // products summed before their sum is added to others (gram/, whitened_norms/)
+
+// The 16-bit formats of a window, as bits: kernels widen them on load.
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+// Every format of a window with every type of vector that meets it.
+#define MFAC_FOR_WINDOWS_AND_VECTORS(instance)                                                                        \
+  instance(float, float) instance(float, double) instance(double, float) instance(double, double)                     \
+      instance(bf16, float) instance(bf16, double) instance(f16, float) instance(f16, double) instance(int8_t, float) \
+          instance(int8_t, double)
+
+}  // namespace mfac
