@@ -16,10 +16,11 @@ struct f16 {
   uint16_t bits;
 };
 
-// Every format of a window with every type of vector that meets it.
-#define MFAC_FOR_WINDOWS_AND_VECTORS(instance)                                                                        \
-  instance(float, float) instance(float, double) instance(double, float) instance(double, double)                     \
-      instance(bf16, float) instance(bf16, double) instance(f16, float) instance(f16, double) instance(int8_t, float) \
-          instance(int8_t, double)
+// Every float format of a window with every type of vector that meets it; and int8 too.
+#define MFAC_FOR_FLOAT_WINDOWS_AND_VECTORS(instance)                                              \
+  instance(float, float) instance(float, double) instance(double, float) instance(double, double) \
+      instance(bf16, float) instance(bf16, double) instance(f16, float) instance(f16, double)
+#define MFAC_FOR_WINDOWS_AND_VECTORS(instance) \
+  MFAC_FOR_FLOAT_WINDOWS_AND_VECTORS(instance) instance(int8_t, float) instance(int8_t, double)
 
 }  // namespace mfac

@@ -62,10 +62,12 @@ MFAC_DEVICE T block_sum(T x) {
 constexpr int kSumThreads = 256;
 
 // out[i] <- Σ_p partial[p, i], or NaN where `refused` says so.
-// A block owns 256 entries of out; a thread one of them; no shared memory.
-inline MFAC_KERNEL(kSumThreads) sum_parts_kernel(const double* __restrict__ partial, int64_t parts, int64_t count,
-                                                 const int* refused, double* __restrict__ out) {
-  const int64_t i = int64_t(blockIdx.x) * kSumThreads + threadIdx.x;
+// A block owns `threads` entries of out; a thread one of them; no shared memory.
+template <int threads>
+MFAC_KERNEL(threads)
+sum_parts_kernel(const double* __restrict__ partial, int64_t parts, int64_t count, const int* refused,
+                 double* __restrict__ out) {
+  const int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x;
   if (i >= count) return;
   double sum = 0;
   for (int64_t p = 0; p < parts; ++p) sum += partial[p * count + i];
@@ -77,8 +79,8 @@ __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + 
 inline int sum_parts(const double* partial, int64_t parts, int64_t count, const int* refused, double* out,
                      void* stream) {
   if (count == 0) return 0;
-  return MFAC_LAUNCH(sum_parts_kernel, dim3(unsigned(ceil_div(count, kSumThreads))), dim3(kSumThreads), stream, partial,
-                     parts, count, refused, out);
+  return MFAC_LAUNCH((sum_parts_kernel<kSumThreads>), dim3(unsigned(ceil_div(count, kSumThreads))), dim3(kSumThreads),
+                     stream, partial, parts, count, refused, out);
 }
 
 }  // namespace mfac::cuda

@@ -2,6 +2,7 @@
 // over the window that every product with F⁻¹ ends with. A thread has a range of tiles of columns, and goes over all
 // rows and all vectors of a piece of it at a time, as wide as the kernel takes.
 #include "adapter.h"
+#include "window_combine/window_combine_checks.h"
 
 namespace mfac {
 namespace {
@@ -35,14 +36,8 @@ void window_combine(const T* window, const float* scales, int64_t stride, int64_
 
 void window_combine_cpu(Tensor out, const Tensor& window, const Tensor& coefficients, double alpha, double beta,
                         std::optional<Tensor> scales) {
-  check_rows("window_combine_", "out", out);
-  check_window("window_combine_", window, scales);
-  check_dense_f64("window_combine_", "coefficients", coefficients);
+  check_window_combine(out, window, coefficients, scales);
   const int64_t m = window.size(0), d = window.size(1), k = out.size(0);
-  check_size("window_combine_", "out", out.size(1), d);
-  check_shape("window_combine_", "coefficients", coefficients, {k, m});
-  STD_TORCH_CHECK(k <= 1 || out.stride(0) >= d,
-                  "window_combine_: Parameter `out` should have rows that do not overlap.");
   dispatch_window(window, [&](auto* window_type) {
     dispatch_float(out, [&](auto* out_type) {
       using T = element_t<decltype(window_type)>;

@@ -9,6 +9,7 @@
 
 #include "window_dot/window_dot.h"
 #include "window_push/storable.h"
+#include "window_push/window_push_checks.h"
 
 namespace mfac {
 namespace {
@@ -51,16 +52,8 @@ void push_int8(int8_t* window, float* scales, int64_t stride, int64_t m, int64_t
 }
 
 Tensor window_push_cpu(Tensor window, int64_t row, const Tensor& gradient, std::optional<Tensor> scales) {
-  constexpr const char* op = "window_push_";
-  check_window(op, window, scales);
+  check_window_push(window, row, gradient, scales);
   const int64_t m = window.size(0), d = window.size(1);
-  STD_TORCH_CHECK(is_float(gradient) || is_double(gradient), op,
-                  ": Parameter `gradient` should be float32 or float64.");
-  STD_TORCH_CHECK(!scales || is_float(gradient), op, ": Parameter `gradient` should be float32 for an int8 window.");
-  STD_TORCH_CHECK(gradient.is_contiguous(), op, ": Parameter `gradient` should be contiguous.");
-  check_shape(op, "gradient", gradient, {d});
-  STD_TORCH_CHECK(row >= 0 && row < m, op, ": Parameter `row` should be in [0, ", m, "). Found ", row, ".");
-  STD_TORCH_CHECK(m <= 1 || window.stride(0) >= d, op, ": Parameter `window` should have rows that do not overlap.");
   Tensor products = empty_f64(gradient, {m});
   double* out = products.mutable_data_ptr<double>();
   dispatch_window(window, [&](auto* window_type) {

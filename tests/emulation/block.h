@@ -31,6 +31,13 @@ namespace simt {
 constexpr unsigned kWarp = 32, kMostThreads = 1024;
 constexpr std::size_t kSharedBytes = 48 * 1024;  // what every GPU gives a block without being asked
 constexpr std::size_t kGuard = 128;              // around every shared array
+// Blocks take turns with teams of fibers that have no barrier in common: a fiber that had been in both of two blocks
+// would order their accesses, and no race between them would show.
+#if defined(__SANITIZE_THREAD__)
+constexpr unsigned kTeams = 2;
+#else
+constexpr unsigned kTeams = 1;
+#endif
 
 enum class State { kReady, kAtBarrier, kAtWarpOp, kDone };
 
@@ -99,7 +106,7 @@ class Block {
 #endif
 
   Stack main_;
-  std::vector<Thread> pool_;
+  std::vector<Thread> pool_[kTeams];
   std::vector<Thread*> thread_;  // in the order of their index
   std::vector<SharedArray> arrays_;
   char* arena_;
@@ -108,7 +115,9 @@ class Block {
   unsigned live_ = 0, barriers_ = 0;
   bool reverse_ = false, random_ = false;
   std::mt19937_64 generator_;
-  char begin_tag_, end_tag_, barrier_tag_[2], warp_tag_[kMostThreads / kWarp];  // ThreadSanitizer's clocks
+  unsigned team_ = 0;
+  // ThreadSanitizer's clocks
+  char begin_tag_, end_tag_, barrier_tag_[kTeams][2], warp_tag_[kTeams][kMostThreads / kWarp];
 };
 
 inline Thread* current = nullptr;
@@ -137,11 +146,14 @@ SIMT_UNSEEN inline void Block::launch(dim3 grid_size, dim3 block_size, const std
   if (blocks == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
     throw std::runtime_error("simt: bad grid size");
   main_ = this_stack();
-  pool_.reserve(kMostThreads);
-  while (pool_.size() < threads()) {
-    pool_.emplace_back();
-    pool_.back().stack = make_stack(&Block::run_thread);
+  for (std::vector<Thread>& team : pool_) {
+    team.reserve(kMostThreads);
+    while (team.size() < threads()) {
+      team.emplace_back();
+      team.back().stack = make_stack(&Block::run_thread);
+    }
   }
+  arena_used_ = 0;
   SIMT_RELEASE(&begin_tag_);
   for (uint64_t turn = 0; turn < blocks; ++turn) {
     const uint64_t i = reverse_ ? blocks - 1 - turn : turn;
@@ -169,23 +181,22 @@ SIMT_UNSEEN inline void Block::run_thread() {
   }
 }
 
-// Fibers change their threads from block to block: otherwise thread 0 of two blocks would be one thread to
-// ThreadSanitizer, and no race between them would show.
 SIMT_UNSEEN inline void Block::prepare(uint64_t turn) {
+  team_ = turn % kTeams;
   arrays_.clear();
   shared_bytes_ = 0;
 #if defined(__SANITIZE_ADDRESS__)
   __asan_poison_memory_region(arena_, kArenaBytes);
 #endif
 #if defined(__SANITIZE_THREAD__)
-  if (arena_used_ + 4 * kSharedBytes > kArenaBytes) throw std::runtime_error("simt: too many blocks for one process");
+  if (arena_used_ + 4 * kSharedBytes > kArenaBytes) throw std::runtime_error("simt: too many blocks for one launch");
 #else
   arena_used_ = 0;
 #endif
   live_ = threads();
   thread_.resize(live_);
   for (unsigned i = 0; i < live_; ++i) {
-    Thread& thread = pool_[(i + turn) % live_];
+    Thread& thread = pool_[team_][i];
     thread_[i] = &thread;
     thread.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
     thread.lane = i % kWarp;
@@ -306,7 +317,7 @@ SIMT_UNSEEN inline void* Block::shared(const void* key, std::size_t bytes) {
 SIMT_UNSEEN inline void Block::barrier(Place place) {
   Unseen unseen;
   Thread& me = *current;
-  char* tag = &barrier_tag_[barriers_ & 1];
+  char* tag = &barrier_tag_[team_][barriers_ & 1];
   me.place = place;
   me.state = State::kAtBarrier;
   SIMT_RELEASE(tag);
@@ -326,9 +337,9 @@ SIMT_UNSEEN inline void Block::warp_op(uint32_t mask, unsigned source, uint64_t 
   me.given = value;
   me.place = place;
   me.state = State::kAtWarpOp;
-  if (orders_memory) SIMT_RELEASE(&warp_tag_[me.warp]);
+  if (orders_memory) SIMT_RELEASE(&warp_tag_[team_][me.warp]);
   switch_to(me.stack, main_);
-  if (orders_memory) SIMT_ACQUIRE(&warp_tag_[me.warp]);
+  if (orders_memory) SIMT_ACQUIRE(&warp_tag_[team_][me.warp]);
 }
 
 }  // namespace simt

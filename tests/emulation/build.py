@@ -49,11 +49,10 @@ def compile_one(source: Path, target: Path, flags: list[str]) -> Path:
 
 
 def link(objects: list[Path], target: Path, flags: list[str]) -> Path:
-    """The shared library of these objects."""
+    """The shared library of these objects and, by flags, other libraries."""
     if not target.exists() or any(o.stat().st_mtime > target.stat().st_mtime for o in objects):
-        libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu"]
         unfinished = target.with_name(f"{target.name}.{os.getpid()}")
-        subprocess.run(["g++", "-shared", *flags, *map(str, objects), *libraries, "-o", str(unfinished)], check=True)
+        subprocess.run(["g++", "-shared", *map(str, objects), *flags, "-o", str(unfinished)], check=True)
         unfinished.replace(target)
     return target
 
@@ -63,12 +62,21 @@ def build(sanitizer: str = "plain") -> Path:
     folder = ROOT / "build" / "emulation"
     flags = SANITIZERS[sanitizer]
     adapters = [CSRC / "schemas.cpp", *sorted(CSRC.rglob("*_cuda_op.cpp"))]
-    kernels = sorted(CSRC.rglob("*.cu"))
+    kernels = [EMULATION / "report.cpp", *sorted(CSRC.rglob("*.cu"))]
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(compile_one, s, folder / "adapters" / f"{s.stem}.o", ADAPTER) for s in adapters]
         jobs += [pool.submit(compile_one, s, folder / sanitizer / f"{s.stem}.o", [*KERNEL, *flags]) for s in kernels]
         objects = [job.result() for job in jobs]
-    return link(objects, folder / sanitizer / "libmfac_emulated.so", flags)
+    torch = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu"]
+    return link(objects, folder / sanitizer / "libmfac_emulated.so", [*flags, *torch])
+
+
+def build_planted(sanitizer: str) -> Path:
+    """A library of kernels with faults."""
+    folder = ROOT / "build" / "emulation" / sanitizer
+    flags = SANITIZERS[sanitizer]
+    planted = compile_one(EMULATION / "planted.cpp", folder / "planted.o", [*KERNEL, *flags])
+    return link([planted], folder / "libplanted.so", flags)
 
 
 def environment(sanitizer: str) -> dict[str, str]:

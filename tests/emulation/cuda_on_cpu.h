@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cmath>
+#include <map>
+#include <set>
 #include <type_traits>
 
 #include "block.h"
@@ -39,10 +41,47 @@ struct __align__(8) uint2 {
   static const char name##_key = 0; \
   using name##_array = T dims;      \
   name##_array& name = *static_cast<name##_array*>(::simt::Block::instance().shared(&name##_key, sizeof(name##_array)))
-#define MFAC_LAUNCH(kernel, grid, block, stream, ...) \
-  ((void)(stream), ::simt::Block::instance().launch(grid, block, [=] { kernel(__VA_ARGS__); }), 0)
+#define MFAC_LAUNCH(kernel, grid, block, stream, ...) ((void)(stream), ::simt::launch<kernel>(grid, block, __VA_ARGS__))
 
 namespace simt {
+
+// Every kernel that some launcher can launch, by its name with its template's arguments, and the integers that it was
+// launched with: what the tests have to reach, and what they did.
+using Launches = std::map<std::string, std::set<std::string>>;
+inline Launches& launches() {
+  static Launches all;
+  return all;
+}
+
+template <auto kernel>
+std::string name_of() {
+  const std::string pretty = __PRETTY_FUNCTION__;  // "... [with auto kernel = NAME; ...]"
+  const std::size_t begin = pretty.find("kernel = ") + 9;
+  return pretty.substr(begin, pretty.find_first_of(";]", begin) - begin);
+}
+
+template <auto kernel>
+struct Known {
+  static inline const bool known = (launches()[name_of<kernel>()], true);
+};
+
+template <typename T>
+void append_size(std::string& sizes, const T& argument) {
+  if constexpr (std::is_integral_v<T>) sizes += (sizes.empty() ? "" : " ") + std::to_string(argument);
+}
+
+template <auto kernel, typename... Arguments>
+SIMT_UNSEEN int launch(dim3 grid, dim3 block, const Arguments&... arguments) {
+  {
+    Unseen unseen;
+    (void)Known<kernel>::known;
+    std::string sizes;
+    (append_size(sizes, arguments), ...);
+    launches()[name_of<kernel>()].insert(sizes);
+  }
+  Block::instance().launch(grid, block, [=] { kernel(arguments...); });
+  return 0;
+}
 
 inline unsigned below(unsigned by) { return current->lane + by < kWarp ? current->lane + by : current->lane; }
 inline unsigned above(unsigned by) { return current->lane >= by ? current->lane - by : current->lane; }

@@ -1,0 +1,31 @@
+// window_combine_ on CUDA tensors.
+#include "cuda/cuda_adapter.h"
+#include "window_combine/window_combine_checks.h"
+#include "window_combine/window_combine_cuda.h"
+
+namespace mfac::cuda {
+namespace {
+
+void window_combine_cuda(Tensor out, const Tensor& window, const Tensor& coefficients, double alpha, double beta,
+                         std::optional<Tensor> scales) {
+  check_window_combine(out, window, coefficients, scales);
+  const Device device("window_combine_", out);
+  device.check_same("window", window);
+  device.check_same("coefficients", coefficients);
+  device.check_same("scales", scales);
+  dispatch_window(window, [&](auto* window_type) {
+    dispatch_float(out, [&](auto* out_type) {
+      using T = element_t<decltype(window_type)>;
+      using V = element_t<decltype(out_type)>;
+      device.check_launch(window_combine(elements<T>(window), elements_of(scales), window.stride(0), window.size(0),
+                                         window.size(1), elements<double>(coefficients), out.size(0), alpha, beta,
+                                         mutable_elements<V>(out), out.stride(0), device.stream()));
+    });
+  });
+}
+
+}  // namespace
+
+MFAC_CUDA_LIBRARY_IMPL(m) { m.impl("window_combine_", TORCH_BOX(&window_combine_cuda)); }
+
+}  // namespace mfac::cuda
