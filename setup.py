@@ -3,12 +3,16 @@
 Everything else about the package stands in pyproject.toml. Environment:
     MFAC_CUDA=0|1|auto   the CUDA part: never, required, or where a toolkit is found (default).
     CUDA_HOME            the toolkit's own folder, the one with include/cuda_runtime.h.
+    MFAC_CUDA_ARCHITECTURES   some of those below, as 80,90; otherwise that of the GPU found, or all.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pybind11
@@ -17,6 +21,8 @@ from torch.utils.cpp_extension import BuildExtension, include_paths, library_pat
 
 ROOT = Path(__file__).parent
 OLDEST_TORCH = (2, 10)  # the first whose stable ABI has parallel_for
+CUDA_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")  # supported; the one list of them
+CUDA_FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Icsrc", "-Xptxas=-v", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 
 
 def find_cuda_toolkit() -> Path | None:
@@ -38,19 +44,86 @@ def find_cuda_toolkit() -> Path | None:
     return None
 
 
+def cuda_architectures() -> list[str]:
+    """Compute capabilities to compile for: those asked for, that of the GPU found, or all."""
+    wanted = os.environ.get("MFAC_CUDA_ARCHITECTURES")
+    if wanted:
+        found = wanted.replace(";", ",").split(",")
+        if unknown := [name for name in found if name not in CUDA_ARCHITECTURES]:
+            raise SystemExit(
+                f"Environment variable MFAC_CUDA_ARCHITECTURES should name some of {','.join(CUDA_ARCHITECTURES)}. "
+                f"Found {','.join(unknown)}."
+            )
+        return found
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        present = subprocess.run(query, capture_output=True, text=True).stdout.replace(".", "").split()
+        found = sorted(set(present) & set(CUDA_ARCHITECTURES), key=int)
+        if found:
+            return found
+    return list(CUDA_ARCHITECTURES)
+
+
 def sources(pattern: str) -> list[str]:
+    """Files of csrc/ that match, relative to here."""
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob(pattern))
 
 
-def extension() -> Extension:
-    toolkit = find_cuda_toolkit()
-    if toolkit and os.environ.get("MFAC_CUDA") == "1":
-        raise SystemExit("MFAC_CUDA=1, but this version of mfac has no CUDA kernels yet. Use MFAC_CUDA=auto or 0.")
+def is_up_to_date(target: Path, depends: Path, command: list[str]) -> bool:
+    """Whether the target is newer than all that it was made from, and was made by this command."""
+    record = target.with_suffix(".command")
+    if not (target.exists() and depends.exists() and record.exists()) or record.read_text() != " ".join(command):
+        return False
+    inputs = depends.read_text().replace("\\\n", " ").split(":", 1)[1].split()
+    return all(Path(p).exists() and Path(p).stat().st_mtime <= target.stat().st_mtime for p in inputs)
+
+
+def compile_cuda(toolkit: Path, source: str, architectures: list[str]) -> str:
+    """The object of one .cu file. What the compiler says of registers and spills is kept beside it."""
+    target = ROOT / "build" / "cuda" / f"{Path(source).stem}.o"
+    depends = target.with_suffix(".d")
+    generate = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
+    generate.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")  # for later GPUs
+    command = [str(toolkit / "bin" / "nvcc"), *CUDA_FLAGS, *generate, "-MMD", "-MF", str(depends)]
+    command += ["-c", source, "-o", str(target)]
+    if not is_up_to_date(target, depends, command):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if outcome.returncode or "warning" in outcome.stderr:
+            raise SystemExit(f"{' '.join(command)}\n{outcome.stdout}{outcome.stderr}")
+        target.with_suffix(".log").write_text(outcome.stdout + outcome.stderr)
+        target.with_suffix(".command").write_text(" ".join(command))
+    return str(target)
+
+
+def add_cuda(extension: Extension, toolkit: Path) -> None:
+    """The CUDA twins: their adapters, their kernels for every architecture, and the runtime, linked statically."""
+    architectures = cuda_architectures()
+    version = re.search(
+        r"release (\d+\.\d+)", subprocess.check_output([toolkit / "bin" / "nvcc", "--version"], text=True)
+    )
+    assert version is not None
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = pool.map(lambda source: compile_cuda(toolkit, source, architectures), sources("*.cu"))
+        extension.extra_objects += list(objects)
+    extension.sources += sources("*_cuda_op.cpp")
+    extension.define_macros += [
+        ("MFAC_CUDA_TOOLKIT", version.group(1)),
+        ("MFAC_CUDA_ARCHITECTURES", ",".join(architectures)),
+    ]
+    extension.library_dirs += [str(toolkit / name) for name in ("lib64", "lib") if (toolkit / name).exists()]
+    extension.libraries += ["cudart_static", "dl", "rt", "pthread"]
+
+
+def make_extension() -> Extension:
+    """mfac._C without its CUDA part."""
     major, minor = OLDEST_TORCH
     return Extension(
         "mfac._C",
         sources=[name for name in sources("*.cpp") if not name.endswith("_cuda_op.cpp")],
-        depends=sorted(str(path) for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".inl", ".cu", ".cuh"}),
+        depends=sorted(
+            str(path) for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".inl", ".cu", ".cuh"}
+        ),
         include_dirs=[str(ROOT / "csrc")],
         library_dirs=library_paths(),
         libraries=["torch_cpu"],
@@ -67,4 +140,14 @@ def extension() -> Extension:
     )
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})
+class Build(BuildExtension):
+    """Compiles the CUDA part first, where there is a toolkit."""
+
+    def build_extensions(self) -> None:
+        toolkit = find_cuda_toolkit()
+        if toolkit:
+            add_cuda(self.extensions[0], toolkit)
+        super().build_extensions()
+
+
+setup(ext_modules=[make_extension()], cmdclass={"build_ext": Build})
