@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mfac import ops
+from mfac.deferred import Reading
 from mfac.dual import factor_capacitance
 
 _GUARD = 1e-12  # backward error above which the inverse is computed anew
@@ -23,6 +24,7 @@ class InverseCapacitance:
     Args:
         rank: m.
         shift: nλ while the window is empty.
+        device: Where.
 
     Attributes:
         gram: K, [m, m], of which the lower triangle counts.
@@ -32,21 +34,25 @@ class InverseCapacitance:
         refactorisations: How often A was computed anew.
     """
 
-    def __init__(self, rank: int, shift: float) -> None:
+    def __init__(self, rank: int, shift: float, device: torch.device) -> None:
+        self.device = device
         self.rank = rank
         self.shift = shift
         self.replaced = 0
         self.refactorisations = 0
+        # On a GPU, what the last step has to say of A is read at the next.
+        self._pivot: Reading | None = None
+        self._error: Reading | None = None
 
     @cached_property
     def gram(self) -> Tensor:
         """K; allocated on first use."""
-        return torch.zeros((self.rank, self.rank), dtype=torch.float64, device="cpu")
+        return torch.zeros((self.rank, self.rank), dtype=torch.float64, device=self.device)
 
     @cached_property
     def inverse(self) -> Tensor:
         """A; allocated on first use."""
-        return torch.eye(self.rank, dtype=torch.float64, device="cpu").div_(self.shift)
+        return torch.eye(self.rank, dtype=torch.float64, device=self.device).div_(self.shift)
 
     @property
     def trace(self) -> float:
@@ -58,19 +64,24 @@ class InverseCapacitance:
 
         Args:
             row: Which.
-            products: G g, [m] float64, the new row's products with every row, its own squared norm included.
+            products: G g, [m] float64, the new row's products with every row, its own squared norm included. If all are
+                NaN, as of a row that was refused, K is left as it is.
             shift: nλ from now on. Where it differs from before, A is left to be computed anew by the next solve.
         """
+        self._look_back()
         if self.replaced < 0 or shift != self.shift:
-            self.gram[row, : row + 1] = products[: row + 1]
-            self.gram[row:, row] = products[row:]
+            before = torch.cat([self.gram[row, :row], self.gram[row:, row]])
+            column = torch.where(products.isnan(), before, products)
+            self.gram[row, : row + 1] = column[: row + 1]
+            self.gram[row:, row] = column[row:]
             self.replaced = -1
             return
-        pivot = float(ops.capacitance_replace_(self.inverse, self.gram, row, products, shift))
+        self._pivot = Reading(ops.capacitance_replace_(self.inverse, self.gram, row, products, shift))
         self.replaced += 1
-        # In exact arithmetic the pivot is at least the shift. One far below it says that A has drifted.
-        if self.replaced >= self.gram.shape[0] or not pivot >= 0.5 * shift:
+        if self.replaced >= self.rank:
             self.replaced = -1
+        elif self.device.type == "cpu":
+            self._look_back()
 
     def solve(self, b: Tensor, shift: float) -> Tensor:
         """(shift·I + K)⁻¹ b, backward stable.
@@ -85,6 +96,8 @@ class InverseCapacitance:
         Raises:
             torch.linalg.LinAlgError: If C is not numerically positive definite.
         """
+        if self.device.type != "cpu":
+            return self._solve_unread(b, shift)
         anew = self.replaced < 0 or shift != self.shift
         if anew:
             self._refactor(shift)
@@ -93,6 +106,23 @@ class InverseCapacitance:
             self._refactor(shift)
             solutions, _ = ops.capacitance_solve(self.inverse, self.gram, b, shift)
         return solutions
+
+    def _solve_unread(self, b: Tensor, shift: float) -> Tensor:
+        """The same without waiting for the backward error, which `_look_back` reads."""
+        if self.replaced < 0 or shift != self.shift:
+            self._refactor(shift)
+        solutions, error = ops.capacitance_solve(self.inverse, self.gram, b, shift)
+        self._error = Reading(error)
+        return solutions
+
+    def _look_back(self) -> None:
+        """Has A computed anew where the last step says that it has drifted."""
+        # In exact arithmetic the pivot is at least the shift. One far below it says that A has drifted.
+        if self._pivot is not None and not self._pivot.value() >= 0.5 * self.shift:
+            self.replaced = -1
+        if self._error is not None and not self._error.value() <= _GUARD:
+            self.replaced = -1
+        self._pivot = self._error = None
 
     def _refactor(self, shift: float) -> None:
         """A from K by Cholesky, over the rows up to the last that is not empty."""

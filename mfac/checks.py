@@ -15,6 +15,8 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+from mfac.devices import check_device, check_same_device
+
 VECTOR_DTYPES = (torch.float32, torch.float64)
 STORAGE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8)
 
@@ -42,25 +44,8 @@ def check_dtype(name: str, dtype: torch.dtype, choices: Sequence[torch.dtype] = 
         raise TypeError(f"Parameter `{name}` should be {names_of(choices)}. Found {dtype}.")
 
 
-def check_device(name: str, device: torch.device) -> None:
-    """Accepts the devices that have kernels.
-
-    Args:
-        name: The parameter's name.
-        device: What was given for it.
-
-    Raises:
-        ValueError: If `device` is not a CPU.
-    """
-    if device.type != "cpu":
-        raise ValueError(
-            f"Parameter `{name}` should be on the CPU: this version of mfac has CPU kernels only. "
-            f"Found device {device}."
-        )
-
-
 def check_rows(name: str, tensor: Tensor) -> None:
-    """Accepts a real floating-point CPU tensor whose last dimension is contiguous.
+    """Accepts a real floating-point tensor whose last dimension is contiguous.
 
     Args:
         name: The parameter's name.
@@ -68,7 +53,7 @@ def check_rows(name: str, tensor: Tensor) -> None:
 
     Raises:
         TypeError: If `tensor` is not a strided tensor of float32 or float64.
-        ValueError: If it is on another device or its last dimension is not contiguous.
+        ValueError: If there are no kernels for its device or its last dimension is not contiguous.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"Parameter `{name}` should be a tensor. Found {type(tensor).__name__}.")
@@ -106,7 +91,9 @@ def check_window(name: str, window: Tensor) -> Tensor:
     return window.detach()
 
 
-def check_vectors(name: str, vectors: Tensor, dim: int, dtype: torch.dtype, size: str = "d") -> Tensor:
+def check_vectors(
+    name: str, vectors: Tensor, dim: int, dtype: torch.dtype, device: torch.device, size: str = "d"
+) -> Tensor:
     """Accepts one vector [d] or several [k, d].
 
     Args:
@@ -114,6 +101,7 @@ def check_vectors(name: str, vectors: Tensor, dim: int, dtype: torch.dtype, size
         vectors: What was given for it.
         dim: d.
         dtype: The dtype it should have.
+        device: Where it should be.
         size: What d is called.
 
     Returns:
@@ -121,9 +109,10 @@ def check_vectors(name: str, vectors: Tensor, dim: int, dtype: torch.dtype, size
 
     Raises:
         TypeError: If the dtype differs.
-        ValueError: If the shape is neither [d] nor [k, d].
+        ValueError: If the shape is neither [d] nor [k, d], or the device differs.
     """
     check_rows(name, vectors)
+    check_same_device(name, vectors.device, device)
     if vectors.dtype != dtype:
         whose = "the gradients' dtype" if size == "d" else "dtype"
         raise TypeError(f"Parameter `{name}` should have {whose} {dtype}. Found {vectors.dtype}.")
@@ -143,7 +132,9 @@ def vector_dtype(window_dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if window_dtype == torch.float64 else torch.float32
 
 
-def check_window_vectors(name: str, vectors: Tensor, dim: int, window_dtype: torch.dtype) -> Tensor:
+def check_window_vectors(
+    name: str, vectors: Tensor, dim: int, window_dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Accepts one vector [d] or several [k, d] for a window of a given format.
 
     Args:
@@ -151,20 +142,21 @@ def check_window_vectors(name: str, vectors: Tensor, dim: int, window_dtype: tor
         vectors: What was given for it.
         dim: d.
         window_dtype: Of the window. float64 takes float64, any other float32, bfloat16 and float16 their own too.
+        device: Of the window.
 
     Returns:
         The vectors as [k, d] in float64 or float32, detached from autograd.
 
     Raises:
         TypeError: If the dtype is another.
-        ValueError: If the shape is wrong.
+        ValueError: If the shape or the device is wrong.
     """
     wanted = vector_dtype(window_dtype)
     if isinstance(vectors, Tensor) and vectors.dtype != wanted and window_dtype not in VECTOR_DTYPES:
         choices = (wanted, window_dtype) if window_dtype.is_floating_point else (wanted,)
         check_dtype(name, vectors.dtype, choices)
         vectors = vectors.to(wanted)
-    return check_vectors(name, vectors, dim, wanted).contiguous()
+    return check_vectors(name, vectors, dim, wanted, device).contiguous()
 
 
 def check_count(name: str, value: int, least: int = 0) -> int:
@@ -294,14 +286,17 @@ def check_finite_rows(name: str, window: Tensor, squared_norms: Tensor) -> None:
     raise ValueError(f"Parameter `{name}` should have rows whose squared norm is finite in float64. Found an overflow.")
 
 
-def check_out(name: str, out: object, dim: int, dtype: torch.dtype, apart_from: Iterable[Tensor] = ()) -> None:
-    """Refuses anything but a contiguous CPU vector of a size and dtype that may be written to.
+def check_out(
+    name: str, out: object, dim: int, dtype: torch.dtype, device: torch.device, apart_from: Iterable[Tensor] = ()
+) -> None:
+    """Refuses anything but a contiguous vector of a size, dtype and device that may be written to.
 
     Args:
         name: Of the parameter.
         out: What was given.
         dim: d.
         dtype: That it should have.
+        device: Where it should be.
         apart_from: Tensors whose memory it should not share.
 
     Raises:
@@ -312,7 +307,7 @@ def check_out(name: str, out: object, dim: int, dtype: torch.dtype, apart_from: 
     if not isinstance(out, Tensor) or out.dtype != dtype:
         found = out.dtype if isinstance(out, Tensor) else type(out).__name__
         raise TypeError(f"Parameter `{name}` should be a tensor of {dtype}. Found {found}.")
-    check_device(name, out.device)
+    check_same_device(name, out.device, device)
     if out.shape != (dim,) or not out.is_contiguous():
         raise ValueError(
             f"Parameter `{name}` should be contiguous of shape [d={dim}]. Found shape {list(out.shape)}"
@@ -326,7 +321,7 @@ def check_out(name: str, out: object, dim: int, dtype: torch.dtype, apart_from: 
 
 
 def check_like(name: str, entry: str, found: object, expected: Tensor) -> None:
-    """Refuses an entry of a state that is no CPU tensor of the expected shape and dtype.
+    """Refuses an entry of a state that is no tensor of the expected shape and dtype.
 
     Args:
         name: Of the parameter that holds the state.
@@ -336,7 +331,7 @@ def check_like(name: str, entry: str, found: object, expected: Tensor) -> None:
 
     Raises:
         TypeError: If it is no tensor.
-        ValueError: If its device, shape or dtype differs.
+        ValueError: If its shape or dtype differs, or there are no kernels for its device.
     """
     if not isinstance(found, Tensor):
         raise TypeError(f"Parameter `{name}` should have a tensor as {entry!r}. Found {type(found).__name__}.")

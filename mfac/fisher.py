@@ -136,7 +136,7 @@ class EmpiricalFisher:
             TypeError: If the dtype differs from the gradients'.
             ValueError: If the shape is wrong, or `refine` negative.
         """
-        vectors = check_vectors("v", v, self.dim, self.dtype).double()  # [k, d]
+        vectors = check_vectors("v", v, self.dim, self.dtype, self.grads.device).double()  # [k, d]
         check_count("refine", refine)
         result = self._form.ihvp(vectors)
         for _ in range(refine):
@@ -160,7 +160,7 @@ class EmpiricalFisher:
             raise ValueError(
                 f"Parameter `block_size` should be None for a product with a combination. Found {self.block_size}."
             )
-        a = check_vectors("coefficients", coefficients, self.rank, torch.float64, size="m")
+        a = check_vectors("coefficients", coefficients, self.rank, torch.float64, self.grads.device, size="m")
         result = self._form.ihvp_of_combination(a.contiguous())
         return result.to(self.dtype).reshape(*coefficients.shape[:-1], self.dim)
 
@@ -177,7 +177,7 @@ class EmpiricalFisher:
             TypeError: If the dtype differs from the gradients'.
             ValueError: If the shape is wrong.
         """
-        vectors = check_vectors("v", v, self.dim, self.dtype).double()
+        vectors = check_vectors("v", v, self.dim, self.dtype, self.grads.device).double()
         return self._form.matvec(vectors).to(self.dtype).reshape(v.shape)
 
     def inverse_diagonal(self) -> Tensor:
@@ -243,11 +243,13 @@ class EmpiricalFisher:
         return torch.tensor(self._form.logdet(), dtype=torch.float64, device="cpu")
 
     def _check_index(self, name: str, index: int | Tensor) -> Tensor:
-        if not isinstance(index, (Integral, Tensor)) or (isinstance(index, Tensor) and index.device.type != "cpu"):
+        if not isinstance(index, (Integral, Tensor)) or (
+            isinstance(index, Tensor) and index.device not in {torch.device("cpu"), self.grads.device}
+        ):
             raise TypeError(f"Parameter `{name}` should be an integer or a CPU tensor of integers. Found {index!r}.")
         if isinstance(index, Integral) and not -self.dim <= index < self.dim:
             raise ValueError(f"Parameter `{name}` should be in [-{self.dim}, {self.dim}). Found {index}.")
-        tensor = torch.as_tensor(index, device="cpu")
+        tensor = torch.as_tensor(index, device=self.grads.device)
         if tensor.dtype not in {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}:
             raise TypeError(f"Parameter `{name}` should be an integer or a tensor of integers. Found {tensor.dtype}.")
         tensor = tensor.long()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mfac.batches import BatchStream
 from mfac.checks import check_count
-from mfac.parameters import Selection, flatten, select_parameters, total_size
+from mfac.parameters import Selection, device_of, flatten, select_parameters, total_size
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
@@ -107,7 +107,7 @@ def gather_rows(
         ValueError: As `collect_gradients` does.
     """
     width = total_size(selected) if columns is None else columns.numel()
-    rows = torch.empty((num_gradients, width), dtype=window_dtype(selected), device="cpu")
+    rows = torch.empty((num_gradients, width), dtype=window_dtype(selected), device=device_of(selected))
     filled = 0
     produce = _sample_gradients if per_sample else _batch_gradients
     with evaluation_mode(model):

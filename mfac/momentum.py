@@ -22,13 +22,14 @@ class Momentum:
     Args:
         dim: d.
         dtype: Of u.
+        device: Of u.
 
     Attributes:
         average: v, [d].
     """
 
-    def __init__(self, dim: int, dtype: torch.dtype) -> None:
-        self.average = torch.zeros(dim, dtype=dtype, device="cpu")
+    def __init__(self, dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.average = torch.zeros(dim, dtype=dtype, device=device)
 
     def step_(self, update: Tensor, factors: Sequence[tuple[slice, float]], carried: Tensor | None) -> None:
         """Takes a new u into the average. O(d).

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from mfac.checks import check_count, check_device, check_like, check_number, check_storage
+from mfac.checks import check_count, check_like, check_number, check_storage
 from mfac.damping import Damping, check_damping
+from mfac.devices import check_device, check_same_device
 from mfac.momentum import Momentum
 from mfac.window import GradientWindow
 
@@ -85,8 +86,9 @@ class MFAC(Optimizer):
         self._momentum: Momentum | None = None  # until a step has momentum
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.decoupled_weight_decay = decoupled_weight_decay
-        dim = sum(parameter.numel() for parameter in self._parameters())
-        self._window = GradientWindow(rank, dim, damping, window_dtype, density, normalize=normalize)
+        parameters = self._parameters()
+        dim, device = sum(parameter.numel() for parameter in parameters), parameters[0].device
+        self._window = GradientWindow(rank, dim, damping, window_dtype, density, device, normalize=normalize)
 
     @property
     def window(self) -> GradientWindow:
@@ -117,6 +119,7 @@ class MFAC(Optimizer):
             if not parameter.is_floating_point():
                 raise TypeError(f"Parameter `params` should be real floating-point. Found {parameter.dtype}.")
             check_device("params", parameter.device)
+            check_same_device("params", parameter.device, self._parameters()[0].device)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -171,7 +174,7 @@ class MFAC(Optimizer):
     @cached_property
     def _vector(self) -> Tensor:
         """[d], of the gradient and then of the update: memory that a step would otherwise ask the system for anew."""
-        return torch.empty(self.window.dim, dtype=self.window.vector_dtype, device="cpu")
+        return torch.empty(self.window.dim, dtype=self.window.vector_dtype, device=self.window.device)
 
     @cached_property
     def _pieces(self) -> list[Tensor]:
@@ -211,7 +214,7 @@ class MFAC(Optimizer):
     def _take_into_momentum(self) -> None:
         """In place of u = F⁻¹g in `_vector`, what the weights move along."""
         if self._momentum is None:
-            self._momentum = Momentum(self.window.dim, self.window.vector_dtype)
+            self._momentum = Momentum(self.window.dim, self.window.vector_dtype, self.window.device)
         carried = self.window.carried_columns()
         factors, begin = [], 0
         for group in self.param_groups:
@@ -265,7 +268,7 @@ class MFAC(Optimizer):
             self._check_options(group)
         momentum = None
         if state_dict["momentum"] is not None:
-            momentum = Momentum(self.window.dim, self.window.vector_dtype)
+            momentum = Momentum(self.window.dim, self.window.vector_dtype, self.window.device)
             check_like("state_dict", "momentum", state_dict["momentum"], momentum.average)
             momentum.average.copy_(state_dict["momentum"])
         super().load_state_dict({name: value for name, value in state_dict.items() if name not in _OWN_STATE})

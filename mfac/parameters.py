@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from mfac.checks import check_device
+from mfac.devices import check_device, check_same_device
 
 Selection = str | Iterable[str | Tensor] | Callable[[str, nn.Parameter], bool] | None
 
@@ -78,6 +78,7 @@ def select_parameters(
                 f"Parameter `params` should select real floating-point parameters. Found {name!r} of {parameter.dtype}."
             )
         check_device(f"params[{name!r}]", parameter.device)
+        check_same_device(f"params[{name!r}]", parameter.device, device_of(selected))
     return selected
 
 
@@ -98,6 +99,11 @@ def _match(named: Mapping[str, nn.Parameter], wanted: list[str | Tensor]) -> set
             raise ValueError(f"Parameter `params` should name parameters of the model. Found {described}.")
         chosen |= found
     return chosen
+
+
+def device_of(parameters: Mapping[str, Tensor]) -> torch.device:
+    """Where the parameters are."""
+    return next(iter(parameters.values())).device
 
 
 def total_size(parameters: Mapping[str, Tensor]) -> int:

@@ -20,7 +20,26 @@ from mfac.checks import vector_dtype
 from mfac.dual import window_combine_, window_dot
 
 _SCALE_COLUMNS = 1024  # kScaleColumns in csrc/isa/kernels.h
+_PACKET_BYTES = 16  # kPacketBytes in csrc/cuda/packet.cuh
 _BLOCK_COLUMNS = 16384  # widest block of a sparse row: a block of float64 sums is 128 KiB
+
+
+def row_stride(dim: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Entries from one row to the next: whole packets on a GPU, where aligned rows are read by sixteen bytes."""
+    packet = _PACKET_BYTES // dtype.itemsize if device.type == "cuda" else 1
+    return -(-dim // packet) * packet
+
+
+def zero_rows(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Rows of zeros, [m, d], laid out for their device."""
+    rank, dim = shape
+    return _zeros((rank, row_stride(dim, dtype, device)), dtype, device)[:, :dim]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return ops.zeros_in_huge_pages(shape, dtype)
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 class Rows(Protocol):
@@ -56,18 +75,19 @@ class Rows(Protocol):
 class DenseRows(Rows):
     """Rows in float64, float32, bfloat16 or float16."""
 
-    def __init__(self, rank: int, dim: int, dtype: torch.dtype) -> None:
+    def __init__(self, rank: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self.shape = (rank, dim)
         self.dtype = dtype
+        self.device = device
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.shape[0] * row_stride(self.shape[1], self.dtype, self.device) * self.dtype.itemsize
 
     @cached_property
     def stored(self) -> Tensor:
         """G, [m, d]."""
-        return ops.zeros_in_huge_pages(self.shape, self.dtype)
+        return zero_rows(self.shape, self.dtype, self.device)
 
     def push_(self, row: int, gradient: Tensor) -> Tensor:
         return ops.window_push_(self.stored, row, gradient)
@@ -96,23 +116,24 @@ class DenseRows(Rows):
 class Int8Rows(Rows):
     """Rows in int8, with a float32 scale for every 1024 columns of a row: the largest entry there is ±127 scales."""
 
-    def __init__(self, rank: int, dim: int) -> None:
+    def __init__(self, rank: int, dim: int, device: torch.device) -> None:
         self.shape = (rank, dim)
         self.scales_shape = (rank, -(-dim // _SCALE_COLUMNS))
+        self.device = device
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) + 4 * math.prod(self.scales_shape)
+        return self.shape[0] * row_stride(self.shape[1], torch.int8, self.device) + 4 * math.prod(self.scales_shape)
 
     @cached_property
     def stored(self) -> Tensor:
         """The integers, [m, d]."""
-        return ops.zeros_in_huge_pages(self.shape, torch.int8)
+        return zero_rows(self.shape, torch.int8, self.device)
 
     @cached_property
     def scales(self) -> Tensor:
         """[m, ceil(d / 1024)]."""
-        return torch.zeros(self.scales_shape, dtype=torch.float32, device="cpu")
+        return torch.zeros(self.scales_shape, dtype=torch.float32, device=self.device)
 
     def push_(self, row: int, gradient: Tensor) -> Tensor:
         return ops.window_push_(self.stored, row, gradient, self.scales)
@@ -147,9 +168,11 @@ class TopKRows(Rows):
         dim: d.
         dtype: Of the values.
         density: Share of the entries kept, in (0, 1); at least one a block.
+        device: Where.
     """
 
-    def __init__(self, rank: int, dim: int, dtype: torch.dtype, density: float) -> None:
+    def __init__(self, rank: int, dim: int, dtype: torch.dtype, density: float, device: torch.device) -> None:
+        self.device = device
         blocks = -(-dim // _BLOCK_COLUMNS)
         self.dim = dim
         self.dtype = dtype
@@ -164,22 +187,22 @@ class TopKRows(Rows):
     @cached_property
     def values(self) -> Tensor:
         """[m, blocks, kept]."""
-        return ops.zeros_in_huge_pages(self.shape, self.dtype)
+        return _zeros(self.shape, self.dtype, self.device)
 
     @cached_property
     def indices(self) -> Tensor:
         """Offsets within the block, [m, blocks, kept] uint16."""
-        return ops.zeros_in_huge_pages(self.shape, torch.uint16)
+        return _zeros(self.shape, torch.uint16, self.device)
 
     @cached_property
     def error(self) -> Tensor:
         """What has not entered the window yet, [d]."""
-        return torch.zeros(self.dim, dtype=self.vector_dtype, device="cpu")
+        return torch.zeros(self.dim, dtype=self.vector_dtype, device=self.device)
 
     @property
     def _starts(self) -> Tensor:
         """First column of each block, [blocks]."""
-        return torch.arange(0, self.dim, self.block_size, device="cpu")
+        return torch.arange(0, self.dim, self.block_size, device=self.device)
 
     def columns(self, index: Tensor | slice) -> Tensor:
         """Columns of the entries of the rows asked for, [k, blocks, kept]."""
@@ -212,7 +235,7 @@ class TopKRows(Rows):
 
     def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         columns = (self.dim - self._starts).clamp(max=self.block_size)  # of each block
-        if bool((tensors["indices"].long() >= columns[:, None]).any()):
+        if bool((tensors["indices"].to(self.device).long() >= columns[:, None]).any()):
             raise ValueError("Parameter `state` should have 'indices' below the columns of their block. Found others.")
 
     def __getstate__(self) -> dict[str, object]:
@@ -228,10 +251,10 @@ class TopKRows(Rows):
             self.__dict__["indices"] = self.indices.view(torch.uint16)
 
 
-def make_rows(rank: int, dim: int, dtype: torch.dtype, density: float) -> Rows:
+def make_rows(rank: int, dim: int, dtype: torch.dtype, density: float, device: torch.device) -> Rows:
     """The storage for a window of these parameters."""
     if density < 1:
-        return TopKRows(rank, dim, dtype, density)
+        return TopKRows(rank, dim, dtype, density, device)
     if dtype == torch.int8:
-        return Int8Rows(rank, dim)
-    return DenseRows(rank, dim, dtype)
+        return Int8Rows(rank, dim, device)
+    return DenseRows(rank, dim, dtype, device)

@@ -108,7 +108,7 @@ def shifted_cholesky(gram: Tensor, shift: float) -> tuple[Tensor, Tensor]:
 
 def _inverse(factor: Tensor) -> Tensor:
     """L⁻¹, [m, m]."""
-    eye = torch.eye(factor.shape[0], dtype=torch.float64, device="cpu")
+    eye = torch.eye(factor.shape[0], dtype=torch.float64, device=factor.device)
     return torch.linalg.solve_triangular(factor, eye, upper=False).contiguous()
 
 

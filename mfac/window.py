@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from mfac.capacitance import InverseCapacitance
 from mfac.checks import (
     check_choice,
     check_count,
-    check_device,
     check_like,
     check_number,
     check_out,
@@ -21,10 +21,24 @@ from mfac.checks import (
     vector_dtype,
 )
 from mfac.damping import Damping, check_damping, resolve_damping
+from mfac.deferred import Reading
+from mfac.devices import usable_device
 from mfac.fisher import EmpiricalFisher
+from mfac.ring import Ring, Written
 from mfac.rows import DenseRows, TopKRows, make_rows
 
-_EMPTY = -1  # in place of a push, for a row that holds no gradient
+
+@dataclass
+class _Push:
+    """A push that the device may have refused, and what to go back to if it has."""
+
+    written: Written
+    squared_norm: Tensor  # of the gradient as stored; NaN where it was refused
+    norm: Reading
+
+    def accepted(self) -> Tensor:
+        """1, or 0 where it was refused; on the device."""
+        return self.squared_norm.isnan().logical_not()
 
 
 class GradientWindow:
@@ -53,21 +67,23 @@ class GradientWindow:
             if that is a float. `precondition` returns float64 or float32.
         density: Share of the entries that a row keeps, in (0, 1]. Below 1, of every block of at most 16384 columns the
             largest in magnitude; what is left out is added to the next gradient (error feedback).
-        device: A CPU device.
+        device: Where the window is: "cpu", or a CUDA GPU. There a step waits for nothing the GPU computes: a gradient
+            that is refused counts as zero, and the error comes from the next call that looks at the window.
         normalize: n: "rank" divides by m from the first gradient on, as the paper does, so that while the window fills
             steps are larger, about m over the number of gradients held; "filled" divides by that number, which has the
             capacitance factored anew, O(m³), at every push until the window is full.
 
     Attributes:
         rows: The window, [m, d], in ring order; read it, do not write to it. Of an int8 or sparse window a dense copy.
-        newest: The row of the newest gradient, or None.
         num_filled: How many rows hold a gradient.
+        newest: The row of the newest gradient, or None.
         nbytes: Bytes that window and capacitance take, or will take.
         rank: m.
         dim: d.
         damping: λ as it stands now.
         num_terms: n as it stands now.
         dtype: Of the window.
+        device: Of the window.
         vector_dtype: Of what `precondition` returns, float32 or float64.
         density: Share of the entries that a row keeps.
 
@@ -97,20 +113,17 @@ class GradientWindow:
         self.rank = check_count("rank", rank, least=1)
         self.dim = check_count("dim", dim, least=1)
         self._damping = check_damping(damping)
-        check_device("device", torch.device(device))
+        self.device = usable_device("device", device)
         self.density = check_storage("dtype", dtype, density)
         self.dtype = dtype
         self.vector_dtype = vector_dtype(dtype)
         self.normalize = check_choice("normalize", normalize, ("rank", "filled"))
-        self._rows = make_rows(self.rank, self.dim, dtype, self.density)
-        self.newest: int | None = None
-        # The number of the push that wrote each row. A list: after a pass over the window a small torch operation
-        # starts with cold caches and takes up to 100 µs.
-        self._written_by = [_EMPTY] * self.rank
-        self._pushes = 0
+        self._rows = make_rows(self.rank, self.dim, dtype, self.density, self.device)
+        self._ring = Ring(self.rank)
+        self._unsettled: _Push | None = None  # the last one, while the device may yet refuse it
         # A relative damping has no value yet; the first solve factors with the one it has then.
         shift = self.rank * self._damping if isinstance(self._damping, float) else 1.0
-        self._capacitance = InverseCapacitance(self.rank, shift)
+        self._capacitance = InverseCapacitance(self.rank, shift, self.device)
 
     def __repr__(self) -> str:
         sparse = f", density={self.density:g}" if self.density < 1 else ""
@@ -125,7 +138,12 @@ class GradientWindow:
     @property
     def num_filled(self) -> int:
         """How many rows hold a gradient, 0 to m."""
-        return self.rank - self._written_by.count(_EMPTY)
+        return self._ring.num_filled
+
+    @property
+    def newest(self) -> int | None:
+        """The row of the newest gradient, or None."""
+        return self._ring.newest
 
     @property
     def num_terms(self) -> int:
@@ -152,21 +170,22 @@ class GradientWindow:
             TypeError: If the dtype is wrong.
             ValueError: If the shape is wrong or the gradient holds a NaN or infinity; the window is as it was.
         """
-        vectors = check_window_vectors("gradient", gradient, self.dim, self.dtype)
+        vectors = check_window_vectors("gradient", gradient, self.dim, self.dtype, self.device)
         if gradient.dim() != 1:
             raise ValueError(
                 f"Parameter `gradient` should have shape [d={self.dim}]. Found shape {list(gradient.shape)}."
             )
+        self._settle()
         g = vectors[0]  # [d]
-        row = self._written_by.index(min(self._written_by))  # an empty row, or the oldest
+        row = self._ring.next_row
         products = self._rows.push_(row, g)
-        if math.isnan(float(products[row])):
+        if self.device.type == "cpu" and math.isnan(float(products[row])):
             raise ValueError(
                 f"Parameter `gradient` should be finite. Found {self._why_refused(g)}; the window is unchanged."
             )
-        self._written_by[row] = self._pushes
-        self._pushes += 1
-        self.newest = row
+        written = self._ring.write(row)
+        if self.device.type != "cpu":
+            self._unsettled = _Push(written, products[row], Reading(products[row]))
         self._replace(row, products)
 
     def remove(self, row: int) -> None:
@@ -179,16 +198,14 @@ class GradientWindow:
             TypeError: If `row` is not an integer.
             ValueError: If it is out of range or the row is empty.
         """
-        if check_count("row", row) >= self.rank or self._written_by[row] == _EMPTY:
-            filled = [i for i, push in enumerate(self._written_by) if push != _EMPTY]
+        self._settle()
+        if check_count("row", row) >= self.rank or not self._ring.filled[row]:
             raise ValueError(
-                f"Parameter `row` should be one of the {len(filled)} filled rows of {self.rank}. Found {row}."
+                f"Parameter `row` should be one of the {self.num_filled} filled rows of {self.rank}. Found {row}."
             )
         self._rows.clear_(row)
-        self._written_by[row] = _EMPTY
-        if self.newest == row:
-            self.newest = None
-        self._replace(row, torch.zeros(self.rank, dtype=torch.float64, device="cpu"))
+        self._ring.clear(row)
+        self._replace(row, torch.zeros(self.rank, dtype=torch.float64, device=self.device))
 
     def ihvp(self, v: Tensor, refine: int = 0) -> Tensor:
         """Products F⁻¹v for any vectors.
@@ -207,7 +224,7 @@ class GradientWindow:
             ValueError: If the shape is wrong.
             torch.linalg.LinAlgError: If λ is too small for float64.
         """
-        vectors = check_window_vectors("v", v, self.dim, self.dtype).double()
+        vectors = check_window_vectors("v", v, self.dim, self.dtype, self.device).double()
         check_count("refine", refine)
         self._check_filled()
         if self.num_filled >= self.dim:
@@ -231,7 +248,7 @@ class GradientWindow:
             TypeError: If the dtype is wrong.
             ValueError: If the shape is wrong.
         """
-        vectors = check_window_vectors("v", v, self.dim, self.dtype).double()
+        vectors = check_window_vectors("v", v, self.dim, self.dtype, self.device).double()
         self._check_filled()
         return self._multiply(vectors).to(v.dtype).reshape(v.shape)
 
@@ -257,16 +274,16 @@ class GradientWindow:
         if self.newest is None:
             raise RuntimeError("The window has no newest gradient to precondition. Call push() first.")
         if out is None:
-            out = torch.empty(self.dim, dtype=self.vector_dtype, device="cpu")
+            out = torch.empty(self.dim, dtype=self.vector_dtype, device=self.device)
         else:
-            check_out("out", out, self.dim, self.vector_dtype, apart_from=self._rows.tensors().values())
+            check_out("out", out, self.dim, self.vector_dtype, self.device, apart_from=self._rows.tensors().values())
             torch.autograd.graph.increment_version(out)  # the compiled pass does not
-        if not float(self._capacitance.gram[self.newest, self.newest]) > 0:  # F⁻¹0 = 0, whatever λ is
-            return out.zero_()
+        if self._unsettled is None and not float(self._capacitance.gram[self.newest, self.newest]) > 0:
+            return out.zero_()  # F⁻¹0 = 0, whatever λ is
         if self.num_filled >= self.dim:
             return out.copy_(self._as_static(self._rows.dense(torch.tensor([self.newest]))[0], refine=0))
-        unit = torch.zeros((1, self.rank), dtype=torch.float64, device="cpu")
-        unit[0, self.newest] = 1
+        unit = torch.zeros((1, self.rank), dtype=torch.float64, device=self.device)
+        unit[0, self.newest] = 1 if self._unsettled is None else self._unsettled.accepted()
         c = self._capacitance.solve(unit, self._shift())  # [1, m]
         self._rows.combine_(out[None], c, 0.0, float(self.num_terms))
         return out
@@ -290,17 +307,18 @@ class GradientWindow:
         Returns:
             Tensors and numbers, as `load_state_dict` takes them.
         """
+        self._settle()
         tensors = {
             **self._rows.tensors(),
             "gram": self._capacitance.gram,
             "inverse": self._capacitance.inverse,
-            "ages": torch.tensor(self._written_by, dtype=torch.int64, device="cpu"),
+            "ages": torch.tensor(self._ring.written_by, dtype=torch.int64, device="cpu"),
         }
         return {
             **({name: tensor.clone() for name, tensor in tensors.items()} if copy else tensors),
             "shift": self._capacitance.shift,
             "replaced": self._capacitance.replaced,
-            "pushes": self._pushes,
+            "pushes": self._ring.pushes,
             "newest": self.newest,
         }
 
@@ -318,13 +336,13 @@ class GradientWindow:
         self.check_state(state)
         for name, tensor in self._rows.tensors().items():
             tensor.copy_(state[name])
-        self._written_by = state["ages"].tolist()
+        self._ring.written_by = state["ages"].tolist()
         self._capacitance.gram.copy_(state["gram"])
         self._capacitance.inverse.copy_(state["inverse"])
         self._capacitance.shift = float(state["shift"])
         self._capacitance.replaced = int(state["replaced"])
-        self._pushes = int(state["pushes"])
-        self.newest = None if state["newest"] is None else int(state["newest"])
+        self._ring.pushes = int(state["pushes"])
+        self._ring.newest = None if state["newest"] is None else int(state["newest"])
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Refuses what `load_state_dict` would not take; changes nothing.
@@ -348,7 +366,7 @@ class GradientWindow:
                 check_count(f"state[{name!r}]", state[name], least=-1)
         self._rows.check_tensors(state)
         newest = state["newest"]
-        if newest is not None and not (0 <= newest < self.rank and state["ages"][newest] != _EMPTY):
+        if newest is not None and not (0 <= newest < self.rank and state["ages"][newest] >= 0):
             raise ValueError(f"Parameter `state` should have a filled row as 'newest'. Found {newest!r}.")
 
     def _shift(self) -> float:
@@ -367,7 +385,19 @@ class GradientWindow:
         entered = g + self._rows.error if isinstance(self._rows, TopKRows) else g
         return f"an entry of {float(entered.abs().max()):.3g}, which a window of {self.dtype} cannot hold"
 
+    def _settle(self) -> None:
+        """Takes the last push back, and raises, if the device has refused it."""
+        push, self._unsettled = self._unsettled, None
+        if push is None or not math.isnan(push.norm.value()):
+            return
+        self._ring.take_back(push.written)
+        raise ValueError(
+            "Parameter `gradient` should be finite and in the range of the window's dtype. Found another at the last "
+            "push, which has been taken back; the window is as it was before."
+        )
+
     def _check_filled(self) -> None:
+        self._settle()
         if self.num_filled == 0:
             raise RuntimeError("The window is empty. Call push() first.")
 
@@ -381,7 +411,7 @@ class GradientWindow:
 
     def _as_static(self, v: Tensor, refine: int) -> Tensor:
         """F⁻¹v where d or more rows are filled: from the d x d primal matrix, smaller and more accurate."""
-        rows = self._rows.dense(torch.tensor([push != _EMPTY for push in self._written_by]))
+        rows = self._rows.dense(torch.tensor(self._ring.filled))
         # EmpiricalFisher divides by its own number of rows: scaling the rows makes that n.
         scale = (rows.shape[0] / self.num_terms) ** 0.5
         return EmpiricalFisher(rows.double() * scale, self.damping).ihvp(v.double(), refine).to(v.dtype)

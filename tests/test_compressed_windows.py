@@ -40,7 +40,7 @@ def assert_exact_for_the_stored_rows(W: mfac.GradientWindow) -> None:
         found, expected = W.precondition(), oracle.ihvp(G, G[W.newest], W.damping, num_terms=W.num_terms)
         assert found.dtype == W.vector_dtype and found.shape == (W.dim,)
         assert relative_error(found, expected) <= 2 * u + min(1e-4, (W.rank + W.dim) * U[F64] * kappa**1.5)
-    held = G if W.normalize == "rank" else G[torch.tensor(W._written_by) >= 0]
+    held = G if W.normalize == "rank" else G[torch.tensor(W._ring.written_by) >= 0]
     F, v = mfac.EmpiricalFisher(held, W.damping), normal(2, W.dim, seed=1, dtype=W.vector_dtype)
     # Both lose at most about u·κ, in sums of m and d terms; results are rounded to the vectors' dtype.
     bound = 2 * u + (W.rank + W.dim) * U[F64] * kappa
@@ -86,7 +86,7 @@ def test_rows_of_16_bits_are_torchs_rounding(dtype: torch.dtype):
     for g in G:
         W.push(g)
     assert W.rows.dtype == dtype
-    assert torch.equal(W.rows[torch.tensor(W._written_by).argsort()], G[-3:].to(dtype))
+    assert torch.equal(W.rows[torch.tensor(W._ring.written_by).argsort()], G[-3:].to(dtype))
 
 
 def test_rows_of_int8_and_of_sparse_windows_are_dense_floats():

@@ -17,7 +17,7 @@ def static(W: mfac.GradientWindow) -> mfac.EmpiricalFisher:
     """The static Fisher, in float64, of the rows that a window holds."""
     rows = W.rows.double()
     held = (
-        rows if W.normalize == "rank" else rows[torch.tensor(W._written_by) >= 0]
+        rows if W.normalize == "rank" else rows[torch.tensor(W._ring.written_by) >= 0]
     )  # an empty row adds nothing to the sum
     return mfac.EmpiricalFisher(held, W.damping)
 
@@ -95,10 +95,10 @@ def test_any_history_equals_the_static_fisher_of_the_rows_held(
     W, model = mfac.GradientWindow(rank, dim, chosen, dtype, normalize=normalize), Model(rank)
     for kind, number in history:
         if kind == "remove":
-            rows = (torch.tensor(W._written_by) >= 0).nonzero()[:, 0].tolist()
+            rows = (torch.tensor(W._ring.written_by) >= 0).nonzero()[:, 0].tolist()
             if rows:
                 row = rows[number % len(rows)]
-                older = sum(W._written_by[other] < W._written_by[row] for other in rows)
+                older = sum(W._ring.written_by[other] < W._ring.written_by[row] for other in rows)
                 assert torch.equal(W.rows[row], model.held.pop(older))
                 W.remove(row)
         else:
@@ -107,7 +107,7 @@ def test_any_history_equals_the_static_fisher_of_the_rows_held(
             model.push(g)
             assert torch.equal(W.rows[W.newest], g)
         assert W.num_filled == len(model.held)
-    held = W.rows[torch.tensor(W._written_by).argsort(stable=True)][W.rank - W.num_filled :]
+    held = W.rows[torch.tensor(W._ring.written_by).argsort(stable=True)][W.rank - W.num_filled :]
     assert torch.equal(held, torch.stack(model.held) if model.held else held)
     if W.num_filled and W.rows.any():
         assert W.num_terms == (rank if normalize == "rank" else len(model.held))
@@ -123,7 +123,7 @@ def test_ten_thousand_pushes_do_not_drift(rank: int, dim: int, normalize: str):
         W.push(g)
         if i % 1000 == 0:
             assert_equals_static(W, seed=i)
-    assert torch.equal(W.rows[torch.tensor(W._written_by).argsort()], gradients[-rank:])
+    assert torch.equal(W.rows[torch.tensor(W._ring.written_by).argsort()], gradients[-rank:])
 
 
 @pytest.mark.parametrize("kind", ["plain", "duplicate rows", "zero rows"])

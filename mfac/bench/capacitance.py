@@ -33,7 +33,7 @@ def capacitance(setting: Setting) -> list[Measurement]:
     ops.capacitance_replace_(inverse, matrix, rank // 2, products, shift)
     full = rows @ rows.T + shift * torch.eye(rank, dtype=torch.float64)
     check("capacitance_replace_", relative_error(inverse.tril(), torch.linalg.inv(full).tril()), 1e-11)
-    kept = InverseCapacitance(rank, shift)
+    kept = InverseCapacitance(rank, shift, torch.device("cpu"))
     kept.gram.copy_(full - shift * torch.eye(rank, dtype=torch.float64))
     kept.replaced = -1  # the first solve factors
     unit = torch.eye(1, rank, dtype=torch.float64)

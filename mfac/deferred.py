@@ -1,0 +1,31 @@
+"""What a step learns on a GPU, read without waiting for it: at the next step, when it has long been computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Reading:
+    """A number on its way from a device to the host.
+
+    Args:
+        value: One element, on any device. Of a CUDA tensor a copy to page-locked memory is queued on the current
+            stream; nothing waits.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self._copied: torch.cuda.Event | None = None
+        if value.is_cuda:
+            self._host = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=True)
+            self._host.copy_(value, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        else:
+            self._host = value.clone()
+
+    def value(self) -> float:
+        """The number; waits until it has arrived."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return float(self._host)

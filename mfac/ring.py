@@ -1,0 +1,70 @@
+"""Which row of a sliding window is written next, and which gradient each holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_EMPTY = -1  # in place of a push, for a row that holds no gradient
+
+
+@dataclass
+class Written:
+    """A push, and what to go back to if it is refused after all."""
+
+    row: int
+    written_by: int
+    newest: int | None
+
+
+class Ring:
+    """The rows of a window in ring order: an empty one is written first, then the oldest.
+
+    Args:
+        rank: m.
+
+    Attributes:
+        written_by: The number of the push that wrote each row, or -1. A list: after a pass over the window a small
+            torch operation starts with cold caches and takes up to 100 µs.
+        pushes: How many there have been.
+        newest: The row of the newest gradient, or None.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self.written_by = [_EMPTY] * rank
+        self.pushes = 0
+        self.newest: int | None = None
+
+    @property
+    def filled(self) -> list[bool]:
+        """Of every row, whether it holds a gradient."""
+        return [push != _EMPTY for push in self.written_by]
+
+    @property
+    def num_filled(self) -> int:
+        """How many rows hold a gradient."""
+        return len(self.written_by) - self.written_by.count(_EMPTY)
+
+    @property
+    def next_row(self) -> int:
+        """An empty row, or the oldest."""
+        return self.written_by.index(min(self.written_by))
+
+    def write(self, row: int) -> Written:
+        """Counts a push into a row."""
+        written = Written(row, self.written_by[row], self.newest)
+        self.written_by[row] = self.pushes
+        self.pushes += 1
+        self.newest = row
+        return written
+
+    def take_back(self, written: Written) -> None:
+        """Undoes the last push."""
+        self.written_by[written.row] = written.written_by
+        self.newest = written.newest
+        self.pushes -= 1
+
+    def clear(self, row: int) -> None:
+        """Makes a row empty."""
+        self.written_by[row] = _EMPTY
+        if self.newest == row:
+            self.newest = None
