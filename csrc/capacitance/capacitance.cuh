@@ -37,9 +37,6 @@ MFAC_DEVICE TriangleTile triangle_tile(int64_t block, int64_t tiles) {
   return {pair, place - longer, 2 * pair + 1 != tiles};
 }
 
-MFAC_DEVICE double& lower_entry(double* lower, int64_t m, int64_t i, int64_t j) {
-  return i < j ? lower[j * m + i] : lower[i * m + j];
-}
 MFAC_DEVICE double lower_entry(const double* lower, int64_t m, int64_t i, int64_t j) {
   return i < j ? lower[j * m + i] : lower[i * m + j];
 }
