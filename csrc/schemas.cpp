@@ -38,7 +38,7 @@ STABLE_TORCH_LIBRARY(MFAC_LIBRARY, m) {
       "-> "
       "Tensor");
   // row and column `row` of the Gram matrix become `products` [m]; `inverse` follows as the inverse of
-  // shift I + gram. Lower triangles. -> the new pivot, [1]
+  // shift I + gram. Lower triangles. -> the new pivot, [1]; NaN, and nothing changes, where a product is NaN
   m.def("capacitance_replace_(Tensor(a!) inverse, Tensor(b!) gram, int row, Tensor products, float shift) -> Tensor");
   // vectors [k, m] -> their products with the inverse of shift I + gram, refined, [k, m], and the largest of their
   // backward errors, [1]

@@ -7,7 +7,7 @@ from samplers import normal, window
 
 from mfac import ops
 
-SIZES = (1, 2, 3, 7, 8, 9, 16, 17, 31, 33, 64, 70, 257)
+SIZES = (1, 2, 3, 7, 8, 9, 16, 17, 31, 33, 63, 64, 65, 70, 128, 130, 257)
 IN_PARTS = (600, 1100)  # several parts, each a task
 F64 = torch.float64
 
@@ -74,6 +74,18 @@ def test_capacitance_replace_reports_a_pivot_below_the_shift_and_divides_by_the_
     assert torch.equal(inverse[1, 1], torch.tensor(1 / shift, dtype=F64))
 
 
+@pytest.mark.parametrize("size", [9, 130])
+def test_capacitance_replace_with_the_products_of_a_refused_gradient_changes_nothing(size: int):
+    gram, inverse, products, shift = problem(size)
+    for refused in ([0], [size // 2], [size - 1], range(size)):
+        new = products.clone()
+        new[list(refused)] = float("nan")
+        lower_gram, lower_inverse = lower_only(gram), lower_only(inverse)
+        pivot = ops.capacitance_replace_(lower_inverse, lower_gram, size // 2, new, shift)
+        assert bool(pivot.isnan())
+        assert torch.equal(lower_gram.tril(), gram.tril()) and torch.equal(lower_inverse.tril(), inverse.tril())
+
+
 @pytest.mark.parametrize("size", SIZES + IN_PARTS)
 def test_capacitance_solve_values(size: int):
     gram, inverse, _, shift = problem(size)
@@ -96,3 +108,15 @@ def test_capacitance_solve_values_of_an_inverse_that_is_none():
     found, error = ops.capacitance_solve(inverse, gram, torch.zeros(3, 9, dtype=F64), shift)
     assert float(error) == 0 and not found.any()
     assert ops.capacitance_solve(inverse, gram, torch.zeros(0, 9, dtype=F64), shift)[0].shape == (0, 9)
+
+
+@pytest.mark.parametrize("size", [3, 70])
+def test_capacitance_solve_of_many_vectors_is_that_of_each(size: int):
+    gram, inverse, _, shift = problem(size)
+    inverse[0, 0] *= 1.001  # off for what has a part along the first axis: the less of it, the fewer refinements
+    b = normal(35, size)
+    b[:, 0] *= torch.logspace(-17, 0, 35)
+    found, error = ops.capacitance_solve(inverse, gram, b, shift)
+    alone = [ops.capacitance_solve(inverse, gram, vector[None].contiguous(), shift) for vector in b]
+    assert torch.equal(found, torch.cat([solution for solution, _ in alone]))
+    assert float(error) == max(float(largest) for _, largest in alone)

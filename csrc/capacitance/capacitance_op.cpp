@@ -4,13 +4,15 @@
 // capacitance_replace_ is one pass that reads A (the product A b) and one that rewrites it: the removal
 // and the insertion are a single rank-two update,
 //   A' = A - a aᵀ/α + y yᵀ/s   with  α = A_jj, a = A_:j, y = A b - a (aᵀb)/α, s = c - bᵀy,
-// where b is the new column of K with b_j = 0 and c = K_jj + shift; then row and column j are -y/s and 1/s.
+// where b is the new column of K with b_j = 0 and c = K_jj + shift; then row and column j are -y/s and 1/s. Products
+// that hold a NaN are those of a refused gradient: both matrices stay as they are, and the pivot is NaN.
 //
 // capacitance_solve takes a product with A and refines it with K, two more products for each step.
 #include <cmath>
 #include <tuple>
 
 #include "adapter.h"
+#include "capacitance/capacitance_checks.h"
 
 namespace mfac {
 namespace {
@@ -54,6 +56,7 @@ void symmetric_rank2(double* lower, int64_t m, double alpha, const double* a, do
 double& entry(double* lower, int64_t m, int64_t i, int64_t j) { return lower[std::max(i, j) * m + std::min(i, j)]; }
 
 double replace(double* inverse, double* gram, int64_t m, int64_t row, const double* products, double shift) {
+  if (std::any_of(products, products + m, [](double x) { return std::isnan(x); })) return std::nan("");
   std::vector<double> a(m), b(products, products + m), y(m);
   for (int64_t i = 0; i < m; ++i) {
     a[i] = entry(inverse, m, i, row);
@@ -77,19 +80,6 @@ double replace(double* inverse, double* gram, int64_t m, int64_t row, const doub
   for (int64_t i = 0; i < m; ++i) entry(inverse, m, i, row) = -y[i] / clamped;
   inverse[row * m + row] = 1 / clamped;
   return pivot;
-}
-
-void check_square(const char* op, const char* name, const Tensor& t) {
-  check_dense_f64(op, name, t);
-  STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == t.size(1), op, ": Parameter `", name, "` should be square.");
-}
-
-// Both matrices of the capacitance; m.
-int64_t check_pair(const char* op, const Tensor& inverse, const Tensor& gram) {
-  check_square(op, "inverse", inverse);
-  check_square(op, "gram", gram);
-  check_size(op, "gram", gram.size(0), inverse.size(0));
-  return inverse.size(0);
 }
 
 double norm(const double* x, int64_t n) {
@@ -125,11 +115,7 @@ double solve(const double* inverse, const double* gram, int64_t m, double shift,
 
 std::tuple<Tensor, Tensor> capacitance_solve_cpu(const Tensor& inverse, const Tensor& gram, const Tensor& vectors,
                                                  double shift) {
-  constexpr const char* op = "capacitance_solve";
-  const int64_t m = check_pair(op, inverse, gram);
-  check_dense_f64(op, "vectors", vectors);
-  check_matrix(op, "vectors", vectors);
-  check_size(op, "vectors", vectors.size(1), m);
+  const int64_t m = check_capacitance_solve(inverse, gram, vectors);
   Tensor solutions = empty_f64(vectors, {vectors.size(0), m}), largest_error = empty_f64(vectors, {1});
   double& largest = *largest_error.mutable_data_ptr<double>() = 0;
   for (int64_t i = 0; i < vectors.size(0); ++i) {
@@ -141,11 +127,7 @@ std::tuple<Tensor, Tensor> capacitance_solve_cpu(const Tensor& inverse, const Te
 }
 
 Tensor capacitance_replace_cpu(Tensor inverse, Tensor gram, int64_t row, const Tensor& products, double shift) {
-  constexpr const char* op = "capacitance_replace_";
-  const int64_t m = check_pair(op, inverse, gram);
-  check_dense_f64(op, "products", products);
-  check_shape(op, "products", products, {m});
-  STD_TORCH_CHECK(row >= 0 && row < m, op, ": Parameter `row` should be in [0, ", m, "). Found ", row, ".");
+  const int64_t m = check_capacitance_replace(inverse, gram, row, products);
   Tensor pivot = empty_f64(products, {1});
   *pivot.mutable_data_ptr<double>() = replace(inverse.mutable_data_ptr<double>(), gram.mutable_data_ptr<double>(), m,
                                               row, products.const_data_ptr<double>(), shift);

@@ -59,6 +59,17 @@ MFAC_DEVICE T block_sum(T x) {
   return block_sums<threads>(values);
 }
 
+// x <- its sums over the block, in every thread. Shared memory as above and a value a sum; may be called repeatedly.
+template <int threads, int count, typename T>
+MFAC_DEVICE void block_sums_everywhere(T (&x)[count]) {
+  MFAC_SHARED(T, totals, [count]);
+  const T total = block_sums<threads>(x);
+  if (threadIdx.x < count) totals[threadIdx.x] = total;
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < count; ++i) x[i] = totals[i];
+}
+
 constexpr int kSumThreads = 256;
 
 // out[i] <- Σ_p partial[p, i], or NaN where `refused` says so.

@@ -3,17 +3,13 @@
 // In float64, or for float32 windows in float32.
 //
 // A task is a tile of columns: packed once into the thread's L2, then a panel at a time against all of L⁻¹.
-//
-// The bound. With unit roundoff u an entry of U is a sum that is off by at most γ_i Σ_k |L⁻¹_ik g_kj| <= γ_i ‖L⁻¹_i:‖
-// ‖g_j‖, γ_i = (the longest chain of roundings) u, so that with w_i = γ_i ‖L⁻¹_i:‖, known beforehand, s is off by at
-// most
-//   2 ‖g_j‖ Σ_i w_i |U_ij| + ‖g_j‖² Σ_i w_i² + m u s.
-#include <cmath>
 #include <numeric>
 #include <tuple>
 
 #include "adapter.h"
 #include "tile_prefetch.h"
+#include "whitened_norms/whitened_norms_bound.h"
+#include "whitened_norms/whitened_norms_checks.h"
 
 namespace mfac {
 namespace {
@@ -30,18 +26,11 @@ Buffer<C> pack_factor(const double* inverse_factor, int64_t m, int64_t rows) {
 }
 
 template <typename C>
-constexpr double kRoundoff = std::is_same_v<C, float> ? 0x1p-24 : 0x1p-53;
-template <typename C>
-constexpr double kSmallest = std::is_same_v<C, float> ? 0x1p-126 : 0x1p-1022;  // a product below it may vanish
-
-// w: the rounding of L⁻¹_ik to C, a chain of products, and a chain of sums of kSingleDepth of them.
-std::vector<double> error_weights(const double* inverse_factor, int64_t m, double roundoff) {
+std::vector<double> error_weights(const double* inverse_factor, int64_t m) {
   std::vector<double> weights(m);
   for (int64_t i = 0; i < m; ++i) {
-    double squares = double(m) * kSmallest<double>;
-    for (int64_t k = 0; k <= i; ++k) squares += inverse_factor[i * m + k] * inverse_factor[i * m + k];
-    const int64_t roundings = 1 + std::min(i + 1, kSingleDepth) + ceil_div(i + 1, kSingleDepth);
-    weights[i] = double(roundings) * roundoff * std::sqrt(squares);
+    const double* row = inverse_factor + i * m;
+    weights[i] = error_weight<C>(i, m, std::inner_product(row, row + i + 1, row, 0.0));
   }
   return weights;
 }
@@ -52,12 +41,9 @@ void whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const
   const WhitenKernels<T, C>& kernel = static_kernels<T, C>().whiten;
   const int64_t width = kernel.panel_columns, rows = kernel.tile_rows;
   const Buffer<C> packed = pack_factor<C>(inverse_factor, m, rows);
-  const std::vector<double> weights = error_weights(inverse_factor, m, kRoundoff<C>);
+  const std::vector<double> weights = error_weights<C>(inverse_factor, m);
   const double squared_weights = std::inner_product(weights.begin(), weights.end(), weights.begin(), 0.0);
-  const double m_roundoffs = double(m) * kRoundoff<C>, slack = 1 + 4 * m_roundoffs;  // of the bound's own sums
-  const double vanishing = double(m) * kSmallest<C>;
-  // In units of the largest, in which none that matters is too small for C.
-  const double unit = std::max(*std::max_element(weights.begin(), weights.end()), 0x1p-1000);
+  const double unit = weight_unit(*std::max_element(weights.begin(), weights.end()));
   Buffer<C> relative(ceil_div(m, rows) * rows, C(0));
   for (int64_t i = 0; i < m; ++i) relative[i] = C(weights[i] / unit);
   parallel_tasks(ceil_div(d, kTileColumns), m * m * kTileColumns, [&](int64_t begin, int64_t end) {
@@ -78,11 +64,8 @@ void whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const
                       norms.data(), weighted.data());
         }
         for (int64_t i = 0; i < std::min(width, cols - j); ++i) {
-          const double s = norms[i], square = slack * (double(squares[i]) + vanishing);
-          out[column + j + i] = s;
-          errors[column + j + i] = slack * (2 * std::sqrt(square) * unit * double(weighted[i]) +
-                                            square * squared_weights + m_roundoffs * s) +
-                                   vanishing;
+          out[column + j + i] = norms[i];
+          errors[column + j + i] = error_bound<C>(m, squares[i], norms[i], weighted[i], unit, squared_weights);
         }
       }
     }
@@ -90,12 +73,8 @@ void whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const
 }
 
 std::tuple<Tensor, Tensor> whitened_norms_cpu(const Tensor& window, const Tensor& inverse_factor, bool single) {
-  constexpr const char* op = "whitened_norms";
-  check_rows(op, "window", window);
-  check_dense_f64(op, "inverse_factor", inverse_factor);
+  check_whitened_norms(window, inverse_factor, single);
   const int64_t m = window.size(0), d = window.size(1);
-  check_shape(op, "inverse_factor", inverse_factor, {m, m});
-  STD_TORCH_CHECK(!single || is_float(window), op, ": Parameter `single` should be False for a float64 window.");
   Tensor norms = empty_f64(window, {d}), errors = empty_f64(window, {d});
   const auto run = [&](auto* window_type, auto* arithmetic) {
     using T = element_t<decltype(window_type)>;
