@@ -53,6 +53,30 @@ def test_block_values_of_every_kind_of_window(kind: str):
         assert_blocks_are_right(window(rank, 131, dtype=F32, kind=kind), block_size)
 
 
+@pytest.mark.parametrize("order", [31, 32, 33, 64, 65, 130])
+def test_block_values_on_both_sides_of_a_tile(order: int):
+    # dual, and in the same matrix a last block that is primal and of a smaller order
+    assert_blocks_are_right(window(order, 3 * order + 9, dtype=F32), order + 5)
+    assert_blocks_are_right(window(order + 3, 2 * order + 1), order)  # primal, and a last block of one column
+
+
+@pytest.mark.parametrize(("rank", "dim"), [(1026, 1030), (1030, 1026)])
+def test_block_values_of_an_order_beyond_shared_memory(rank: int, dim: int):
+    assert_blocks_are_right(window(rank, dim, dtype=F32), dim)
+
+
+def test_block_diagonal_of_more_blocks_than_have_scratch():
+    rank, block_size = 66, 67
+    G = window(rank, 200 * block_size)
+    factors, _ = ops.block_factor(G, block_size, DAMPING, float(rank))
+    found = ops.block_inverse_diagonal(G, factors, block_size, DAMPING, float(rank)).view(-1, block_size)
+    for number in (0, 191, 192, 199):
+        columns = G[:, number * block_size : (number + 1) * block_size].contiguous()
+        factor = factors[number : number + 1].contiguous()
+        alone = ops.block_inverse_diagonal(columns, factor, block_size, DAMPING, float(rank))
+        assert torch.equal(found[number], alone)
+
+
 def test_block_factor_holds_the_upper_factor_of_each_block():
     G = window(5, 11)
     factors, _ = ops.block_factor(G, 4, DAMPING, 5.0)  # 4 < m: primal
@@ -79,3 +103,18 @@ def test_block_factor_reports_the_failing_pivot_of_each_block():
     G[0, 8] = float("nan")
     _, failed = ops.block_factor(G, 3, 1e-9, 2.0)
     assert failed.tolist() == [1, -1, 0]
+
+
+@pytest.mark.parametrize("form", ["dual", "primal"])
+@pytest.mark.parametrize("first, second", [(0, 64), (3, 70), (66, 70)])
+def test_block_factor_reports_a_failing_pivot_in_the_second_tile(form: str, first: int, second: int):
+    # Two of the matrix's columns are 2³⁰ in the same place, the others unit vectors elsewhere: as above.
+    G = torch.eye(80, 90, dtype=F64)
+    if form == "primal":
+        G = G.T.contiguous()
+    along = G if form == "dual" else G.T
+    along[[first, second]] = 0
+    along[[first, second], 85] = 2.0**30
+    factors, failed = ops.block_factor(G, max(G.shape), 1e-9, 1.0)
+    assert failed.tolist() == [second]
+    assert torch.equal(factors[0, :first, :first], factors[0, :first, :first].diag().diag())

@@ -133,7 +133,6 @@ MFAC_INLINE void substitute_norms(const double* upper, int64_t size, int64_t str
 // (1 - s)/λ for s = ‖U_:j‖² of a column; where the subtraction cancels at least 1/F_jj, which bounds it from below.
 template <typename T>
 MFAC_INLINE double dual_diagonal(const Block<T>& block, int64_t j, double s) {
-  constexpr double kCancelled = 1e-6;
   double rest = 1 - s;
   if (rest < kCancelled) {
     double sum = 0;

@@ -17,7 +17,8 @@
 #endif
 
 #define MFAC_DEVICE __device__ __forceinline__
-#define MFAC_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// MFAC_KERNEL(threads of a block) or MFAC_KERNEL(threads, blocks that a multiprocessor should have room for)
+#define MFAC_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 
 namespace mfac::cuda {
 
