@@ -4,18 +4,9 @@
 #include <limits>
 
 #include "window_dot/window_dot.h"
+#include "window_push/largest_finite.h"
 
 namespace mfac {
-
-// The largest magnitude that does not round to an infinity.
-template <typename T>
-double largest_finite() {
-  if constexpr (std::is_same_v<T, f16>) return 0x1.ffdffep15;  // the last float32 below 65520, which rounds up
-  else if constexpr (std::is_same_v<T, bf16>) return 0x1.fefffep127;
-  else if constexpr (std::is_same_v<T, double>) return std::numeric_limits<double>::max();
-  else if constexpr (std::is_same_v<T, int8_t>) return 0x1.fff8p127;  // 127 scales, rounded up, are still finite
-  else return std::numeric_limits<float>::max();
-}
 
 inline Magnitude magnitude_of(const float* v, int64_t n) { return kernels().magnitude_f32(v, n); }
 inline Magnitude magnitude_of(const double* v, int64_t n) { return kernels().magnitude_f64(v, n); }
