@@ -44,7 +44,9 @@ int topk_dot(const T* values, const uint16_t* offsets, const TopKShape& shape, c
                                                                   scratch, stream);
     if (error != 0) return error;
   }
-  return sum_parts(scratch, layout.blocks, k * layout.rank, refused, out, stream);
+  const int64_t count = k * layout.rank;
+  return MFAC_LAUNCH(topk_sum_kernel<kTopKSumWarps>, dim3(unsigned(ceil_div(count, kWarp))),
+                     dim3(kTopKSumWarps * kWarp), stream, scratch, layout.blocks, count, refused, out);
 }
 
 template <typename T, typename V>
@@ -61,7 +63,7 @@ int topk_combine(const T* values, const uint16_t* offsets, const TopKShape& shap
   }
   return MFAC_LAUNCH((topk_combine_kernel<T, V>), dim3(unsigned(layout.blocks * tiles * k)),
                      dim3(kTopKCombineWarps * kWarp), stream, values, offsets, layout, tiles, scratch, coefficients,
-                     alpha, beta, out, out_stride);
+                     alpha, beta, out, out_stride, k);
 }
 
 template <typename T, typename V>
