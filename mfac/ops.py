@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mfac import _C
+from mfac import _C, cuda_ops
 
 _WANTED_ISA = os.environ.get("MFAC_CPU_ISA")
 if _WANTED_ISA and _C.build_info()["isa_chosen"] != _WANTED_ISA:
@@ -20,6 +20,8 @@ if _WANTED_ISA and _C.build_info()["isa_chosen"] != _WANTED_ISA:
         "Environment variable MFAC_CPU_ISA should name an instruction set that was built, one of "
         f"{_C.build_info()['isas_built']}, and that this CPU has. Found {_WANTED_ISA!r}."
     )
+
+torch.library.impl("mfac::gram", "CUDA", cuda_ops.gram)
 
 _ops = torch.ops.mfac
 

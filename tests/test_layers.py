@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).parents[1] / "mfac"
 
 # From left to right.
 ORDER = [
-    *("_C", "checks", "damping", "ops"),
-    *("whitening", "dual", "primal", "block_diagonal", "fisher", "capacitance", "rows", "window"),
+    *("_C", "devices", "checks", "damping", "cuda_ops", "ops"),
+    *("whitening", "dual", "primal", "block_diagonal", "fisher", "deferred", "capacitance", "rows", "ring", "window"),
     *("parameters", "batches", "gradients", "batchnorm"),
     *("saliency", "masks", "schedule", "compensation", "report", "pruner"),
     *("momentum", "optimizer"),

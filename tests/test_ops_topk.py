@@ -1,5 +1,7 @@
 """Values of windows of sparse rows: which entries `topk_push_` keeps, what it carries over, and products with them."""
 
+import os
+
 import pytest
 import torch
 from rounding import assert_sums_agree
@@ -169,6 +171,52 @@ def test_dot_and_combine_values(dtype: torch.dtype, vector_dtype: torch.dtype, l
             assert bool((around[:, :2] == 77).all()) and bool((around[:, -3:] == 77).all())
 
 
+def filled(rank: int, layout: tuple[int, int, int], dtype: torch.dtype, seed: int = 0) -> Sparse:
+    """Rows with entries at random, the last of them never written."""
+    S = Sparse(rank, layout, dtype, F32)
+    generator = torch.Generator().manual_seed(seed)
+    for b, cols in ((slice(0, -1), S.block_size), (slice(-1, None), S.dim - (S.values.shape[1] - 1) * S.block_size)):
+        values, count = S.values[:-1, b], min(S.kept, cols)
+        chosen = torch.rand(*values.shape[:2], cols, generator=generator).argsort()[..., :count].sort().values
+        S.indices[:-1, b, :count] = chosen.to(torch.uint16)
+        values[..., :count] = torch.randn(chosen.shape, generator=generator).to(dtype)
+    return S
+
+
+# (rank, (d, block size, kept), dtype). Kernels on a GPU take four times 32 rows, then more; tiles of 1024 columns, with
+# more entries of a row than a warp has lanes; and several rows a warp where there is work for thousands of blocks.
+MANY = [
+    (150, (2500, 2500, 300), BF16),
+    (262, (1100, 1100, 5), F32),
+    (5, (6000, 3000, 3000), F64),
+    (2, (65_536, 65_536, 65_536), F32),
+    (65, (912, 1, 1), F16),
+]
+
+
+@pytest.mark.parametrize(("rank", "layout", "dtype"), MANY)
+def test_dot_and_combine_values_of_many_rows(rank: int, layout: tuple[int, int, int], dtype: torch.dtype):
+    S = filled(rank, layout, dtype)
+    wide = S.dense()
+    v, c = normal(2, S.dim, seed=1, dtype=F32), normal(2, rank, seed=2)
+    found = ops.topk_dot(S.values, S.indices, v, S.block_size)
+    assert_sums_agree(found, v.double() @ wide.T, S.dim, v.double().abs() @ wide.abs().T)
+    out = ops.topk_combine_(torch.ones(2, S.dim), S.values, S.indices, c, 2.0, -1.0, S.block_size)
+    assert_sums_agree(out, 2 - c @ wide, rank + 2, 2 + c.abs() @ wide.abs())
+    again = ops.topk_combine_(torch.ones(2, S.dim), S.values, S.indices, c, 2.0, -1.0, S.block_size)
+    assert torch.equal(out, again) and torch.equal(found, ops.topk_dot(S.values, S.indices, v, S.block_size))
+
+
+def test_values_kept_by_their_last_bits():
+    # Magnitudes that agree but for the last bit, or the last but 12, and of both signs: every digit of them decides.
+    for dtype, bits in ((F32, 23), (F64, 52)):
+        for shift in (0, 12):
+            steps = torch.randperm(2000, generator=torch.Generator().manual_seed(shift))
+            g = 1 + steps.to(dtype) * 2.0 ** (shift - bits)
+            S = Sparse(1, (2000, 1500, 70), dtype, dtype)
+            assert_push_is_right(S, 0, g * (1 - 2 * (steps % 2)))
+
+
 def test_no_vector_gives_no_product():
     S = Sparse(3, (23, 7, 3), F32, F32)
     assert ops.topk_dot(S.values, S.indices, torch.empty(0, 23), 7).shape == (0, 3)
@@ -203,6 +251,54 @@ def test_an_error_that_grows_beyond_the_format_is_refused():
     before = S.clone()
     assert bool(S.push(0, torch.tensor([0.0, 50_000.0, 0.0, 0.0])).isnan().all())
     assert all(torch.equal(a, b) for a, b in zip(before, S.tensors(), strict=True))
+
+
+KERNELS = os.environ.get("MFAC_TEST_KERNELS")  # of a GPU, which leave out what they cannot check without waiting
+
+
+@pytest.mark.skipif(KERNELS is not None, reason="only the CPU's operators read indices to check them")
+def test_indices_beyond_their_block_are_refused():
+    S = filled(3, (23, 7, 3), F32)
+    S.indices[1, 3, 2] = 2  # the last block has two columns
+    message = r"Parameter `indices` should be below the columns of its block\. Found 2 in row 1\."
+    with pytest.raises(RuntimeError, match=message):
+        ops.topk_dot(S.values, S.indices, torch.ones(1, 23), 7)
+    with pytest.raises(RuntimeError, match=message):
+        ops.topk_combine_(torch.ones(1, 23), S.values, S.indices, torch.ones(1, 3, dtype=F64), 1.0, 1.0, 7)
+    with pytest.raises(RuntimeError, match=message):
+        ops.topk_push_(S.values, S.indices, S.error, 0, torch.ones(23), 7)
+
+
+@pytest.mark.skipif(KERNELS is None, reason="the CPU's operators refuse these indices")
+@pytest.mark.parametrize("layout", [(23, 7, 3), (2100, 1100, 40)])
+def test_indices_beyond_their_block_are_left_out(layout: tuple[int, int, int]):
+    S = filled(4, layout, F32)
+    wide = S.dense()
+    for row, index in ((0, S.block_size), (1, 65_535)):
+        last = S.indices[row, 0, -1].long()
+        wide[row, last] = 0
+        S.indices[row, 0, -1] = index
+    v, c = normal(2, S.dim, seed=1), normal(2, 4, seed=2)
+    assert_sums_agree(ops.topk_dot(S.values, S.indices, v, S.block_size), v @ wide.T, S.dim, v.abs() @ wide.abs().T)
+    out = ops.topk_combine_(torch.zeros(2, S.dim, dtype=F64), S.values, S.indices, c, 0.0, 1.0, S.block_size)
+    assert_sums_agree(out, c @ wide, 6, c.abs() @ wide.abs())
+    products = S.push(2, normal(S.dim, seed=3, dtype=F32))
+    wide[2] = 0  # as the row's own indices are right again, but the others' are not
+    right = Sparse(3, layout, F32, F32)
+    right.values, right.indices = S.values[2:].clone(), S.indices[2:].clone()
+    wide[2] = right.dense()[0]
+    assert_sums_agree(products, wide @ wide[2], S.dim, wide.abs() @ wide[2].abs())
+
+
+@pytest.mark.skipif(KERNELS in (None, "thread"), reason="threads may race for a sum where indices are no layout's")
+@pytest.mark.parametrize("layout", [(23, 7, 3), (2100, 1100, 40), (65_537, 65_536, 100)])
+def test_any_indices_stay_within_their_tensors(layout: tuple[int, int, int]):
+    S = filled(3, layout, F32)
+    S.indices = torch.randint(0, 65_536, S.indices.shape, generator=torch.Generator().manual_seed(0)).to(torch.uint16)
+    around = torch.full((2, S.dim + 8), 77.0)
+    ops.topk_combine_(around[:, 4:-4], S.values, S.indices, normal(2, 3, seed=1), 0.0, 1.0, S.block_size)
+    assert bool((around[:, :4] == 77).all()) and bool((around[:, -4:] == 77).all())
+    assert bool(ops.topk_dot(S.values, S.indices, around[:, 4:-4], S.block_size).isfinite().all())
 
 
 @pytest.mark.parametrize("wrong", ["row", "error", "kept", "indices", "block_size", "blocks"])

@@ -1,51 +1,30 @@
-// Windows of sparse rows: of every block of columns, each row keeps the entries largest in magnitude, as values [m,
-// blocks, kept] and uint16 offsets within the block, ascending. What a row leaves out is carried to the next in `error`
-// [d] (error feedback: Modoranu et al., EFCP, 2023).
+// topk_dot, topk_combine_ and topk_push_: windows of sparse rows (topk_layout.h). What a row leaves out is carried to
+// the next in `error` [d] (error feedback: Modoranu et al., EFCP, 2023).
 //
 // A block of columns is a task, with its part of a dense vector, or of float64 sums, in L2. Sums over blocks are added
-// in order. A last block with fewer columns than entries is filled up with zeros at offset 0.
+// in order.
 #include <bit>
 #include <functional>
 #include <limits>
 
+#include "topk/topk_checks.h"
 #include "window_push/storable.h"
 
 namespace mfac {
 namespace {
 
-struct Layout {
-  int64_t rank, blocks, kept, dim, block_size;
-  int64_t begin(int64_t b) const { return b * block_size; }
-  int64_t cols(int64_t b) const { return std::min(block_size, dim - begin(b)); }
-  int64_t entry(int64_t row, int64_t b) const { return (row * blocks + b) * kept; }
-};
-
-Layout check_entries(const char* op, const Tensor& values, const Tensor& indices, int64_t dim, int64_t block_size) {
-  STD_TORCH_CHECK(values.dim() == 3 && indices.dim() == 3, op,
-                  ": Parameters `values` and `indices` should have shape [m, blocks, kept].");
-  STD_TORCH_CHECK(is_window_type(values) && values.scalar_type() != ScalarType::Char, op,
-                  ": Parameter `values` should be float32, float64, bfloat16 or float16.");
-  STD_TORCH_CHECK(indices.scalar_type() == ScalarType::UInt16, op, ": Parameter `indices` should be uint16.");
-  STD_TORCH_CHECK(values.is_contiguous() && indices.is_contiguous(), op,
-                  ": Parameters `values` and `indices` should be contiguous.");
-  STD_TORCH_CHECK(block_size >= 1 && block_size <= 65536, op,
-                  ": Parameter `block_size` should be in [1, 65536]. Found ", block_size, ".");
-  check_shape(op, "indices", indices, {values.size(0), values.size(1), values.size(2)});
-  check_size(op, "values", values.size(1), ceil_div(dim, block_size));
-  const int64_t kept = values.size(2);
-  STD_TORCH_CHECK(kept >= 1 && kept <= block_size, op, ": Parameter `values` should hold 1 to block_size entries.");
-  const Layout layout{values.size(0), values.size(1), kept, dim, block_size};
+// Kernels trust the offsets.
+void check_offsets(const char* op, const Tensor& indices, const TopKLayout& layout) {
   const uint16_t* offsets = elements<uint16_t>(indices);
   for (int64_t r = 0; r < layout.rank; ++r)
     for (int64_t b = 0; b < layout.blocks; ++b) {
       const uint16_t* of_block = offsets + layout.entry(r, b);
       uint16_t largest = 0;
-      for (int64_t p = 0; p < kept; ++p) largest = std::max(largest, of_block[p]);
+      for (int64_t p = 0; p < layout.kept; ++p) largest = std::max(largest, of_block[p]);
       STD_TORCH_CHECK(largest < layout.cols(b), op,
                       ": Parameter `indices` should be below the columns of its block. Found ", largest, " in row ", r,
                       ".");
     }
-  return layout;
 }
 
 template <typename T, typename V>
@@ -56,7 +35,7 @@ const TopKKernels<T, V>& topk_kernels() {
 
 // out [k, m] <- vectors Gᵀ
 template <typename T, typename V>
-void products(const T* values, const uint16_t* indices, const Layout& layout, const V* vectors, int64_t stride,
+void products(const T* values, const uint16_t* indices, const TopKLayout& layout, const V* vectors, int64_t stride,
               int64_t k, double* out) {
   const int64_t m = layout.rank, blocks = layout.blocks;
   std::vector<double> partial(blocks * k * m);
@@ -110,7 +89,8 @@ void select_largest(const V* v, int64_t cols, int64_t kept, std::vector<Key>& ke
 }
 
 template <typename T, typename V>
-void push(T* values, uint16_t* indices, V* error, const Layout& layout, int64_t row, const V* gradient, double* out) {
+void push(T* values, uint16_t* indices, V* error, const TopKLayout& layout, int64_t row, const V* gradient,
+          double* out) {
   std::vector<V> carried(layout.dim), rounded(layout.dim, V(0));
   for (int64_t j = 0; j < layout.dim; ++j) carried[j] = error[j] + gradient[j];
   if (!is_storable<T>(carried.data(), layout.dim)) {
@@ -123,7 +103,7 @@ void push(T* values, uint16_t* indices, V* error, const Layout& layout, int64_t 
     for (int64_t b = begin; b < end; ++b) {
       V* v = carried.data() + layout.begin(b);
       uint16_t* chosen = indices + layout.entry(row, b);
-      const int64_t cols = layout.cols(b), count = std::min(layout.kept, cols);
+      const int64_t cols = layout.cols(b), count = layout.count(b);
       select_largest(v, cols, layout.kept, keys, bin, chosen);
       for (int64_t p = 0; p < layout.kept; ++p) kept_values[p] = p < count ? v[chosen[p]] : V(0);
       window_kernels<T, V>().round(kept_values.data(), layout.kept, values + layout.entry(row, b), kept_rounded.data());
@@ -138,9 +118,8 @@ void push(T* values, uint16_t* indices, V* error, const Layout& layout, int64_t 
 }
 
 Tensor topk_dot_cpu(const Tensor& values, const Tensor& indices, const Tensor& vectors, int64_t block_size) {
-  constexpr const char* op = "topk_dot";
-  check_rows(op, "vectors", vectors);
-  const Layout layout = check_entries(op, values, indices, vectors.size(1), block_size);
+  const TopKLayout layout = check_topk_dot(values, indices, vectors, block_size);
+  check_offsets("topk_dot", indices, layout);
   const int64_t k = vectors.size(0);
   Tensor out = empty_f64(vectors, {k, layout.rank});
   dispatch_float_window(values, [&](auto* value_type) {
@@ -157,13 +136,9 @@ Tensor topk_dot_cpu(const Tensor& values, const Tensor& indices, const Tensor& v
 // out [k, d] <- alpha out + beta coefficients G
 void topk_combine_cpu(Tensor out, const Tensor& values, const Tensor& indices, const Tensor& coefficients, double alpha,
                       double beta, int64_t block_size) {
-  constexpr const char* op = "topk_combine_";
-  check_rows(op, "out", out);
-  check_dense_f64(op, "coefficients", coefficients);
-  const Layout layout = check_entries(op, values, indices, out.size(1), block_size);
+  const TopKLayout layout = check_topk_combine(out, values, indices, coefficients, block_size);
+  check_offsets("topk_combine_", indices, layout);
   const int64_t k = out.size(0), m = layout.rank;
-  check_shape(op, "coefficients", coefficients, {k, m});
-  STD_TORCH_CHECK(k <= 1 || out.stride(0) >= layout.dim, op, ": Parameter `out` should have rows that do not overlap.");
   const double* c = elements<double>(coefficients);
   dispatch_float_window(values, [&](auto* value_type) {
     dispatch_float(out, [&](auto* out_type) {
@@ -190,17 +165,8 @@ void topk_combine_cpu(Tensor out, const Tensor& values, const Tensor& indices, c
 
 Tensor topk_push_cpu(Tensor values, Tensor indices, Tensor error, int64_t row, const Tensor& gradient,
                      int64_t block_size) {
-  constexpr const char* op = "topk_push_";
-  STD_TORCH_CHECK(is_float(gradient) || is_double(gradient), op,
-                  ": Parameter `gradient` should be float32 or float64.");
-  STD_TORCH_CHECK(gradient.dim() == 1 && gradient.is_contiguous(), op,
-                  ": Parameter `gradient` should be a contiguous vector.");
-  STD_TORCH_CHECK(error.scalar_type() == gradient.scalar_type() && error.is_contiguous(), op,
-                  ": Parameter `error` should be contiguous and of the gradient's dtype.");
-  const Layout layout = check_entries(op, values, indices, gradient.size(0), block_size);
-  check_shape(op, "error", error, {layout.dim});
-  STD_TORCH_CHECK(row >= 0 && row < layout.rank, op, ": Parameter `row` should be in [0, ", layout.rank, "). Found ",
-                  row, ".");
+  const TopKLayout layout = check_topk_push(values, indices, error, row, gradient, block_size);
+  check_offsets("topk_push_", indices, layout);
   Tensor products = empty_f64(gradient, {layout.rank});
   dispatch_float_window(values, [&](auto* value_type) {
     dispatch_float(gradient, [&](auto* vector_type) {

@@ -115,6 +115,7 @@ inline unsigned __float_as_uint(float x) { return simt::bits_as<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return simt::bits_as<float>(x); }
 inline long long __double_as_longlong(double x) { return simt::bits_as<long long>(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 
 // Four products of signed bytes, added to c.

@@ -9,15 +9,18 @@ from typing import Any
 import torch
 
 from emulation.build import build
-from mfac import ops
+from mfac import cuda_ops, ops
 
 ON_THE_CPU_ONLY = {"prefer_huge_pages_"}
+MADE_OF_ATEN = {"gram": cuda_ops.gram}
 
 
 class CudaTwins:
     """torch.ops.mfac with the CUDA twin of every operator that has one."""
 
     def __getattr__(self, name: str) -> Any:
+        if name in MADE_OF_ATEN:
+            return MADE_OF_ATEN[name]
         return getattr(torch.ops.mfac if name in ON_THE_CPU_ONLY else torch.ops.mfac_emulated, name)
 
 

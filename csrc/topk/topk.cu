@@ -1,0 +1,105 @@
+// Launchers of topk_dot, topk_combine_ and topk_push_.
+#include "topk/topk.cuh"
+#include "topk/topk_select.cuh"
+
+namespace mfac::cuda {
+namespace {
+
+constexpr int kBoundaryThreads = 256;
+
+// Rows that gather from one block of columns: several a warp, so that what lies in L1 is used again, where there are
+// blocks enough to fill a GPU.
+int64_t dot_rows(const TopKLayout& layout, int64_t vector_groups) {
+  constexpr int64_t kBlocks = 4096, kMostRows = 8;
+  const int64_t eights = ceil_div(layout.rank, kTopKDotWarps) * layout.blocks * vector_groups;
+  return kTopKDotWarps * std::clamp<int64_t>(eights / kBlocks, 1, kMostRows);
+}
+
+template <typename T, typename V, int vectors>
+int launch_dot(const T* values, const uint16_t* offsets, const TopKLayout& layout, const V* v, int64_t vector_stride,
+               int64_t k, double* partial, void* stream) {
+  const int64_t vector_groups = ceil_div(k, vectors), rows = dot_rows(layout, vector_groups);
+  return MFAC_LAUNCH((topk_dot_kernel<T, V, vectors>),
+                     dim3(unsigned(ceil_div(layout.rank, rows) * vector_groups * layout.blocks)),
+                     dim3(kTopKDotWarps * kWarp), stream, values, offsets, layout, v, vector_stride, k, rows, partial);
+}
+
+template <typename V, int width>
+int launch_carry(const V* error, const V* gradient, const TopKShape& shape, double largest, V* carried, double* partial,
+                 void* stream) {
+  return MFAC_LAUNCH((topk_carry_kernel<V, width>), dim3(unsigned(shape.carry_chunks())), dim3(kCarryThreads), stream,
+                     error, gradient, shape.layout.dim, shape.carry_chunk(), largest, carried, partial);
+}
+
+}  // namespace
+
+template <typename T, typename V>
+int topk_dot(const T* values, const uint16_t* offsets, const TopKShape& shape, const V* vectors, int64_t vector_stride,
+             int64_t k, const int* refused, double* out, double* scratch, void* stream) {
+  const TopKLayout& layout = shape.layout;
+  if (layout.rank == 0 || k == 0) return 0;
+  if (layout.blocks > 0) {
+    const int error = k == 1 ? launch_dot<T, V, 1>(values, offsets, layout, vectors, vector_stride, k, scratch, stream)
+                             : launch_dot<T, V, kMostTopKVectors>(values, offsets, layout, vectors, vector_stride, k,
+                                                                  scratch, stream);
+    if (error != 0) return error;
+  }
+  const int64_t count = k * layout.rank;
+  return MFAC_LAUNCH(topk_sum_kernel<kTopKSumWarps>, dim3(unsigned(ceil_div(count, kWarp))),
+                     dim3(kTopKSumWarps * kWarp), stream, scratch, layout.blocks, count, refused, out);
+}
+
+template <typename T, typename V>
+int topk_combine(const T* values, const uint16_t* offsets, const TopKShape& shape, const double* coefficients,
+                 int64_t k, double alpha, double beta, V* out, int64_t out_stride, uint16_t* scratch, void* stream) {
+  const TopKLayout& layout = shape.layout;
+  const int tiles = int(shape.tiles());
+  if (layout.blocks == 0 || k == 0) return 0;
+  if (tiles > 1 && layout.rank > 0) {
+    const int64_t row_groups = ceil_div(layout.rank, kBoundaryThreads / kWarp);
+    const int error = MFAC_LAUNCH(topk_boundaries_kernel<kBoundaryThreads>, dim3(unsigned(row_groups * layout.blocks)),
+                                  dim3(kBoundaryThreads), stream, offsets, layout, tiles, scratch);
+    if (error != 0) return error;
+  }
+  return MFAC_LAUNCH((topk_combine_kernel<T, V>), dim3(unsigned(layout.blocks * tiles * k)),
+                     dim3(kTopKCombineWarps * kWarp), stream, values, offsets, layout, tiles, scratch, coefficients,
+                     alpha, beta, out, out_stride, k);
+}
+
+template <typename T, typename V>
+int topk_push(T* values, uint16_t* offsets, const TopKShape& shape, V* error, int64_t row, const V* gradient,
+              double largest, double* products, V* carried, double* scratch, int* refused, void* stream) {
+  const TopKLayout& layout = shape.layout;
+  const bool packed = is_aligned(error, 0) && is_aligned(gradient, 0) && is_aligned(carried, 0);
+  int failure = packed ? launch_carry<V, kPacket<V>>(error, gradient, shape, largest, carried, scratch, stream)
+                       : launch_carry<V, 1>(error, gradient, shape, largest, carried, scratch, stream);
+  if (failure != 0) return failure;
+  failure = MFAC_LAUNCH(topk_refuse_kernel<kCarryThreads>, dim3(1), dim3(kCarryThreads), stream, scratch,
+                        shape.carry_chunks(), refused);
+  if (failure != 0) return failure;
+  if (layout.blocks > 0) {
+    failure = MFAC_LAUNCH((topk_select_kernel<T, V>), dim3(unsigned(layout.blocks)), dim3(kSelectThreads), stream,
+                          values, offsets, layout, row, refused, carried, error);
+    if (failure != 0) return failure;
+  }
+  return topk_dot<T, V>(values, offsets, shape, carried, layout.dim, 1, refused, products, scratch, stream);
+}
+
+#define MFAC_INSTANCE(T, V)                                                                                            \
+  template int topk_dot<T, V>(const T*, const uint16_t*, const TopKShape&, const V*, int64_t, int64_t, const int*,     \
+                              double*, double*, void*);                                                                \
+  template int topk_combine<T, V>(const T*, const uint16_t*, const TopKShape&, const double*, int64_t, double, double, \
+                                  V*, int64_t, uint16_t*, void*);                                                      \
+  template int topk_push<T, V>(T*, uint16_t*, const TopKShape&, V*, int64_t, const V*, double, double*, V*, double*,   \
+                               int*, void*);
+MFAC_INSTANCE(float, float)
+MFAC_INSTANCE(float, double)
+MFAC_INSTANCE(double, float)
+MFAC_INSTANCE(double, double)
+MFAC_INSTANCE(bf16, float)
+MFAC_INSTANCE(bf16, double)
+MFAC_INSTANCE(f16, float)
+MFAC_INSTANCE(f16, double)
+#undef MFAC_INSTANCE
+
+}  // namespace mfac::cuda

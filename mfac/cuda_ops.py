@@ -1,0 +1,29 @@
+"""Operators whose CUDA twin is made of ATen's: large dense products, which cuBLAS does best."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_TILE_ENTRIES = 1 << 22  # of a float64 tile of columns: 32 MiB
+
+
+def gram(window: Tensor, single: bool = False) -> Tensor:
+    """G Gᵀ in float64 by matrix products over tiles of columns.
+
+    Args:
+        window: G, [m, d] float32 or float64.
+        single: Whether float32 arithmetic would do; float64 is used all the same, at twice the flops of the triangle,
+            because cuBLAS does not say in which order it sums.
+
+    Returns:
+        [m, m] float64. 2m²d flops, extra memory of a tile.
+    """
+    rank, dim = window.shape
+    width = max(1, min(dim, _TILE_ENTRIES // max(1, rank)))
+    result = window.new_zeros((rank, rank), dtype=torch.float64)
+    for start in range(0, dim, width):
+        tile = window[:, start : start + width].double()
+        result.addmm_(tile, tile.T)
+    return result.tril().add_(result.tril(-1).T)  # the last bits of the two triangles may differ
+
