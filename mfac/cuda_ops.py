@@ -26,4 +26,3 @@ def gram(window: Tensor, single: bool = False) -> Tensor:
         tile = window[:, start : start + width].double()
         result.addmm_(tile, tile.T)
     return result.tril().add_(result.tril(-1).T)  # the last bits of the two triangles may differ
-
