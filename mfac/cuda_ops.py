@@ -22,7 +22,9 @@ def gram(window: Tensor, single: bool = False) -> Tensor:
     rank, dim = window.shape
     width = max(1, min(dim, _TILE_ENTRIES // max(1, rank)))
     result = window.new_zeros((rank, rank), dtype=torch.float64)
+    buffer = window.new_empty((rank, width), dtype=torch.float64)  # the same alignment, and last bits, for any window
     for start in range(0, dim, width):
-        tile = window[:, start : start + width].double()
+        tile = buffer[:, : min(width, dim - start)]
+        tile.copy_(window[:, start : start + width])
         result.addmm_(tile, tile.T)
     return result.tril().add_(result.tril(-1).T)  # the last bits of the two triangles may differ

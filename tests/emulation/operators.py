@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,18 +27,21 @@ class CudaTwins:
         return getattr(torch.ops.mfac if name in ON_THE_CPU_ONLY else torch.ops.mfac_emulated, name)
 
 
-def load(sanitizer: str = "plain") -> CudaTwins:
-    """The operators, built for a sanitizer and loaded."""
-    torch.ops.load_library(str(build(sanitizer)))
-    return CudaTwins()
-
-
 @contextmanager
 def use_cuda_twins(sanitizer: str = "plain") -> Generator[None, None, None]:
-    """Inside, `mfac` computes with the CUDA twins."""
+    """Inside, `mfac` computes with the CUDA twins, built for a sanitizer.
+
+    What kernels were launched, with which integer arguments, goes to the file that MFAC_SIMT_LAUNCHES names.
+    """
+    library = str(build(sanitizer))
+    torch.ops.load_library(library)
     before = ops._ops
-    ops._ops = load(sanitizer)  # type: ignore[assignment]
+    ops._ops = CudaTwins()  # type: ignore[assignment]
     try:
         yield
     finally:
         ops._ops = before
+        if report := os.environ.get("MFAC_SIMT_LAUNCHES"):
+            launches = ctypes.CDLL(library).mfac_simt_launches
+            launches.restype = ctypes.c_char_p
+            Path(report).write_bytes(launches())
