@@ -1,6 +1,6 @@
 """Executes every CUDA kernel on the CPU in every mode: `python tests/emulation/check.py [mode ...]`.
 
-A mode is an order of threads and a sanitizer. In each the tests of values run with the CUDA twins, and every instance of
+A mode is an order of threads and a sanitizer. In each, tests of values run with the CUDA twins, and every instance of
 every kernel has to be launched; what was launched is kept for `table.py`.
 """
 
@@ -17,31 +17,31 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from emulation.build import ROOT, build, environment
 
-ROOMS = ("ops", "ops_window_push", "ops_block", "ops_capacitance", "ops_topk")
-# Without what takes long and reaches no other kernel: the largest sizes, and every number of a format.
-SMALL = "values" + "".join(
-    f" and not {name}"
-    for name in (
-        *("2049", "1000", "1100", "8193", "40001", "1023", "1025", "1e10", "257", "long", "many"),
-        *("every_tie", "every_finite", "edges", "beyond_shared", "layout9"),
-    )
-)
+OPERATORS = [
+    "test_ops.py",
+    "test_ops_window_push.py",
+    "test_ops_block.py",
+    "test_ops_capacitance.py",
+    "test_ops_topk.py",
+]
+TWINS = ["test_cuda_twins.py"]  # which reaches every instance of every kernel
 
 
 class Mode(NamedTuple):
-    """How kernels are executed, and by which tests."""
+    """How kernels are executed, by which tests, and at how many shapes each instance of a kernel."""
 
     sanitizer: str
     order: str
-    tests: str
+    tests: list[str]
+    shapes: int
 
 
 MODES = {
-    "forward": Mode("plain", "forward", "values"),
-    "reverse": Mode("plain", "reverse", SMALL),
-    "random": Mode("plain", "random:1", SMALL),
-    "address": Mode("address", "forward", SMALL),
-    "thread": Mode("thread", "random:2", SMALL),
+    "forward": Mode("plain", "forward", [*TWINS, *OPERATORS], 3),
+    "reverse": Mode("plain", "reverse", TWINS, 3),
+    "random": Mode("plain", "random:1", TWINS, 3),
+    "address": Mode("address", "forward", TWINS, 2),
+    "thread": Mode("thread", "random:2", TWINS, 1),
 }
 
 
@@ -58,14 +58,17 @@ def launches(mode: str) -> dict[str, list[str]]:
 
 def run(mode: str) -> None:
     """Runs the tests of values in a mode; exits if one fails or a kernel is not launched."""
-    sanitizer, order, tests = MODES[mode]
+    sanitizer, order, tests, shapes = MODES[mode]
     build(sanitizer)
-    files = [str(ROOT / "tests" / f"test_{room}.py") for room in ROOMS]
+    files = [str(ROOT / "tests" / name) for name in tests]
     report_of(mode).unlink(missing_ok=True)
-    settings = {"MFAC_SIMT_ORDER": order, "MFAC_SIMT_LAUNCHES": str(report_of(mode)), "OMP_NUM_THREADS": "1"}
+    settings = {
+        **{"MFAC_SIMT_ORDER": order, "MFAC_SIMT_LAUNCHES": str(report_of(mode))},
+        **{"MFAC_TWIN_SHAPES": str(shapes), "OMP_NUM_THREADS": "1"},
+    }
     started = time.monotonic()
     outcome = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-s", *files, "-k", tests],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-s", *files],
         capture_output=True,
         text=True,
         cwd=ROOT,

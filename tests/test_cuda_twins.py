@@ -1,0 +1,206 @@
+"""Every operator's CUDA twin, executed on the CPU, against its CPU kernel, at random shapes: equal to rounding.
+
+Each instance of each kernel is reached by a test of its own; MFAC_TWIN_SHAPES sets how many shapes each draws.
+"""
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from emulation.build import build
+from rounding import U, relative_error
+from samplers import normal, window
+from torch import Tensor
+
+F32, F64, BF16, F16, INT8 = torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8
+SHAPES = int(os.environ.get("MFAC_TWIN_SHAPES", "3"))
+RANKS = (1, 2, 7, 8, 9, 31, 32, 33, 64, 65)
+DIMS = (1, 31, 32, 33, 127, 1000, 1024, 1025, 2049)
+TILE = 1024  # columns of an int8 row that share a scale
+
+every_format = pytest.mark.parametrize("dtype", [F32, F64, BF16, F16, INT8], ids=str)
+every_vector = pytest.mark.parametrize("vector_dtype", [F32, F64], ids=str)
+every_layout = pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "unaligned"])
+every_count = pytest.mark.parametrize("count", [1, 3])
+
+cpu = torch.ops.mfac
+
+
+@pytest.fixture(scope="module")
+def cuda() -> object:
+    """The twins under the CPU's signatures."""
+    torch.ops.load_library(str(build(os.environ.get("MFAC_TEST_KERNELS", "plain"))))
+    return torch.ops.mfac_emulated
+
+
+def shapes(*instance: object) -> Iterator[tuple[int, int]]:
+    """(m, d), sizes around warps and tiles or any others; the same for the same instance."""
+    draw = random.Random(str(instance))
+    for _ in range(SHAPES):
+        rank = draw.choice([*RANKS, draw.randint(1, 80)])
+        yield rank, draw.choice([*DIMS, *(draw.randint(1, 3000) for _ in DIMS)])
+
+
+def laid_out(G: Tensor, aligned: bool) -> Tensor:
+    """The same rows, where each begins at a packet of sixteen bytes or where none needs to."""
+    rank, dim = G.shape
+    memory = G.new_zeros(rank, -(-dim // 16) * 16 if aligned else dim + 5)
+    rows = memory[:, :dim] if aligned else memory[:, 1 : dim + 1]
+    rows.copy_(G)
+    return rows
+
+
+def sample(rank: int, dim: int, dtype: torch.dtype, aligned: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    """A window, its scales, and its rows in float64."""
+    if dtype != INT8:
+        G = window(rank, dim, norm=3.0, dtype=F32 if dtype != F64 else F64, seed=rank).to(dtype)
+        return laid_out(G, aligned), None, G.double()
+    generator = torch.Generator().manual_seed(rank * 100_003 + dim)
+    G = torch.randint(-128, 128, (rank, dim), generator=generator, dtype=torch.int16).to(INT8)
+    scales = torch.rand(rank, -(-dim // TILE), generator=generator)
+    return laid_out(G, aligned), scales, G.double() * scales.double().repeat_interleave(TILE, 1)[:, :dim]
+
+
+def assert_equal_to_rounding(one: Tensor, other: Tensor, terms: int, absolute_sums: Tensor) -> None:
+    """Two sums of as many products: each is off by at most (terms + 2)u of their magnitudes and its own rounding."""
+    bound = 2 * (terms + 4) * U[F64] * absolute_sums + 2 * U[one.dtype] * other.abs().double()
+    assert one.dtype == other.dtype
+    assert bool(((one.double() - other.double()).abs() <= bound + torch.finfo(one.dtype).tiny).all())
+
+
+@every_format
+@every_vector
+@every_layout
+@every_count
+def test_dot_and_combine(cuda, dtype: torch.dtype, vector_dtype: torch.dtype, aligned: bool, count: int):
+    for rank, dim in shapes("dot", dtype, vector_dtype, aligned, count):
+        G, scales, wide = sample(rank, dim, dtype, aligned)
+        v, c = normal(count, dim, seed=1, dtype=vector_dtype), normal(count, rank, seed=2)
+        absolute = v.double().abs() @ wide.abs().T
+        assert_equal_to_rounding(cuda.window_dot(G, v, scales), cpu.window_dot(G, v, scales), dim, absolute)
+        for alpha in (0.0, -0.5):
+            out, other = normal(count, dim, seed=3, dtype=vector_dtype), normal(count, dim, seed=3, dtype=vector_dtype)
+            # On the CPU coefficients of int8 rows are digits of the largest.
+            size = c.abs().amax(1, keepdim=True).expand_as(c) if dtype == INT8 else c.abs()
+            absolute = abs(alpha) * out.double().abs() + 3 * (size @ wide.abs())
+            cuda.window_combine_(out, G, c, alpha, 3.0, scales)
+            cpu.window_combine_(other, G, c, alpha, 3.0, scales)
+            assert_equal_to_rounding(out, other, rank + 2, absolute)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@every_layout
+def test_squared_norms(cuda, dtype: torch.dtype, aligned: bool):
+    for rank, dim in shapes("norms", dtype, aligned):
+        G, _, wide = sample(rank, dim, dtype, aligned)
+        assert_equal_to_rounding(cuda.squared_norms(G), cpu.squared_norms(G), dim, wide.square().sum(1))
+
+
+@every_format
+@every_vector
+@every_layout
+def test_push(cuda, dtype: torch.dtype, vector_dtype: torch.dtype, aligned: bool):
+    if dtype == INT8 and vector_dtype == F64:
+        pytest.skip("int8 rows take float32 gradients")
+    for rank, dim in shapes("push", dtype, vector_dtype, aligned):
+        G, scales, _ = sample(rank, dim, dtype, aligned)
+        other, other_scales = laid_out(G, aligned), None if scales is None else scales.clone()
+        g, row = normal(dim, seed=5, dtype=vector_dtype), rank // 2
+        found = cuda.window_push_(G, row, g, scales)
+        expected = cpu.window_push_(other, row, g, other_scales)
+        # Without FMA a quotient half way between two integers may round to the other one.
+        assert torch.equal(G, other) if dtype != INT8 else int((other != G).sum()) <= 1 + dim // 1000
+        if torch.equal(G, other):
+            wide = G.double()
+            if scales is not None:
+                assert torch.equal(scales, other_scales)
+                wide = wide * scales.double().repeat_interleave(TILE, 1)[:, :dim]
+            assert_equal_to_rounding(found, expected, dim, wide.abs() @ wide[row].abs())
+
+        g[-1], before = float("nan"), G.clone()
+        assert cuda.window_push_(G, row, g, scales).isnan().all() and torch.equal(G, before)
+
+
+@pytest.mark.parametrize(("dtype", "single"), [(F32, True), (F32, False), (F64, False)])
+def test_whitened_norms(cuda, dtype: torch.dtype, single: bool):
+    for rank, dim in shapes("whitened", dtype, single):
+        G = window(rank, dim, norm=3.0, dtype=dtype)
+        inverse = normal(rank, rank, seed=3).tril() + 2 * torch.eye(rank, dtype=F64)
+        (found, errors), (expected, other) = (op.whitened_norms(G, inverse, single) for op in (cuda, cpu))
+        assert bool(((found - expected).abs() <= errors + other).all())
+
+
+def test_capacitance(cuda):
+    for rank, _ in [*shapes("capacitance"), (65, 1), (130, 1)]:
+        rows = window(rank + 1, 4 * rank + 3, norm=2.0)  # of condition at most 20 with a shift of ½
+        gram, products = rows[:rank] @ rows[:rank].T, rows[:rank] @ rows[rank]
+        inverse = torch.linalg.inv(gram + 0.5 * torch.eye(rank, dtype=F64)).contiguous()
+        bound = 20 * 8 * (rank + 4) * U[F64]
+        b = normal(3, rank, seed=4)
+        for vectors in (b[:1], b):
+            found, expected = (op.capacitance_solve(inverse, gram, vectors, 0.5)[0] for op in (cuda, cpu))
+            assert relative_error(found, expected) <= bound
+        row = rank // 2
+        products[row] = 4.0
+        results = []
+        for op in (cuda, cpu):
+            A, K = inverse.clone(), gram.clone()
+            pivot = op.capacitance_replace_(A, K, row, products, 0.5)
+            results.append((A.tril(), K.tril(), pivot))
+        for found, expected in zip(*results, strict=True):
+            assert relative_error(found, expected) <= bound
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("block_size", [7, 33, 70])
+def test_blocks(cuda, dtype: torch.dtype, block_size: int):
+    for rank, dim in shapes("blocks", dtype, block_size):
+        G, v = window(rank, dim % 400 + 1, dtype=dtype), normal(2, dim % 400 + 1, seed=5)
+        arguments = (block_size, 0.1, float(rank))
+        bound = 4 * 1000**0.5 * U[F64] * 11  # rows have norm 1: κ <= 11 (test_ops_block.py)
+        results = []
+        for op in (cuda, cpu):
+            factors, failed = op.block_factor(G, *arguments)
+            assert bool((failed == -1).all())
+            products = [op.block_ihvp(G, factors, v, *arguments), op.block_matvec(G, v, *arguments)]
+            results.append((factors, *products, op.block_inverse_diagonal(G, factors, *arguments)))
+        for found, expected in zip(*results, strict=True):
+            assert relative_error(found, expected) <= bound
+
+
+@pytest.mark.parametrize(
+    ("dtype", "vector_dtype"),
+    [(F32, F32), (F64, F64), (BF16, F32), (F16, F32), (F32, F64), (BF16, F64), (F16, F64), (F64, F32)],
+)
+@pytest.mark.parametrize("block_size", [97, 1500])
+def test_topk(cuda, dtype: torch.dtype, vector_dtype: torch.dtype, block_size: int):
+    for rank, dim in shapes("topk", dtype, vector_dtype, block_size):
+        kept, blocks = max(1, block_size // 20), -(-dim // block_size)
+        states = []
+        for op in (cuda, cpu):
+            values, indices = torch.zeros(rank, blocks, kept, dtype=dtype), torch.zeros(rank, blocks, kept)
+            states.append((op, values, indices.to(torch.uint16), torch.zeros(dim, dtype=vector_dtype)))
+        for number in range(3):
+            g = normal(dim + 1, seed=number, dtype=vector_dtype)
+            g = g[1:] if number == 2 else g[:-1]  # a gradient that begins at no packet
+            found, expected = (op.topk_push_(*state, number % rank, g, block_size) for op, *state in states)
+            for one, other in zip(states[0][1:], states[1][1:], strict=True):
+                assert torch.equal(one, other)  # the very same entries
+        _, values, indices, _ = states[1]
+        dense = torch.zeros(rank, blocks * block_size, dtype=F64)
+        columns = indices.long() + block_size * torch.arange(blocks)[:, None]
+        dense.scatter_add_(1, columns.flatten(1), values.double().flatten(1))
+        dense = dense[:, :dim]
+        assert_equal_to_rounding(found, expected, dim, dense.abs() @ dense[2 % rank].abs())
+        for count in (1, 3):
+            v, c = normal(count, dim, seed=7, dtype=vector_dtype), normal(count, rank, seed=8)
+            found, expected = (op.topk_dot(values, indices, v, block_size) for op, *_ in states)
+            assert_equal_to_rounding(found, expected, dim, v.double().abs() @ dense.abs().T)
+            for alpha in (0.0, -0.5):
+                outs = [normal(count, dim, seed=9, dtype=vector_dtype) for _ in states]
+                for (op, *_), out in zip(states, outs, strict=True):
+                    op.topk_combine_(out, values, indices, c, alpha, 3.0, block_size)
+                absolute = abs(alpha) * normal(count, dim, seed=9).abs() + 3 * (c.abs() @ dense.abs())
+                assert_equal_to_rounding(*outs, rank + 2, absolute)
