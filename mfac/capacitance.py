@@ -40,7 +40,7 @@ class InverseCapacitance:
         self.shift = shift
         self.replaced = 0
         self.refactorisations = 0
-        # On a GPU, what the last step has to say of A is read at the next.
+        self._defers = device.type != "cpu"  # what a step has to say of A is read at the next
         self._pivot: Reading | None = None
         self._error: Reading | None = None
 
@@ -80,7 +80,7 @@ class InverseCapacitance:
         self.replaced += 1
         if self.replaced >= self.rank:
             self.replaced = -1
-        elif self.device.type == "cpu":
+        elif not self._defers:
             self._look_back()
 
     def solve(self, b: Tensor, shift: float) -> Tensor:
@@ -96,7 +96,7 @@ class InverseCapacitance:
         Raises:
             torch.linalg.LinAlgError: If C is not numerically positive definite.
         """
-        if self.device.type != "cpu":
+        if self._defers:
             return self._solve_unread(b, shift)
         anew = self.replaced < 0 or shift != self.shift
         if anew:

@@ -33,7 +33,7 @@ def row_stride(dim: int, dtype: torch.dtype, device: torch.device) -> int:
 def zero_rows(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Rows of zeros, [m, d], laid out for their device."""
     rank, dim = shape
-    return _zeros((rank, row_stride(dim, dtype, device)), dtype, device)[:, :dim]
+    return _zeros((rank, row_stride(dim, dtype, device)), dtype, device).narrow(1, 0, dim)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

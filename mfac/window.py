@@ -120,7 +120,8 @@ class GradientWindow:
         self.normalize = check_choice("normalize", normalize, ("rank", "filled"))
         self._rows = make_rows(self.rank, self.dim, dtype, self.density, self.device)
         self._ring = Ring(self.rank)
-        self._unsettled: _Push | None = None  # the last one, while the device may yet refuse it
+        self._defers = self.device.type != "cpu"  # what the device decides is read at the next step
+        self._unsettled: _Push | None = None  # the last push, while the device may yet refuse it
         # A relative damping has no value yet; the first solve factors with the one it has then.
         shift = self.rank * self._damping if isinstance(self._damping, float) else 1.0
         self._capacitance = InverseCapacitance(self.rank, shift, self.device)
@@ -153,6 +154,8 @@ class GradientWindow:
     @property
     def damping(self) -> float:
         """λ as it stands now."""
+        if isinstance(self._damping, float):
+            return self._damping
         return resolve_damping(self._damping, self._capacitance.trace, self.num_terms, self.dim)
 
     @property
@@ -176,16 +179,16 @@ class GradientWindow:
                 f"Parameter `gradient` should have shape [d={self.dim}]. Found shape {list(gradient.shape)}."
             )
         self._settle()
-        g = vectors[0]  # [d]
+        g = vectors.view(-1)  # [d]
         row = self._ring.next_row
         products = self._rows.push_(row, g)
-        if self.device.type == "cpu" and math.isnan(float(products[row])):
+        if not self._defers and math.isnan(float(products.select(0, row))):
             raise ValueError(
                 f"Parameter `gradient` should be finite. Found {self._why_refused(g)}; the window is unchanged."
             )
         written = self._ring.write(row)
-        if self.device.type != "cpu":
-            self._unsettled = _Push(written, products[row], Reading(products[row]))
+        if self._defers:
+            self._unsettled = _Push(written, products.select(0, row), Reading(products.select(0, row)))
         self._replace(row, products)
 
     def remove(self, row: int) -> None:
@@ -283,9 +286,10 @@ class GradientWindow:
         if self.num_filled >= self.dim:
             return out.copy_(self._as_static(self._rows.dense(torch.tensor([self.newest]))[0], refine=0))
         unit = torch.zeros((1, self.rank), dtype=torch.float64, device=self.device)
-        unit[0, self.newest] = 1 if self._unsettled is None else self._unsettled.accepted()
+        entry = unit.narrow(1, self.newest, 1)
+        entry.add_(1 if self._unsettled is None else self._unsettled.accepted())
         c = self._capacitance.solve(unit, self._shift())  # [1, m]
-        self._rows.combine_(out[None], c, 0.0, float(self.num_terms))
+        self._rows.combine_(out.unsqueeze(0), c, 0.0, float(self.num_terms))
         return out
 
     def carried_columns(self) -> Tensor | None:
