@@ -1,15 +1,20 @@
-# make demo | test | bench | lint | docs | wheel: each sets up what it needs in .venv first. make clean removes it all.
+# make demo | test | kernels | bench | lint | docs | wheel: each sets up what it needs in .venv first. make clean removes it all.
 # TORCH chooses the torch that is installed there.
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench lint docs wheel clean
+.PHONY: demo test kernels bench lint docs wheel clean
 demo: .venv/installed
 	$(BIN)/python -m demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# Every CUDA kernel, executed on the CPU in several orders of threads and under sanitizers; then what nvcc made of them.
+kernels: .venv/installed
+	$(BIN)/python tests/emulation/check.py
+	$(BIN)/python tests/emulation/table.py
 
 bench: .venv/installed
 	$(BIN)/python -m mfac.bench

@@ -5,8 +5,8 @@
 
 #include "isa/kernels.h"
 
-#define MFAC_STRINGIFY(x) #x
-#define MFAC_VALUE(x) MFAC_STRINGIFY(x)
+#define MFAC_STRINGIFY(...) #__VA_ARGS__  // a list of architectures has commas
+#define MFAC_VALUE(...) MFAC_STRINGIFY(__VA_ARGS__)
 
 namespace py = pybind11;
 
