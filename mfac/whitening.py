@@ -92,8 +92,10 @@ def single_factor(window: Tensor, squared_norms: Tensor, shift: float) -> Single
 
 
 def single_may_do(window: Tensor) -> bool:
-    """Whether the shape and dtype are such that `single_factor` can be of use."""
+    """Whether the shape, dtype and device are such that `single_factor` can be of use."""
     rank, dim = window.shape
+    if window.device.type != "cpu":  # cuBLAS does not say in which order it sums, so no bound holds (cuda_ops.py)
+        return False
     # For few rows a float32 Gram matrix takes longer than a float64 one, as its panels are wider.
     return window.dtype == torch.float32 and rank >= 32 and dim >= 16 * rank and rank * dim >= 1 << 20
 

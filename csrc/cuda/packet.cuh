@@ -37,6 +37,17 @@ MFAC_DEVICE void load(const T* __restrict__ p, T (&x)[width]) {
   }
 }
 
+// The same for a vector beside a window, whose own packets may be cut otherwise: by packets where it is `packed` and
+// enough entries are wanted.
+template <int width, typename V>
+MFAC_DEVICE void load_any(const V* __restrict__ p, bool packed, V (&x)[width]) {
+  if constexpr (width * sizeof(V) % kPacketBytes == 0) {
+    if (packed) return load<width>(p, x);
+  }
+#pragma unroll
+  for (int e = 0; e < width; ++e) x[e] = p[e];
+}
+
 template <int width, typename T>
 MFAC_DEVICE void store(T* __restrict__ p, const T (&x)[width]) {
   if constexpr (width == 1) {

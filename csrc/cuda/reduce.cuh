@@ -70,27 +70,40 @@ MFAC_DEVICE void block_sums_everywhere(T (&x)[count]) {
   for (int i = 0; i < count; ++i) x[i] = totals[i];
 }
 
-constexpr int kSumThreads = 256;
+__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// out[i] <- Σ_p partial[p, i], or NaN where `refused` says so.
-// A block owns `threads` entries of out; a thread one of them; no shared memory.
-template <int threads>
-MFAC_KERNEL(threads)
+constexpr int kSumWarps = 16;
+
+// out[i] <- Σ_p partial[p, i], or NaN where `refused` says so: often there are few sums, of more parts than one thread
+// should wait for.
+// A block owns 32 sums; a warp a share of the parts, in order, a thread one sum of these; shared memory: a sum for each
+// warp and lane.
+template <int warps>
+MFAC_KERNEL(warps* kWarp)
 sum_parts_kernel(const double* __restrict__ partial, int64_t parts, int64_t count, const int* refused,
                  double* __restrict__ out) {
-  const int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x;
-  if (i >= count) return;
+  MFAC_SHARED(double, of_warp, [warps][kWarp]);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t i = int64_t(blockIdx.x) * kWarp + lane, share = ceil_div(parts, warps);
+  const int64_t begin = warp * share, end = begin + share < parts ? begin + share : parts;
   double sum = 0;
-  for (int64_t p = 0; p < parts; ++p) sum += partial[p * count + i];
-  out[i] = refused != nullptr && *refused ? nan("") : sum;
+  if (i < count) {
+#pragma unroll 8
+    for (int64_t p = begin; p < end; ++p) sum += partial[p * count + i];
+  }
+  of_warp[warp][lane] = sum;
+  __syncthreads();
+  if (warp > 0 || i >= count) return;
+  double total = 0;
+#pragma unroll
+  for (int w = 0; w < warps; ++w) total += of_warp[w][lane];
+  out[i] = refused != nullptr && *refused ? nan("") : total;
 }
-
-__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline int sum_parts(const double* partial, int64_t parts, int64_t count, const int* refused, double* out,
                      void* stream) {
   if (count == 0) return 0;
-  return MFAC_LAUNCH((sum_parts_kernel<kSumThreads>), dim3(unsigned(ceil_div(count, kSumThreads))), dim3(kSumThreads),
+  return MFAC_LAUNCH((sum_parts_kernel<kSumWarps>), dim3(unsigned(ceil_div(count, kWarp))), dim3(kSumWarps * kWarp),
                      stream, partial, parts, count, refused, out);
 }
 

@@ -44,9 +44,7 @@ int topk_dot(const T* values, const uint16_t* offsets, const TopKShape& shape, c
                                                                   scratch, stream);
     if (error != 0) return error;
   }
-  const int64_t count = k * layout.rank;
-  return MFAC_LAUNCH(topk_sum_kernel<kTopKSumWarps>, dim3(unsigned(ceil_div(count, kWarp))),
-                     dim3(kTopKSumWarps * kWarp), stream, scratch, layout.blocks, count, refused, out);
+  return sum_parts(scratch, layout.blocks, k * layout.rank, refused, out, stream);
 }
 
 template <typename T, typename V>

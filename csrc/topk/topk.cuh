@@ -65,33 +65,6 @@ topk_dot_kernel(const T* __restrict__ values, const uint16_t* __restrict__ offse
   }
 }
 
-constexpr int kTopKSumWarps = 32;
-
-// out[i] <- Σ_p partial[p, i], or NaN where `refused` says so: there are few sums, of a part for every block of
-// columns, too many for one thread to wait for. A block owns 32 sums; a warp a 32nd of the parts, in order, a thread
-// one sum of these; shared memory: a sum for each warp and lane.
-template <int warps>
-MFAC_KERNEL(warps* kWarp)
-topk_sum_kernel(const double* __restrict__ partial, int64_t parts, int64_t count, const int* refused,
-                double* __restrict__ out) {
-  MFAC_SHARED(double, of_warp, [warps][kWarp]);
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t i = int64_t(blockIdx.x) * kWarp + lane, share = ceil_div(parts, warps);
-  const int64_t begin = warp * share, end = begin + share < parts ? begin + share : parts;
-  double sum = 0;
-  if (i < count) {
-#pragma unroll 8
-    for (int64_t p = begin; p < end; ++p) sum += partial[p * count + i];
-  }
-  of_warp[warp][lane] = sum;
-  __syncthreads();
-  if (warp > 0 || i >= count) return;
-  double total = 0;
-#pragma unroll
-  for (int w = 0; w < warps; ++w) total += of_warp[w][lane];
-  out[i] = refused != nullptr && *refused ? nan("") : total;
-}
-
 // boundaries[b, t - 1, r] <- the first entry of row r and block b that lies in tile t of its columns or after it
 // A block owns a block of columns and eight rows; a warp one of these, a thread every 32nd entry; no shared memory. It
 // reads all offsets, once and in order: a search for every boundary would wait for as many sectors one by one.

@@ -174,7 +174,7 @@ MFAC_DEVICE auto select_largest(const V* v, int cols, int count) {
 // A block owns a block of columns; a warp a 32nd of them, a thread every 32nd of these, and for the histograms every
 // 1024th; shared memory: a histogram of 8 KiB and two sums for each warp.
 template <typename T, typename V>
-MFAC_KERNEL(kSelectThreads)
+MFAC_KERNEL(kSelectThreads, 1)
 topk_select_kernel(T* __restrict__ values, uint16_t* __restrict__ offsets, TopKLayout layout, int64_t row,
                    const int* __restrict__ refused, V* carried, V* error) {
   constexpr int kWarps = kSelectThreads / kWarp;

@@ -70,7 +70,7 @@ relative_weights_kernel(const double* __restrict__ weights, int64_t m, C* __rest
 // A block owns 128 (float32) or 64 columns, all of U's rows in turn; a thread a tile of 4 rows and 8 or 4 columns;
 // shared memory: 16 columns of 64 rows of L⁻¹, the rows of the window that meet them, and the sums of warps.
 template <typename T, typename C>
-MFAC_KERNEL(kWhitenThreads)
+MFAC_KERNEL(kWhitenThreads, 1)
 whitened_norms_kernel(const T* __restrict__ window, int64_t stride, int64_t m, int64_t d,
                       const double* __restrict__ inverse_factor, const C* __restrict__ relative,
                       const double* __restrict__ scale, double* __restrict__ norms, double* __restrict__ errors) {

@@ -40,7 +40,7 @@ MFAC_DEVICE void add_rows(const T* __restrict__ window, const float* __restrict_
 // A block owns 32 packets of columns and `vectors` of the outputs; a thread one packet of every eighth row, and then
 // columns of out; shared memory: the sums of every warp for one output.
 template <typename T, typename V, int width, int vectors>
-MFAC_KERNEL(kCombineThreads)
+MFAC_KERNEL(kCombineThreads, 1)
 window_combine_kernel(const T* __restrict__ window, const float* __restrict__ scales, int64_t stride, int64_t m,
                       int64_t d, const double* __restrict__ coefficients, int64_t k, double alpha, double beta,
                       V* __restrict__ out, int64_t out_stride) {

@@ -21,13 +21,7 @@ MFAC_DEVICE void add_dots(const T* __restrict__ window, const float* __restrict_
   for (int i = 0; i < vectors; ++i) {
     if (i >= vector_count) break;
     V y[width];
-    const V* from = v + i * vector_stride + column;
-    if (width * sizeof(V) % kPacketBytes == 0 && packed) {
-      if constexpr (width * sizeof(V) % kPacketBytes == 0) load<width>(from, y);
-    } else {
-#pragma unroll
-      for (int e = 0; e < width; ++e) y[e] = from[e];
-    }
+    load_any<width>(v + i * vector_stride + column, packed, y);
 #pragma unroll
     for (int r = 0; r < rows; ++r) {
       if (r >= count) break;
@@ -54,7 +48,7 @@ window_dot_kernel(const T* __restrict__ window, const float* __restrict__ scales
   const int vector_count = int(k - vector < vectors ? k - vector : vectors);
   const int64_t begin = part * chunk, end = begin + chunk < d ? begin + chunk : d;
   const int64_t packed_end = begin + (end - begin) / width * width;
-  const bool packed = is_aligned(v, vector_stride);
+  const bool packed = is_aligned(v, k == 1 ? 0 : vector_stride);
   window += row * stride;
   v += vector * vector_stride;
   if (scales != nullptr) scales += row * tiles;

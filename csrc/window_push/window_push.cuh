@@ -14,13 +14,15 @@ constexpr int kPushRows = 8;
 // it is not), and multiplied with that of every row; for row `own` with itself, as memory still holds the old row.
 template <int width, typename T, typename V>
 MFAC_DEVICE void push_packet(T* __restrict__ window, int64_t stride, int count, int own, const V* __restrict__ gradient,
-                             int64_t column, double (&sum)[kPushRows]) {
+                             bool packed, int64_t column, double (&sum)[kPushRows]) {
   T x[kPushRows][width], rounded[width];
+  V v[width];
 #pragma unroll
   for (int r = 0; r < kPushRows; ++r)
     if (r < count && r != own) load<width>(window + r * stride + column, x[r]);
+  load_any<width>(gradient + column, packed, v);
 #pragma unroll
-  for (int e = 0; e < width; ++e) round_to(gradient[column + e], rounded[e]);
+  for (int e = 0; e < width; ++e) round_to(v[e], rounded[e]);
   if (own >= 0) store<width>(window + own * stride + column, rounded);
 #pragma unroll
   for (int r = 0; r < kPushRows; ++r) {
@@ -48,13 +50,14 @@ window_push_kernel(T* __restrict__ window, int64_t stride, int64_t m, int64_t d,
   const int own = row >= first && row < first + count ? int(row - first) : -1;
   const int64_t begin = part * chunk, end = begin + chunk < d ? begin + chunk : d;
   const int64_t packed_end = begin + (end - begin) / width * width;
+  const bool packed = is_aligned(gradient, 0);
   window += first * stride;
 
   double sum[kPushRows] = {};
   for (int64_t j = begin + int64_t(threadIdx.x) * width; j < packed_end; j += kPushThreads * width)
-    push_packet<width>(window, stride, count, own, gradient, j, sum);
+    push_packet<width>(window, stride, count, own, gradient, packed, j, sum);
   if (packed_end + threadIdx.x < end)
-    push_packet<1>(window, stride, count, own, gradient, packed_end + threadIdx.x, sum);
+    push_packet<1>(window, stride, count, own, gradient, packed, packed_end + threadIdx.x, sum);
 
   const double total = block_sums<kPushThreads>(sum);
   if (threadIdx.x < count) partial[part * m + first + threadIdx.x] = total;
