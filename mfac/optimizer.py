@@ -150,14 +150,25 @@ class MFAC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.window.push(self._flat_gradient())
-        self.window.precondition(out=self._vector)  # the gradient is not needed any more
-        if any(group["momentum"] for group in self.param_groups):
-            self._take_into_momentum()
-        else:
+        if not any(group["momentum"] for group in self.param_groups):
             self._momentum = None  # what it was is not taken up again later
-        for group, pairs in self._with_pieces():
+            move = self.window.precondition(out=self._vector)  # the gradient is not needed any more
+        else:
+            if self._momentum is None:
+                self._momentum = Momentum(self.window.dim, self.window.vector_dtype, self.window.device)
+            if self._has_one_momentum():
+                move = self.window.precondition(out=self._momentum.average, momentum=self.param_groups[0]["momentum"])
+            else:
+                move = self.window.precondition(out=self._vector)
+                self._take_into(self._momentum)
+        for group, pairs in self._with_pieces(move):
             self._move_([pair for pair in pairs if pair[0].grad is not None], group)
         return loss
+
+    def _has_one_momentum(self) -> bool:
+        """Whether every weight moves along the same average, which the pass over the window then updates itself."""
+        same = len({group["momentum"] for group in self.param_groups}) == 1
+        return same and self.window.density == 1 and all(p.grad is not None for p in self._parameters())
 
     @staticmethod
     def _check_options(group: dict[str, Any]) -> None:
@@ -176,16 +187,20 @@ class MFAC(Optimizer):
         """[d], of the gradient and then of the update: memory that a step would otherwise ask the system for anew."""
         return torch.empty(self.window.dim, dtype=self.window.vector_dtype, device=self.window.device)
 
-    @cached_property
-    def _pieces(self) -> list[Tensor]:
-        """Those of `_vector` in the parameters' shapes, by reference."""
+    def _cut(self, vector: Tensor) -> list[Tensor]:
+        """A vector [d] in the parameters' shapes, by reference."""
         parameters = self._parameters()
-        pieces = self._vector.split([parameter.numel() for parameter in parameters])
+        pieces = vector.split([parameter.numel() for parameter in parameters])
         return [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)]
 
-    def _with_pieces(self) -> Iterator[tuple[dict[str, Any], list[tuple[Tensor, Tensor]]]]:
-        """Every group, and its parameters with their pieces of `_vector`."""
-        pieces = iter(self._pieces)
+    @cached_property
+    def _pieces(self) -> list[Tensor]:
+        """Those of `_vector`."""
+        return self._cut(self._vector)
+
+    def _with_pieces(self, vector: Tensor) -> Iterator[tuple[dict[str, Any], list[tuple[Tensor, Tensor]]]]:
+        """Every group, and its parameters with their pieces of a vector."""
+        pieces = iter(self._pieces if vector is self._vector else self._cut(vector))
         for group in self.param_groups:
             yield group, [(parameter, next(pieces)) for parameter in group["params"]]
 
@@ -198,7 +213,7 @@ class MFAC(Optimizer):
             raise RuntimeError("No parameter has a gradient. Call backward() before step().")
         if any(gradient.is_sparse for gradient in gradients):
             raise TypeError("Parameter `params` should have dense gradients. Found a sparse one.")
-        for group, pairs in self._with_pieces():
+        for group, pairs in self._with_pieces(self._vector):
             for parameter, piece in pairs:
                 if parameter.grad is None:
                     piece.zero_()
@@ -211,10 +226,8 @@ class MFAC(Optimizer):
                 torch._foreach_add_(pieces, parameters, alpha=group["weight_decay"])
         return self._vector
 
-    def _take_into_momentum(self) -> None:
+    def _take_into(self, momentum: Momentum) -> None:
         """In place of u = F⁻¹g in `_vector`, what the weights move along."""
-        if self._momentum is None:
-            self._momentum = Momentum(self.window.dim, self.window.vector_dtype, self.window.device)
         carried = self.window.carried_columns()
         factors, begin = [], 0
         for group in self.param_groups:
@@ -222,12 +235,12 @@ class MFAC(Optimizer):
             for parameter in group["params"]:
                 columns = slice(begin, begin + parameter.numel())
                 if parameter.grad is None:  # an average with itself is left as it is
-                    self._vector[columns] = self._momentum.average[columns]
+                    self._vector[columns] = momentum.average[columns]
                     if carried is not None:
                         carried = carried[(carried < columns.start) | (carried >= columns.stop)]
                 begin = columns.stop
             factors.append((slice(first, begin), group["momentum"]))
-        self._momentum.step_(self._vector, factors, carried)
+        momentum.step_(self._vector, factors, carried)
 
     def _move_(self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
         """One group's parameters, all in one call of each kind: a small network has more calls than work."""

@@ -255,7 +255,7 @@ class GradientWindow:
         self._check_filled()
         return self._multiply(vectors).to(v.dtype).reshape(v.shape)
 
-    def precondition(self, *, out: Tensor | None = None) -> Tensor:
+    def precondition(self, *, out: Tensor | None = None, momentum: float = 0.0) -> Tensor:
         """F⁻¹g for the newest gradient g, in the push-through form, which does not subtract.
 
         The error is about ε·(‖G‖²/(nλ))^1.5 where rows are nearly dependent, with ε = 1e-16, and far less where not.
@@ -263,6 +263,7 @@ class GradientWindow:
         Args:
             out: [d], contiguous, without gradient and of the result's dtype, to be overwritten with the result in
                 place of a new tensor.
+            momentum: β; `out` becomes β·out + (1 - β)·F⁻¹g, the paper's momentum, in the same pass. 0 reads no `out`.
 
         Returns:
             [d] float64 for a float64 window, float32 for any other, in units of the parameters. One pass over the
@@ -271,25 +272,32 @@ class GradientWindow:
         Raises:
             RuntimeError: If there is no newest gradient: nothing was pushed, or it was removed.
             TypeError: If `out` is of another dtype.
-            ValueError: If `out` is of another shape, not contiguous, requires a gradient, or is part of the window.
+            ValueError: If `out` is of another shape, not contiguous, requires a gradient, or is part of the window; if
+                there is `momentum` but no `out`, or it is not in [0, 1).
             torch.linalg.LinAlgError: If λ is too small for float64.
         """
         if self.newest is None:
             raise RuntimeError("The window has no newest gradient to precondition. Call push() first.")
+        check_number("momentum", momentum, least=0, below=1)
         if out is None:
+            if momentum:
+                raise ValueError(f"Parameter `out` should hold what `momentum` keeps of it. Found None and {momentum}.")
             out = torch.empty(self.dim, dtype=self.vector_dtype, device=self.device)
         else:
             check_out("out", out, self.dim, self.vector_dtype, self.device, apart_from=self._rows.tensors().values())
             torch.autograd.graph.increment_version(out)  # the compiled pass does not
         if self._unsettled is None and not float(self._capacitance.gram[self.newest, self.newest]) > 0:
-            return out.zero_()  # F⁻¹0 = 0, whatever λ is
+            return out.mul_(momentum) if momentum else out.zero_()  # F⁻¹0 = 0, whatever λ is
         if self.num_filled >= self.dim:
-            return out.copy_(self._as_static(self._rows.dense(torch.tensor([self.newest]))[0], refine=0))
+            update = self._as_static(self._rows.dense(torch.tensor([self.newest]))[0], refine=0)
+            if self._unsettled is not None:
+                update *= self._unsettled.accepted()
+            return out.lerp_(update, 1 - momentum) if momentum else out.copy_(update)
         unit = torch.zeros((1, self.rank), dtype=torch.float64, device=self.device)
         entry = unit.narrow(1, self.newest, 1)
         entry.add_(1 if self._unsettled is None else self._unsettled.accepted())
         c = self._capacitance.solve(unit, self._shift())  # [1, m]
-        self._rows.combine_(out.unsqueeze(0), c, 0.0, float(self.num_terms))
+        self._rows.combine_(out.unsqueeze(0), c, momentum, (1 - momentum) * self.num_terms)
         return out
 
     def carried_columns(self) -> Tensor | None:

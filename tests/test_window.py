@@ -239,3 +239,18 @@ def test_precondition_refuses_what_it_cannot_write_to(out: object, error: type[E
         W.precondition(out=out)
     with pytest.raises(ValueError, match=r"`out` should have memory of its own"):
         W.precondition(out=W.rows[0])
+
+
+@pytest.mark.parametrize(("rank", "dim"), [(5, 40), (9, 6)])  # the second of full rank: by the primal form
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_momentum_is_kept_in_the_same_pass(dtype: torch.dtype, rank: int, dim: int):
+    W = mfac.GradientWindow(rank, dim, damping=1e-2, dtype=dtype)
+    for g in window(rank, dim, dtype=dtype):
+        W.push(g)
+    before, update = normal(dim, seed=3, dtype=dtype), W.precondition()
+    found = W.precondition(out=before.clone(), momentum=0.9)
+    torch.testing.assert_close(found, 0.9 * before + 0.1 * update)
+    W.push(torch.zeros(dim, dtype=dtype))
+    torch.testing.assert_close(W.precondition(out=before.clone(), momentum=0.9), 0.9 * before)
+    with pytest.raises(ValueError, match="Parameter `out` should hold what `momentum` keeps of it. Found None and 0.9"):
+        W.precondition(momentum=0.9)
