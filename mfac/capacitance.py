@@ -43,6 +43,7 @@ class InverseCapacitance:
         self._defers = device.type != "cpu"  # what a step has to say of A is read at the next
         self._pivot: Reading | None = None
         self._error: Reading | None = None
+        self._last_pivot: Tensor | None = None
 
     @cached_property
     def gram(self) -> Tensor:
@@ -68,7 +69,7 @@ class InverseCapacitance:
                 NaN, as of a row that was refused, K is left as it is.
             shift: nλ from now on. Where it differs from before, A is left to be computed anew by the next solve.
         """
-        self._look_back()
+        self.look_back()
         if self.replaced < 0 or shift != self.shift:
             before = torch.cat([self.gram[row, :row], self.gram[row:, row]])
             column = torch.where(products.isnan(), before, products)
@@ -76,12 +77,13 @@ class InverseCapacitance:
             self.gram[row:, row] = column[row:]
             self.replaced = -1
             return
-        self._pivot = Reading(ops.capacitance_replace_(self.inverse, self.gram, row, products, shift))
+        self._last_pivot = ops.capacitance_replace_(self.inverse, self.gram, row, products, shift)
+        self._pivot = Reading(self._last_pivot)
         self.replaced += 1
         if self.replaced >= self.rank:
             self.replaced = -1
         elif not self._defers:
-            self._look_back()
+            self.look_back()
 
     def solve(self, b: Tensor, shift: float) -> Tensor:
         """(shift·I + K)⁻¹ b, backward stable.
@@ -96,8 +98,7 @@ class InverseCapacitance:
         Raises:
             torch.linalg.LinAlgError: If C is not numerically positive definite.
         """
-        if self._defers:
-            return self._solve_unread(b, shift)
+        self.look_back()
         anew = self.replaced < 0 or shift != self.shift
         if anew:
             self._refactor(shift)
@@ -107,22 +108,43 @@ class InverseCapacitance:
             solutions, _ = ops.capacitance_solve(self.inverse, self.gram, b, shift)
         return solutions
 
-    def _solve_unread(self, b: Tensor, shift: float) -> Tensor:
-        """The same without waiting for the backward error, which `_look_back` reads."""
+    def solve_unread(self, b: Tensor, shift: float) -> Tensor:
+        """The same without waiting for what the device finds: zeros where A has drifted, which the next step mends.
+
+        Args:
+            b: [k, m] float64.
+            shift: nλ.
+
+        Returns:
+            [k, m] float64. O(km²), and O(m³) where A is known to be out of date.
+        """
         if self.replaced < 0 or shift != self.shift:
             self._refactor(shift)
+            return ops.capacitance_solve(self.inverse, self.gram, b, shift)[0]
         solutions, error = ops.capacitance_solve(self.inverse, self.gram, b, shift)
         self._error = Reading(error)
-        return solutions
+        good = error <= _GUARD
+        if self._last_pivot is not None:
+            good = good.logical_and(self._last_pivot >= 0.5 * shift)
+        return solutions.where(good, 0.0)
 
-    def _look_back(self) -> None:
+    def take_back(self, replaced: int) -> None:
+        """Forgets a replacement that the device has refused; `replaced` is the count from before it."""
+        self.replaced = replaced
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops what has not been read of the last step."""
+        self._pivot = self._error = self._last_pivot = None
+
+    def look_back(self) -> None:
         """Has A computed anew where the last step says that it has drifted."""
         # In exact arithmetic the pivot is at least the shift. One far below it says that A has drifted.
         if self._pivot is not None and not self._pivot.value() >= 0.5 * self.shift:
             self.replaced = -1
         if self._error is not None and not self._error.value() <= _GUARD:
             self.replaced = -1
-        self._pivot = self._error = None
+        self.forget()
 
     def _refactor(self, shift: float) -> None:
         """A from K by Cholesky, over the rows up to the last that is not empty."""

@@ -19,10 +19,13 @@ class Reading:
         if value.is_cuda:
             self._host = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=True)
             self._host.copy_(value, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+            self._copied = torch.cuda.current_stream(value.device).record_event()
         else:
             self._host = value.clone()
+
+    def __getstate__(self) -> dict[str, object]:
+        """What copies and pickles hold: the number, arrived."""
+        return {"_host": torch.tensor(self.value(), dtype=self._host.dtype), "_copied": None}
 
     def value(self) -> float:
         """The number; waits until it has arrived."""

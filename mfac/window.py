@@ -33,6 +33,7 @@ class _Push:
     """A push that the device may have refused, and what to go back to if it has."""
 
     written: Written
+    replaced: int  # the capacitance's count
     squared_norm: Tensor  # of the gradient as stored; NaN where it was refused
     norm: Reading
 
@@ -68,7 +69,8 @@ class GradientWindow:
         density: Share of the entries that a row keeps, in (0, 1]. Below 1, of every block of at most 16384 columns the
             largest in magnitude; what is left out is added to the next gradient (error feedback).
         device: Where the window is: "cpu", or a CUDA GPU. There a step waits for nothing the GPU computes: a gradient
-            that is refused counts as zero, and the error comes from the next call that looks at the window.
+            that is refused counts as zero, and the error comes from the next call that looks at the window; where C⁻¹
+            is found to have drifted, the step is zero too, and C⁻¹ is computed anew in the next.
         normalize: n: "rank" divides by m from the first gradient on, as the paper does, so that while the window fills
             steps are larger, about m over the number of gradients held; "filled" divides by that number, which has the
             capacitance factored anew, O(m³), at every push until the window is full.
@@ -188,7 +190,10 @@ class GradientWindow:
             )
         written = self._ring.write(row)
         if self._defers:
-            self._unsettled = _Push(written, products.select(0, row), Reading(products.select(0, row)))
+            self._capacitance.look_back()
+            self._unsettled = _Push(
+                written, self._capacitance.replaced, products.select(0, row), Reading(products.select(0, row))
+            )
         self._replace(row, products)
 
     def remove(self, row: int) -> None:
@@ -286,6 +291,8 @@ class GradientWindow:
         else:
             check_out("out", out, self.dim, self.vector_dtype, self.device, apart_from=self._rows.tensors().values())
             torch.autograd.graph.increment_version(out)  # the compiled pass does not
+        if not isinstance(self._damping, float):
+            self._settle()  # a relative λ is read from the device in any case
         if self._unsettled is None and not float(self._capacitance.gram[self.newest, self.newest]) > 0:
             return out.mul_(momentum) if momentum else out.zero_()  # F⁻¹0 = 0, whatever λ is
         if self.num_filled >= self.dim:
@@ -296,7 +303,8 @@ class GradientWindow:
         unit = torch.zeros((1, self.rank), dtype=torch.float64, device=self.device)
         entry = unit.narrow(1, self.newest, 1)
         entry.add_(1 if self._unsettled is None else self._unsettled.accepted())
-        c = self._capacitance.solve(unit, self._shift())  # [1, m]
+        solve = self._capacitance.solve_unread if self._defers else self._capacitance.solve
+        c = solve(unit, self._shift())  # [1, m]
         self._rows.combine_(out.unsqueeze(0), c, momentum, (1 - momentum) * self.num_terms)
         return out
 
@@ -306,6 +314,7 @@ class GradientWindow:
         Returns:
             Their columns, [k] int64, ascending; None where rows are dense, or there is no newest row. O(k).
         """
+        self._settle()
         if not isinstance(self._rows, TopKRows) or self.newest is None:
             return None
         return self._rows.columns_of(self.newest)
@@ -320,6 +329,12 @@ class GradientWindow:
             Tensors and numbers, as `load_state_dict` takes them.
         """
         self._settle()
+        self._capacitance.look_back()
+        state = self._state()
+        return {name: value.clone() if copy and isinstance(value, Tensor) else value for name, value in state.items()}
+
+    def _state(self) -> dict[str, Any]:
+        """The state by reference."""
         tensors = {
             **self._rows.tensors(),
             "gram": self._capacitance.gram,
@@ -327,7 +342,7 @@ class GradientWindow:
             "ages": torch.tensor(self._ring.written_by, dtype=torch.int64, device="cpu"),
         }
         return {
-            **({name: tensor.clone() for name, tensor in tensors.items()} if copy else tensors),
+            **tensors,
             "shift": self._capacitance.shift,
             "replaced": self._capacitance.replaced,
             "pushes": self._ring.pushes,
@@ -346,6 +361,8 @@ class GradientWindow:
             ValueError: If a tensor is of another shape or dtype. After any of these the window is as it was.
         """
         self.check_state(state)
+        self._unsettled = None
+        self._capacitance.forget()
         for name, tensor in self._rows.tensors().items():
             tensor.copy_(state[name])
         self._ring.written_by = state["ages"].tolist()
@@ -367,7 +384,7 @@ class GradientWindow:
             TypeError: If an entry is of another type.
             ValueError: If a tensor is of another shape or dtype, or the newest row is none of the rows.
         """
-        for name, mine in self.state_dict(copy=False).items():
+        for name, mine in self._state().items():
             if name not in state:
                 raise KeyError(f"Parameter `state` should have an entry {name!r}. Found {sorted(state)}.")
             if isinstance(mine, Tensor):
@@ -403,6 +420,7 @@ class GradientWindow:
         if push is None or not math.isnan(push.norm.value()):
             return
         self._ring.take_back(push.written)
+        self._capacitance.take_back(push.replaced)
         raise ValueError(
             "Parameter `gradient` should be finite and in the range of the window's dtype. Found another at the last "
             "push, which has been taken back; the window is as it was before."

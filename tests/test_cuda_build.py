@@ -32,7 +32,7 @@ def fake_gpu(monkeypatch):
     monkeypatch.setattr(window, "usable_device", lambda name, device: torch.device("cuda", 0))
     monkeypatch.setattr(window, "Reading", NeverRead)
     monkeypatch.setattr(capacitance, "Reading", NeverRead)
-    monkeypatch.setattr(capacitance.InverseCapacitance, "_look_back", lambda self: None)
+    monkeypatch.setattr(capacitance.InverseCapacitance, "look_back", lambda self: None)
     monkeypatch.setattr(window, "check_out", lambda *arguments, **options: None)  # fake tensors have no addresses
     NeverRead.made = 0
     with FakeTensorMode():
@@ -115,6 +115,84 @@ def test_a_refused_gradient_counts_as_zero_and_is_reported_by_the_next_push(defe
     torch.testing.assert_close(W.precondition(), update)
     W.push(normal(9, seed=8, dtype=F32))  # and it goes on
     assert W.num_filled == min(filled + 1, 4) and W.precondition().any()
+
+
+def test_a_refused_gradient_counts_as_zero_where_there_are_more_rows_than_columns(deferred):
+    W = deferred(4, 3)
+    for i in range(4):
+        W.push(normal(3, seed=i, dtype=F32))
+    W.push(torch.full((3,), float("nan")))
+    kept = normal(3, seed=9, dtype=F32)
+    assert not W.precondition().any()
+    torch.testing.assert_close(W.precondition(out=kept.clone(), momentum=0.9), 0.9 * kept)
+
+
+def test_a_state_can_be_taken_up_after_a_refusal(deferred):
+    W = deferred(3, 9)
+    W.push(normal(9, seed=1, dtype=F32))
+    state, update = W.state_dict(), W.precondition()
+    for _ in range(2):
+        W.push(torch.full((9,), float("inf")))
+        W.load_state_dict(state)
+    assert W.num_filled == 1 and torch.equal(W.precondition(), update)
+    W.push(normal(9, seed=2, dtype=F32))
+
+
+def test_refusals_in_a_row_leave_everything_as_it_was(deferred):
+    W, other = deferred(3, 20), mfac.GradientWindow(3, 20, damping=1e-2)
+    for i in range(12):
+        g = normal(20, seed=i, dtype=F32)
+        W.push(g)
+        other.push(g)
+        for _ in range(2):
+            W.push(torch.full((20,), float("nan")))
+            with pytest.raises(ValueError, match="has been taken back"):
+                W.matvec(g)
+        torch.testing.assert_close(W.precondition(), other.precondition())
+        assert torch.equal(W._capacitance.gram.tril(), other._capacitance.gram.tril())
+
+
+def test_zero_gradients_and_a_relative_damping_give_zero_on_a_gpu_too(deferred):
+    W = mfac.GradientWindow(3, 9, damping=mfac.relative(1e-2))
+    W._defers = W._capacitance._defers = True
+    W.push(torch.zeros(9))
+    assert not W.precondition().any()
+
+
+def test_a_step_with_an_inverse_that_has_drifted_is_zero_and_the_next_is_right(deferred):
+    W, other = deferred(6, 40), mfac.GradientWindow(6, 40, damping=1e-2)
+    for i in range(4):
+        for one in (W, other):
+            one.push(normal(40, seed=i, dtype=F32))
+    W._capacitance.inverse.mul_(1.5)
+    W.push(normal(40, seed=5, dtype=F32))
+    assert not W.precondition().any()
+    W.push(normal(40, seed=6, dtype=F32))
+    for i in (5, 6):
+        other.push(normal(40, seed=i, dtype=F32))
+    torch.testing.assert_close(W.precondition(), other.precondition())
+    W._capacitance.inverse.mul_(1.5)
+    v = normal(40, seed=7, dtype=F32)
+    torch.testing.assert_close(W.ihvp(v), other.ihvp(v))  # which waits in any case
+
+
+def test_the_optimizer_trains_on_after_a_refused_gradient(deferred):
+    weights = torch.nn.Parameter(normal(20, seed=1, dtype=F32))
+    opt = mfac.MFAC([weights], lr=0.1, rank=4, damping=1e-2)
+    opt.window._defers = opt.window._capacitance._defers = True
+    for i in range(6):
+        weights.grad = normal(20, seed=i, dtype=F32)
+        opt.step()
+    before = weights.detach().clone()
+    weights.grad = torch.full((20,), float("nan"))
+    opt.step()
+    assert torch.equal(weights, before)
+    weights.grad = normal(20, seed=7, dtype=F32)
+    with pytest.raises(ValueError, match="has been taken back"):
+        opt.step()
+    assert torch.equal(weights, before)
+    opt.step()
+    assert not torch.equal(weights, before) and weights.isfinite().all()
 
 
 def test_a_window_that_defers_computes_what_one_does_that_reads_at_once(deferred):

@@ -107,7 +107,7 @@ def test_push(cuda, dtype: torch.dtype, vector_dtype: torch.dtype, aligned: bool
     for rank, dim in shapes("push", dtype, vector_dtype, aligned):
         G, scales, _ = sample(rank, dim, dtype, aligned)
         other, other_scales = laid_out(G, aligned), None if scales is None else scales.clone()
-        g, row = normal(dim, seed=5, dtype=vector_dtype), rank // 2
+        g, row = normal(dim + 1, seed=5, dtype=vector_dtype)[0 if aligned else 1 :][:dim], rank // 2
         found = cuda.window_push_(G, row, g, scales)
         expected = cpu.window_push_(other, row, g, other_scales)
         # Without FMA a quotient half way between two integers may round to the other one.

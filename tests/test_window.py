@@ -252,5 +252,7 @@ def test_momentum_is_kept_in_the_same_pass(dtype: torch.dtype, rank: int, dim: i
     torch.testing.assert_close(found, 0.9 * before + 0.1 * update)
     W.push(torch.zeros(dim, dtype=dtype))
     torch.testing.assert_close(W.precondition(out=before.clone(), momentum=0.9), 0.9 * before)
-    with pytest.raises(ValueError, match="Parameter `out` should hold what `momentum` keeps of it. Found None and 0.9"):
+    with pytest.raises(
+        ValueError, match=r"Parameter `out` should hold what `momentum` keeps of it\. Found None and 0\.9"
+    ):
         W.precondition(momentum=0.9)

@@ -44,10 +44,11 @@ class Device {
 #if defined(MFAC_EMULATED)
     return nullptr;
 #else
-    // A function of torch's CUDA library, which a CPU build of torch does not have; there no CUDA tensor gets here.
+    // A function of torch's CUDA library, which torch has loaded where there are CUDA tensors, for itself alone: its
+    // symbols are not among the process's.
     using CurrentStream = int32_t (*)(int32_t, void**);
-    static const auto current_stream =
-        reinterpret_cast<CurrentStream>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+    static const auto current_stream = reinterpret_cast<CurrentStream>(
+        dlsym(dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD), "aoti_torch_get_current_cuda_stream"));
     void* stream = nullptr;
     STD_TORCH_CHECK(current_stream != nullptr && current_stream(index_, &stream) == 0, op_,
                     ": torch gives no CUDA stream.");

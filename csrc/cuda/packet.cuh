@@ -22,6 +22,14 @@ __host__ __device__ inline bool is_aligned(const T* p, int64_t stride) {
   return reinterpret_cast<uintptr_t>(p) % kPacketBytes == 0 && stride % kPacket<T> == 0;
 }
 
+MFAC_DEVICE uint4 load_packet(const char* __restrict__ p) {
+#if defined(__CUDACC__)
+  return *reinterpret_cast<const uint4*>(p);
+#else
+  return simt::load_packet(p);  // g++ takes what one branch says of an address to hold in the other
+#endif
+}
+
 // x <- p[0..width); the address of more than one is that of a packet, or several in a row.
 template <int width, typename T>
 MFAC_DEVICE void load(const T* __restrict__ p, T (&x)[width]) {
@@ -32,7 +40,7 @@ MFAC_DEVICE void load(const T* __restrict__ p, T (&x)[width]) {
     constexpr int kPackets = width * sizeof(T) / kPacketBytes;
     uint4 packets[kPackets];
 #pragma unroll
-    for (int i = 0; i < kPackets; ++i) packets[i] = reinterpret_cast<const uint4*>(p)[i];
+    for (int i = 0; i < kPackets; ++i) packets[i] = load_packet(reinterpret_cast<const char*>(p) + i * kPacketBytes);
     __builtin_memcpy(x, packets, sizeof(x));
   }
 }

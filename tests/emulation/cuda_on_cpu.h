@@ -101,6 +101,13 @@ inline uint32_t ballot(uint32_t mask, bool vote, Place place) {
   return current->votes;
 }
 
+inline uint4 load_packet(const char* p) {
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(uint4) != 0) throw std::runtime_error("simt: a misaligned packet");
+  uint4 packet;
+  std::memcpy(&packet, p, sizeof(packet));
+  return packet;
+}
+
 template <typename To, typename From>
 To bits_as(From x) {
   static_assert(sizeof(To) == sizeof(From));
