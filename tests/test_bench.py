@@ -10,6 +10,8 @@ from mfac.bench.measurement import Measurement
 from mfac.bench.sweep import Point, Series, pyplot
 from mfac.bench.wanted import wanted
 
+pytestmark = pytest.mark.cpu_only("python -m mfac.bench measures the CPU")
+
 FORMATS = ("float32", "bfloat16", "float16", "int8", "top-k 1%")
 LINES = {
     *((op, dtype) for op in ("push + precondition", "window_dot", "window_combine_") for dtype in FORMATS),
@@ -21,8 +23,20 @@ LINES = {
 }
 
 
-def bench(*arguments: str) -> str:
-    command = [sys.executable, "-m", "mfac.bench", *arguments]
+GPU_LINES = {
+    *(
+        (f"{kind}_{op}", dtype)
+        for kind, dtype in (("window", "float32"), ("window", "bfloat16"), ("window", "int8"), ("topk", "top-k 1%"))
+        for op in ("dot", "combine_", "push_")
+    ),
+    *(("push + precondition", dtype) for dtype in ("float32", "bfloat16", "int8", "top-k 1%")),
+    *((op, "float64") for op in ("capacitance_replace_", "capacitance_solve")),
+    *((op, "float32") for op in ("whitened_norms", "block_factor", "block_inverse_diagonal")),
+}
+
+
+def bench(*arguments: str, module: str = "mfac.bench") -> str:
+    command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -35,6 +49,16 @@ def test_every_measurement_has_its_line():
     assert "streaming read" in text and "GEMM float64" in text
     ratios = text.split("Ratios wanted")[1].splitlines()
     assert sum(line.endswith("not judged") for line in ratios) == 10
+
+
+def test_every_measurement_of_a_gpu_has_its_line_where_there_is_none():
+    lines = bench("--device", "cpu", "--quick", module="bench.gpu").splitlines()
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith("op ")) + 1 :]
+    assert len(table) == len(GPU_LINES)
+    for op, dtype in GPU_LINES:
+        (line,) = (line for line in table if line.startswith(f"{op} ") and f" {dtype} " in line)
+        assert line.count(" x") == 1 + (op == "push + precondition")
+        assert "GB/s" in line and " % " in line
 
 
 def test_ops_not_asked_for_are_said_to_be_missing():
