@@ -206,7 +206,8 @@ class TopKRows(Rows):
 
     def columns(self, index: Tensor | slice) -> Tensor:
         """Columns of the entries of the rows asked for, [k, blocks, kept]."""
-        return self.indices[index].long() + self._starts[:, None]
+        offsets = self.indices.view(torch.int16)  # below 2**15; torch does not index uint16 on a GPU
+        return offsets[index].long() + self._starts[:, None]
 
     def columns_of(self, row: int) -> Tensor:
         """Columns of one row's entries, [k] ascending, without zeros, which may only fill up a last block."""
