@@ -296,7 +296,7 @@ class GradientWindow:
         if self._unsettled is None and not float(self._capacitance.gram[self.newest, self.newest]) > 0:
             return out.mul_(momentum) if momentum else out.zero_()  # F⁻¹0 = 0, whatever λ is
         if self.num_filled >= self.dim:
-            update = self._as_static(self._rows.dense(torch.tensor([self.newest]))[0], refine=0)
+            update = self._as_static(self._rows.dense(slice(self.newest, self.newest + 1))[0], refine=0)
             if self._unsettled is not None:
                 update *= self._unsettled.accepted()
             return out.lerp_(update, 1 - momentum) if momentum else out.copy_(update)
@@ -441,7 +441,7 @@ class GradientWindow:
 
     def _as_static(self, v: Tensor, refine: int) -> Tensor:
         """F⁻¹v where d or more rows are filled: from the d x d primal matrix, smaller and more accurate."""
-        rows = self._rows.dense(torch.tensor(self._ring.filled))
+        rows = self._rows.dense(torch.tensor(self._ring.filled, device=self.device))
         # EmpiricalFisher divides by its own number of rows: scaling the rows makes that n.
         scale = (rows.shape[0] / self.num_terms) ** 0.5
         return EmpiricalFisher(rows.double() * scale, self.damping).ihvp(v.double(), refine).to(v.dtype)
