@@ -3,6 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from device import DEVICE, use_device
 from emulation.operators import use_cuda_twins
 from hypothesis import settings
 
@@ -10,6 +11,15 @@ from hypothesis import settings
 settings.register_profile("reproducible", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile("explore" if os.environ.get("MFAC_EXPLORE") else "reproducible")
+
+use_device()  # here, because parameters of tests are tensors too
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On another device than the CPU, skips what is marked as `cpu_only`."""
+    for item in items:
+        if DEVICE.type != "cpu" and (mark := item.get_closest_marker("cpu_only")):
+            item.add_marker(pytest.mark.skip(reason=mark.args[0]))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -70,10 +70,10 @@ def _approximate_inverse(G: Tensor, damping: float, num_terms: float) -> Callabl
     Through G = UΣVᵀ it is off by about u·κ, whereas with C⁻¹ the refinement does not converge on every CPU.
     """
     if G.shape[0] >= G.shape[1]:
-        dense = torch.linalg.inv(fisher(G, damping, num_terms=num_terms)).numpy()
+        dense = torch.linalg.inv(fisher(G, damping, num_terms=num_terms)).cpu().numpy()
         return lambda x: dense @ x
     _, sigma, Vt = torch.linalg.svd(G, full_matrices=False)
-    scale, vt = (damping + sigma.square() / num_terms).numpy()[:, None], Vt.numpy()
+    scale, vt = (damping + sigma.square() / num_terms).cpu().numpy()[:, None], Vt.cpu().numpy()
 
     def apply(x: np.ndarray) -> np.ndarray:
         coordinates = vt @ x
@@ -85,7 +85,7 @@ def _approximate_inverse(G: Tensor, damping: float, num_terms: float) -> Callabl
 def _solve(G: Tensor, v: np.ndarray, damping: float, num_terms: float) -> np.ndarray:
     """F⁻¹v for v [d, k]: solved in float64 and refined by the definition until the steps stop shrinking."""
     approximately = _approximate_inverse(G.double(), damping, num_terms)
-    extended = G.numpy().astype(_EXTENDED)
+    extended = G.cpu().numpy().astype(_EXTENDED)
     y, before = np.zeros_like(v), np.inf
     for _ in range(20):
         residual = v - _multiply(extended, y, damping, num_terms)
@@ -104,11 +104,11 @@ def ihvp(
 ) -> Tensor:
     """F⁻¹v for v [d] or [k, d]: float64, right to `error_bound`."""
     rank, dim = grads.shape
-    vectors = v.reshape(-1, dim).numpy().T.astype(_EXTENDED)  # [d, k]
+    vectors = v.reshape(-1, dim).cpu().numpy().T.astype(_EXTENDED)  # [d, k]
     y = np.empty(vectors.shape)
     for block in blocks(dim, block_size):
         y[block] = _solve(grads[:, block], vectors[block], damping, num_terms or rank)
-    return torch.from_numpy(y.T.copy()).reshape(v.shape)
+    return torch.from_numpy(y.T.copy()).to(v.device).reshape(v.shape)
 
 
 def inverse(grads: Tensor, damping: float, block_size: int | None = None) -> Tensor:

@@ -7,6 +7,8 @@ import sys
 import pytest
 from emulation.build import build_planted, environment
 
+pytestmark = pytest.mark.cpu_only("CUDA kernels executed on the CPU")
+
 FAULTS = (
     "none",
     "race of threads",

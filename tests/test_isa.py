@@ -10,6 +10,8 @@ import pytest
 
 import mfac
 
+pytestmark = pytest.mark.cpu_only("instruction sets of the CPU")
+
 TESTS = Path(__file__).parent
 STUB = Path(mfac.__file__).with_name("_C.pyi")
 BUILT = mfac.build_info()["isas_built"]

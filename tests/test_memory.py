@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.cpu_only("reads the memory of a process")
+
 PROGRAM = """
 import torch, mfac
 torch.set_num_threads(2)

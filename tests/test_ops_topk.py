@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from device import DEVICE
 from rounding import assert_sums_agree
 from samplers import normal
 from torch import Tensor
@@ -253,7 +254,8 @@ def test_an_error_that_grows_beyond_the_format_is_refused():
     assert all(torch.equal(a, b) for a, b in zip(before, S.tensors(), strict=True))
 
 
-KERNELS = os.environ.get("MFAC_TEST_KERNELS")  # of a GPU, which leave out what they cannot check without waiting
+# Those of a GPU leave out what they cannot check without waiting.
+KERNELS = os.environ.get("MFAC_TEST_KERNELS") if DEVICE.type == "cpu" else DEVICE.type
 
 
 @pytest.mark.skipif(KERNELS is not None, reason="only the CPU's operators read indices to check them")

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from device import look, refusal
 from models import accuracy, batches, classifier, cross_entropy
 from oracle import fisher as dense_fisher
 
@@ -205,10 +206,10 @@ def test_a_bad_gradient_changes_nothing():
     opt.step()
     before, rows = flat(model.parameters()), opt.window.rows.clone()
     model[0].weight.grad[0, 0] = float("inf")
-    with pytest.raises(
-        ValueError, match=r"`gradient` should be finite. Found a NaN or infinity; the window is unchanged"
-    ):
+    message = refusal(r"`gradient` should be finite. Found a NaN or infinity; the window is unchanged")
+    with pytest.raises(ValueError, match=message):
         opt.step()
+        look(opt.window)
     assert torch.equal(flat(model.parameters()), before) and torch.equal(opt.window.rows, rows)
 
 

@@ -11,6 +11,8 @@ from samplers import normal, window
 import mfac
 from mfac import ops
 
+pytestmark = pytest.mark.cpu_only("threads of the CPU")
+
 
 @pytest.fixture
 def restored_threads() -> Iterator[None]:
