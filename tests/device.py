@@ -44,14 +44,9 @@ def push(W: mfac.GradientWindow, gradient: torch.Tensor) -> None:
     look(W)
 
 
-def after_refusal(W: mfac.GradientWindow, before: dict[str, Any]) -> dict[str, Any]:
-    """The state that a refused push leaves: the one before it, but that a GPU has the inverse computed anew."""
-    return before if DEVICE.type == "cpu" else {**before, "replaced": W.state_dict(copy=False)["replaced"]}
-
-
 def refusal(message: str) -> str:
-    """What a refused push says: on the CPU this pattern, elsewhere without the reason."""
-    return message if DEVICE.type == "cpu" else r"Parameter `gradient` should be finite and in the range"
+    """What a refused push says: on the CPU this pattern, elsewhere not always with the reason."""
+    return message if DEVICE.type == "cpu" else r"Parameter `gradient` should be finite"
 
 
 def use_device() -> None:

@@ -8,6 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import mfac
 from mfac import capacitance, window
 
+pytestmark = pytest.mark.cpu_only("fake tensors in the place of a GPU")
+
 F32, F64, BF16, INT8 = torch.float32, torch.float64, torch.bfloat16, torch.int8
 built_with_cuda = pytest.mark.skipif(mfac.build_info()["cuda_toolkit"] is None, reason="built without a CUDA toolkit")
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

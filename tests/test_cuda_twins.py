@@ -14,6 +14,8 @@ from rounding import U, relative_error
 from samplers import normal, window
 from torch import Tensor
 
+pytestmark = pytest.mark.cpu_only("CUDA kernels executed on the CPU")
+
 F32, F64, BF16, F16, INT8 = torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8
 SHAPES = int(os.environ.get("MFAC_TWIN_SHAPES", "3"))
 RANKS = (1, 2, 7, 8, 9, 31, 32, 33, 64, 65)
