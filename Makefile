@@ -1,4 +1,4 @@
-# make demo | test | kernels | bench | lint | docs | wheel: each sets up what it needs in .venv first. make clean removes it all.
+# make demo | test | kernels | gpu-check | bench | lint | docs | wheel: each sets up what it needs in .venv first. make clean removes it all.
 # TORCH chooses the torch that is installed there.
 TORCH ?= torch==2.13.0
 PYTHON ?= python3

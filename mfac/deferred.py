@@ -10,8 +10,8 @@ class Reading:
     """A number on its way from a device to the host.
 
     Args:
-        value: One element, on any device. Of a CUDA tensor a copy to page-locked memory is queued on the current
-            stream; nothing waits.
+        value: One element that nothing writes to any more, on any device. Of a CUDA tensor a copy to page-locked memory
+            is queued on the current stream; nothing waits.
     """
 
     def __init__(self, value: Tensor) -> None:
@@ -21,7 +21,7 @@ class Reading:
             self._host.copy_(value, non_blocking=True)
             self._copied = torch.cuda.current_stream(value.device).record_event()
         else:
-            self._host = value.clone()
+            self._host = value
 
     def __getstate__(self) -> dict[str, object]:
         """What copies and pickles hold: the number, arrived."""

@@ -19,7 +19,7 @@ from mfac import ops
 from mfac.checks import vector_dtype
 from mfac.dual import window_combine_, window_dot
 
-_SCALE_COLUMNS = 1024  # kScaleColumns in csrc/isa/kernels.h
+_SCALE_COLUMNS = 1024  # kScaleColumns in csrc/formats.h
 _PACKET_BYTES = 16  # kPacketBytes in csrc/cuda/packet.cuh
 _BLOCK_COLUMNS = 16384  # widest block of a sparse row: a block of float64 sums is 128 KiB
 
