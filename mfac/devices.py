@@ -20,8 +20,8 @@ def check_device(name: str, device: torch.device) -> None:
     if device.type == "cuda" and _C.build_info()["cuda_toolkit"] is None:
         raise ValueError(
             f"Parameter `{name}` should be on the CPU: this installation of mfac has CPU kernels only. "
-            f"Found device {device}. Where a CUDA toolkit is, MFAC_CUDA=1 pip install --no-build-isolation builds the "
-            "CUDA kernels too."
+            f"Found device {device}. Where a CUDA toolkit is, MFAC_CUDA=1 pip install --no-build-isolation . builds "
+            "the CUDA kernels too."
         )
     if device.type not in {"cpu", "cuda"}:
         raise ValueError(f"Parameter `{name}` should be on the CPU or a CUDA GPU. Found device {device}.")

@@ -68,8 +68,8 @@ class GradientWindow:
             if that is a float. `precondition` returns float64 or float32.
         density: Share of the entries that a row keeps, in (0, 1]. Below 1, of every block of at most 16384 columns the
             largest in magnitude; what is left out is added to the next gradient (error feedback).
-        device: Where the window is: "cpu", or a CUDA GPU. There a step waits for nothing the GPU computes: a gradient
-            that is refused counts as zero, and the error comes from the next call that looks at the window; where C⁻¹
+        device: Where the window is: "cpu", or a CUDA GPU. There a step waits for nothing it computes: a gradient
+            that is refused counts as zero, and the error comes from the next call, not from a property; where C⁻¹
             is found to have drifted, the step is zero too, and C⁻¹ is computed anew in the next.
         normalize: n: "rank" divides by m from the first gradient on, as the paper does, so that while the window fills
             steps are larger, about m over the number of gradients held; "filled" divides by that number, which has the
@@ -173,7 +173,8 @@ class GradientWindow:
 
         Raises:
             TypeError: If the dtype is wrong.
-            ValueError: If the shape is wrong or the gradient holds a NaN or infinity; the window is as it was.
+            ValueError: If the shape is wrong or the gradient holds a NaN or infinity; the window is as it was. On a GPU
+                also if the gradient of the push before did; then this one has not been pushed.
         """
         vectors = check_window_vectors("gradient", gradient, self.dim, self.dtype, self.device)
         if gradient.dim() != 1:
@@ -422,8 +423,8 @@ class GradientWindow:
         self._ring.take_back(push.written)
         self._capacitance.take_back(push.replaced)
         raise ValueError(
-            "Parameter `gradient` should be finite and in the range of the window's dtype. Found another at the last "
-            "push, which has been taken back; the window is as it was before."
+            "Parameter `gradient` should be finite and in the range of the window's dtype. That of the last push was "
+            "not: it has been taken back, and the window is as before it. What this call was given has not been used."
         )
 
     def _check_filled(self) -> None:

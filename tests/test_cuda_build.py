@@ -111,7 +111,7 @@ def test_a_refused_gradient_counts_as_zero_and_is_reported_by_the_next_push(defe
     W.push(bad)
     assert not W.precondition().any()
     assert torch.equal(W.rows, before) and torch.equal(W._capacitance.gram.tril(), K)
-    with pytest.raises(ValueError, match="Found another at the last push, which has been taken back"):
+    with pytest.raises(ValueError, match="That of the last push was not: it has been taken back"):
         W.push(normal(9, seed=8, dtype=F32))
     assert (W.newest, W.num_filled) == (newest, filled) and torch.equal(W.rows, before)
     torch.testing.assert_close(W.precondition(), update)

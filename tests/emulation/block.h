@@ -2,9 +2,9 @@
 // another thread goes on, in an order that MFAC_SIMT_ORDER names: forward, reverse or random:SEED.
 //
 // What is found without a sanitizer: barriers that not every thread of the block, or warp operations that not every
-// thread of their mask, reaches; use of shared memory before it is written (it holds NaN). ThreadSanitizer takes every
-// CUDA thread for a thread and finds what only a missing barrier lets happen; AddressSanitizer finds what lies outside
-// of shared arrays and of tensors.
+// thread of their mask, reaches; use of shared memory before it is written (its bytes are 0xff: NaN, or -1).
+// ThreadSanitizer takes every CUDA thread for a thread and finds what only a missing barrier lets happen;
+// AddressSanitizer finds what lies outside of shared arrays and of tensors.
 #pragma once
 
 #include <algorithm>
