@@ -3,6 +3,13 @@
 
 #include <cstdint>
 
+// Of functions that kernels call too.
+#if defined(__CUDACC__)
+#define MFAC_HOST_DEVICE __host__ __device__
+#else
+#define MFAC_HOST_DEVICE
+#endif
+
 namespace mfac {
 
 constexpr int64_t kScaleColumns = 1024;  // columns of an int8 row that share a scale

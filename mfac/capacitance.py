@@ -43,7 +43,6 @@ class InverseCapacitance:
         self._defers = device.type != "cpu"  # what a step has to say of A is read at the next
         self._pivot: Reading | None = None
         self._error: Reading | None = None
-        self._last_pivot: Tensor | None = None
 
     @cached_property
     def gram(self) -> Tensor:
@@ -77,8 +76,7 @@ class InverseCapacitance:
             self.gram[row:, row] = column[row:]
             self.replaced = -1
             return
-        self._last_pivot = ops.capacitance_replace_(self.inverse, self.gram, row, products, shift)
-        self._pivot = Reading(self._last_pivot)
+        self._pivot = Reading(ops.capacitance_replace_(self.inverse, self.gram, row, products, shift))
         self.replaced += 1
         if self.replaced >= self.rank:
             self.replaced = -1
@@ -117,6 +115,9 @@ class InverseCapacitance:
 
         Returns:
             [k, m] float64. O(km²), and O(m³) where A is known to be out of date.
+
+        Raises:
+            torch.linalg.LinAlgError: As `solve` does.
         """
         if self.replaced < 0 or shift != self.shift:
             self._refactor(shift)
@@ -124,8 +125,8 @@ class InverseCapacitance:
         solutions, error = ops.capacitance_solve(self.inverse, self.gram, b, shift)
         self._error = Reading(error)
         good = error <= _GUARD
-        if self._last_pivot is not None:
-            good = good.logical_and(self._last_pivot >= 0.5 * shift)
+        if self._pivot is not None:
+            good = good.logical_and(self._pivot.on_device >= 0.5 * shift)
         return solutions.where(good, 0.0)
 
     def take_back(self, replaced: int) -> None:
@@ -135,7 +136,7 @@ class InverseCapacitance:
 
     def forget(self) -> None:
         """Drops what has not been read of the last step."""
-        self._pivot = self._error = self._last_pivot = None
+        self._pivot = self._error = None
 
     def look_back(self) -> None:
         """Has A computed anew where the last step says that it has drifted."""

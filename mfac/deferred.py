@@ -12,9 +12,13 @@ class Reading:
     Args:
         value: One element that nothing writes to any more, on any device. Of a CUDA tensor a copy to page-locked memory
             is queued on the current stream; nothing waits.
+
+    Attributes:
+        on_device: The number where it was computed, for what goes on there.
     """
 
     def __init__(self, value: Tensor) -> None:
+        self.on_device = value
         self._copied: torch.cuda.Event | None = None
         if value.is_cuda:
             self._host = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=True)
@@ -25,7 +29,8 @@ class Reading:
 
     def __getstate__(self) -> dict[str, object]:
         """What copies and pickles hold: the number, arrived."""
-        return {"_host": torch.tensor(self.value(), dtype=self._host.dtype), "_copied": None}
+        host = torch.tensor(self.value(), dtype=self._host.dtype, device="cpu")
+        return {"on_device": self.on_device, "_host": host, "_copied": None}
 
     def value(self) -> float:
         """The number; waits until it has arrived."""

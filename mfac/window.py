@@ -34,12 +34,11 @@ class _Push:
 
     written: Written
     replaced: int  # the capacitance's count
-    squared_norm: Tensor  # of the gradient as stored; NaN where it was refused
-    norm: Reading
+    squared_norm: Reading  # of the gradient as stored; NaN where it was refused
 
     def accepted(self) -> Tensor:
         """1, or 0 where it was refused; on the device."""
-        return self.squared_norm.isnan().logical_not()
+        return self.squared_norm.on_device.isnan().logical_not()
 
 
 class GradientWindow:
@@ -185,16 +184,15 @@ class GradientWindow:
         g = vectors.view(-1)  # [d]
         row = self._ring.next_row
         products = self._rows.push_(row, g)
-        if not self._defers and math.isnan(float(products.select(0, row))):
+        squared_norm = products.select(0, row)
+        if not self._defers and math.isnan(float(squared_norm)):
             raise ValueError(
                 f"Parameter `gradient` should be finite. Found {self._why_refused(g)}; the window is unchanged."
             )
         written = self._ring.write(row)
         if self._defers:
             self._capacitance.look_back()
-            self._unsettled = _Push(
-                written, self._capacitance.replaced, products.select(0, row), Reading(products.select(0, row))
-            )
+            self._unsettled = _Push(written, self._capacitance.replaced, Reading(squared_norm))
         self._replace(row, products)
 
     def remove(self, row: int) -> None:
@@ -418,7 +416,7 @@ class GradientWindow:
     def _settle(self) -> None:
         """Takes the last push back, and raises, if the device has refused it."""
         push, self._unsettled = self._unsettled, None
-        if push is None or not math.isnan(push.norm.value()):
+        if push is None or not math.isnan(push.squared_norm.value()):
             return
         self._ring.take_back(push.written)
         self._capacitance.take_back(push.replaced)

@@ -22,6 +22,7 @@ class NeverRead:
 
     def __init__(self, value: torch.Tensor) -> None:
         assert value.device.type == "cuda"
+        self.on_device = value
         NeverRead.made += 1
 
     def value(self) -> float:

@@ -2,13 +2,7 @@
 // block of B columns is dual where m < B and primal where m >= B; the last block may be narrower and of the other form.
 #pragma once
 
-#include <cstdint>
-
-#if defined(__CUDACC__)
-#define MFAC_HOST_DEVICE __host__ __device__
-#else
-#define MFAC_HOST_DEVICE
-#endif
+#include "formats.h"
 
 namespace mfac {
 

@@ -202,15 +202,10 @@ static MFAC_KERNEL(kVectorThreads)
 // largest [1] <- the largest of `count` numbers that are not negative, 0 of none.
 // One block owns them; a thread every 256th; shared memory: the largest of each warp.
 static MFAC_KERNEL(kTileThreads) largest_kernel(const double* __restrict__ x, int64_t count, double* largest) {
-  MFAC_SHARED(double, of_warp, [kTileThreads / kWarp]);
   double most = 0;
   for (int64_t i = threadIdx.x; i < count; i += kTileThreads) most = x[i] > most ? x[i] : most;
-  most = warp_max_everywhere(most);
-  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = most;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int warp = 1; warp < kTileThreads / kWarp; ++warp) most = of_warp[warp] > most ? of_warp[warp] : most;
-  *largest = most;
+  most = block_max<kTileThreads>(most);
+  if (threadIdx.x == 0) *largest = most;
 }
 
 }  // namespace mfac::cuda

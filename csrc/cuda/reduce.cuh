@@ -70,6 +70,19 @@ MFAC_DEVICE void block_sums_everywhere(T (&x)[count]) {
   for (int i = 0; i < count; ++i) x[i] = totals[i];
 }
 
+// The largest of a value over the block, in every thread; no NaN comes out of it. Shared memory: a value a warp.
+template <int threads>
+MFAC_DEVICE double block_max(double x) {
+  MFAC_SHARED(double, of_warp, [threads / kWarp]);
+  const double largest = warp_max_everywhere(x);
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = largest;
+  __syncthreads();
+  double total = 0;
+#pragma unroll
+  for (int warp = 0; warp < threads / kWarp; ++warp) total = of_warp[warp] > total ? of_warp[warp] : total;
+  return total;
+}
+
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int kSumWarps = 16;

@@ -90,14 +90,7 @@ int topk_push(T* values, uint16_t* offsets, const TopKShape& shape, V* error, in
                                   V*, int64_t, uint16_t*, void*);                                                      \
   template int topk_push<T, V>(T*, uint16_t*, const TopKShape&, V*, int64_t, const V*, double, double*, V*, double*,   \
                                int*, void*);
-MFAC_INSTANCE(float, float)
-MFAC_INSTANCE(float, double)
-MFAC_INSTANCE(double, float)
-MFAC_INSTANCE(double, double)
-MFAC_INSTANCE(bf16, float)
-MFAC_INSTANCE(bf16, double)
-MFAC_INSTANCE(f16, float)
-MFAC_INSTANCE(f16, double)
+MFAC_FOR_FLOAT_WINDOWS_AND_VECTORS(MFAC_INSTANCE)
 #undef MFAC_INSTANCE
 
 }  // namespace mfac::cuda

@@ -3,13 +3,7 @@
 // up with zeros at offset 0.
 #pragma once
 
-#include <cstdint>
-
-#if defined(__CUDACC__)
-#define MFAC_HOST_DEVICE __host__ __device__
-#else
-#define MFAC_HOST_DEVICE
-#endif
+#include "formats.h"
 
 namespace mfac {
 

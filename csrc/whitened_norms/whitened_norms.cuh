@@ -46,18 +46,14 @@ template <typename C>
 MFAC_KERNEL(kWhitenThreads)
 relative_weights_kernel(const double* __restrict__ weights, int64_t m, C* __restrict__ relative,
                         double* __restrict__ scale) {
-  MFAC_SHARED(double, of_warp, [kWhitenWarps]);
   double largest = 0, squares[1] = {};
   for (int64_t i = threadIdx.x; i < m; i += kWhitenThreads) {
     const double weight = weights[i];
     largest = weight > largest ? weight : largest;
     squares[0] += weight * weight;
   }
-  largest = warp_max_everywhere(largest);
-  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = largest;
+  largest = block_max<kWhitenThreads>(largest);
   block_sums_everywhere<kWhitenThreads>(squares);
-#pragma unroll
-  for (int warp = 0; warp < kWhitenWarps; ++warp) largest = of_warp[warp] > largest ? of_warp[warp] : largest;
   const double unit = weight_unit(largest);
   for (int64_t i = threadIdx.x; i < m; i += kWhitenThreads) relative[i] = C(weights[i] / unit);
   if (threadIdx.x == 0) {

@@ -9,19 +9,6 @@ namespace mfac::cuda {
 constexpr int kPushThreads = 256;
 constexpr double kLargestDouble = 0x1.fffffffffffffp1023;
 
-// The largest of a value over the block, in every thread; no NaN comes out of it. Shared memory: a value a warp.
-template <int threads>
-MFAC_DEVICE double block_max(double x) {
-  MFAC_SHARED(double, of_warp, [threads / kWarp]);
-  const double largest = warp_max_everywhere(x);
-  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = largest;
-  __syncthreads();
-  double total = 0;
-#pragma unroll
-  for (int warp = 0; warp < threads / kWarp; ++warp) total = of_warp[warp] > total ? of_warp[warp] : total;
-  return total;
-}
-
 // magnitudes[part] <- the largest |v_j|, magnitudes[parts + part] <- Σ v_j², over a part of v.
 // A block owns a part, `width` columns; a thread every 256th of them; shared memory: two values a warp.
 template <typename V>
