@@ -23,6 +23,11 @@ STABLE_TORCH_LIBRARY(MFAC_LIBRARY, m) {
   m.def(
       "window_combine_(Tensor(a!) out, Tensor window, Tensor coefficients, float alpha, float beta, Tensor? "
       "scales=None) -> ()");
+  // The weights of every parameter, columns[i] on, move: w <- decays[i] w - rates[i] v, along v = beta coefficients G,
+  // coefficients [1, m], or along the average v <- momentum v + (1 - momentum) beta coefficients G, [d], that is given
+  m.def(
+      "window_descend_(Tensor(a!)[] parameters, Tensor(b!)? average, Tensor window, Tensor coefficients, float beta, "
+      "float momentum, int[] columns, float[] rates, float[] decays, Tensor? scales=None) -> ()");
   // memory is about to be written for the first time, all of it; its contents do not change
   m.def("prefer_huge_pages_(Tensor(a!) memory) -> ()");
   // gradient [d] is rounded into row `row` -> products of that row with every row, [m]; NaN where nothing was written

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -146,6 +148,18 @@ class InverseCapacitance:
         if self._error is not None and not self._error.value() <= _GUARD:
             self.replaced = -1
         self.forget()
+
+    def state(self) -> dict[str, Any]:
+        """What `load` takes; matrices by reference."""
+        return {"gram": self.gram, "inverse": self.inverse, "shift": self.shift, "replaced": self.replaced}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes up the state of another of the same rank; matrices are copied."""
+        self.forget()
+        self.gram.copy_(state["gram"])
+        self.inverse.copy_(state["inverse"])
+        self.shift = float(state["shift"])
+        self.replaced = int(state["replaced"])
 
     def _refactor(self, shift: float) -> None:
         """A from K by Cholesky, over the rows up to the last that is not empty."""

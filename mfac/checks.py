@@ -9,8 +9,9 @@ Shapes and values raise `ValueError`, types and dtypes `TypeError`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -341,3 +342,28 @@ def check_like(name: str, entry: str, found: object, expected: Tensor) -> None:
             f"Parameter `{name}` should have {entry!r} of shape {list(expected.shape)} and {expected.dtype}. "
             f"Found shape {list(found.shape)} and {found.dtype}."
         )
+
+
+def check_state(name: str, state: Mapping[str, Any], mine: Mapping[str, Any], optional: Container[str]) -> None:
+    """Refuses a state that lacks an entry or has one of another kind.
+
+    Args:
+        name: Of the parameter that holds the state.
+        state: What was given.
+        mine: A state like which it should be: tensors, floats, and counts, -1 or more.
+        optional: Entries that may be None.
+
+    Raises:
+        KeyError: If an entry is missing.
+        TypeError: If an entry is of another type.
+        ValueError: If a tensor is of another shape or dtype, or a number out of range.
+    """
+    for entry, expected in mine.items():
+        if entry not in state:
+            raise KeyError(f"Parameter `{name}` should have an entry {entry!r}. Found {sorted(state)}.")
+        if isinstance(expected, Tensor):
+            check_like(name, entry, state[entry], expected)
+        elif isinstance(expected, float):
+            check_number(f"{name}[{entry!r}]", state[entry])
+        elif state[entry] is not None or entry not in optional:
+            check_count(f"{name}[{entry!r}]", state[entry], least=-1)

@@ -58,6 +58,25 @@ def window_combine_(
     return out
 
 
+def window_descend_(
+    parameters: Sequence[Tensor],
+    average: Tensor | None,
+    window: Tensor,
+    coefficients: Tensor,
+    beta: float,
+    momentum: float,
+    columns: Sequence[int],
+    rates: Sequence[float],
+    decays: Sequence[float],
+    scales: Tensor | None = None,
+) -> None:
+    """In place: weights, columns[i] and on of the window, become decays[i] · w - rates[i] · v, in the pass for v.
+
+    v is beta · coefficients [1, m] G, or `average` [d], which becomes momentum · average + (1 - momentum) · that.
+    """
+    _ops.window_descend_(parameters, average, window, coefficients, beta, momentum, columns, rates, decays, scales)
+
+
 def zeros_in_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """A tensor of zeros on the CPU, in large pages where the system has them to give."""
     memory = torch.empty(tuple(shape), dtype=dtype, device="cpu")
@@ -164,6 +183,22 @@ def _(window: Tensor, vectors: Tensor, scales: Tensor | None = None) -> Tensor:
 @torch.library.register_fake("mfac::window_combine_")
 def _(
     out: Tensor, window: Tensor, coefficients: Tensor, alpha: float, beta: float, scales: Tensor | None = None
+) -> None:
+    return None
+
+
+@torch.library.register_fake("mfac::window_descend_")
+def _(
+    parameters: Sequence[Tensor],
+    average: Tensor | None,
+    window: Tensor,
+    coefficients: Tensor,
+    beta: float,
+    momentum: float,
+    columns: Sequence[int],
+    rates: Sequence[float],
+    decays: Sequence[float],
+    scales: Tensor | None = None,
 ) -> None:
     return None
 

@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from mfac.checks import check_count, check_like, check_number, check_storage
 from mfac.damping import Damping, check_damping
+from mfac.descent import Descent
 from mfac.devices import check_device, check_same_device
 from mfac.momentum import Momentum
 from mfac.window import GradientWindow
@@ -150,25 +151,35 @@ class MFAC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.window.push(self._flat_gradient())
-        if not any(group["momentum"] for group in self.param_groups):
+        momenta = {group["momentum"] for group in self.param_groups}
+        if momenta == {0}:
             self._momentum = None  # what it was is not taken up again later
-            move = self.window.precondition(out=self._vector)  # the gradient is not needed any more
+        elif self._momentum is None:
+            self._momentum = Momentum(self.window.dim, self.window.vector_dtype, self.window.device)
+        if self._momentum is None:
+            self.window.descend_(self._descent())
+        elif len(momenta) == 1 and self._has_one_average():
+            self.window.descend_(self._descent(), self._momentum.average, momenta.pop())
         else:
-            if self._momentum is None:
-                self._momentum = Momentum(self.window.dim, self.window.vector_dtype, self.window.device)
-            if self._has_one_momentum():
-                move = self.window.precondition(out=self._momentum.average, momentum=self.param_groups[0]["momentum"])
-            else:
-                move = self.window.precondition(out=self._vector)
-                self._take_into(self._momentum)
-        for group, pairs in self._with_pieces(move):
-            self._move_([pair for pair in pairs if pair[0].grad is not None], group)
+            self.window.precondition(out=self._vector)  # the gradient is not needed any more
+            self._take_into(self._momentum)
+            self._descent().apply_(self._vector)
         return loss
 
-    def _has_one_momentum(self) -> bool:
+    def _has_one_average(self) -> bool:
         """Whether every weight moves along the same average, which the pass over the window then updates itself."""
-        same = len({group["momentum"] for group in self.param_groups}) == 1
-        return same and self.window.density == 1 and all(p.grad is not None for p in self._parameters())
+        return self.window.density == 1 and all(p.grad is not None for p in self._parameters())
+
+    def _descent(self) -> Descent:
+        """How the parameters that have a gradient move."""
+        descent, column = Descent(), 0
+        for group in self.param_groups:
+            decay = 1 - group["lr"] * group["weight_decay"] if self.decoupled_weight_decay else 1.0
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    descent.add(parameter, column, group["lr"], decay)
+                column += parameter.numel()
+        return descent
 
     @staticmethod
     def _check_options(group: dict[str, Any]) -> None:
@@ -187,20 +198,16 @@ class MFAC(Optimizer):
         """[d], of the gradient and then of the update: memory that a step would otherwise ask the system for anew."""
         return torch.empty(self.window.dim, dtype=self.window.vector_dtype, device=self.window.device)
 
-    def _cut(self, vector: Tensor) -> list[Tensor]:
-        """A vector [d] in the parameters' shapes, by reference."""
-        parameters = self._parameters()
-        pieces = vector.split([parameter.numel() for parameter in parameters])
-        return [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)]
-
     @cached_property
     def _pieces(self) -> list[Tensor]:
-        """Those of `_vector`."""
-        return self._cut(self._vector)
+        """`_vector` in the parameters' shapes, by reference."""
+        parameters = self._parameters()
+        pieces = self._vector.split([parameter.numel() for parameter in parameters])
+        return [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)]
 
-    def _with_pieces(self, vector: Tensor) -> Iterator[tuple[dict[str, Any], list[tuple[Tensor, Tensor]]]]:
-        """Every group, and its parameters with their pieces of a vector."""
-        pieces = iter(self._pieces if vector is self._vector else self._cut(vector))
+    def _with_pieces(self) -> Iterator[tuple[dict[str, Any], list[tuple[Tensor, Tensor]]]]:
+        """Every group, and its parameters with their pieces."""
+        pieces = iter(self._pieces)
         for group in self.param_groups:
             yield group, [(parameter, next(pieces)) for parameter in group["params"]]
 
@@ -213,7 +220,7 @@ class MFAC(Optimizer):
             raise RuntimeError("No parameter has a gradient. Call backward() before step().")
         if any(gradient.is_sparse for gradient in gradients):
             raise TypeError("Parameter `params` should have dense gradients. Found a sparse one.")
-        for group, pairs in self._with_pieces(self._vector):
+        for group, pairs in self._with_pieces():
             for parameter, piece in pairs:
                 if parameter.grad is None:
                     piece.zero_()
@@ -241,15 +248,6 @@ class MFAC(Optimizer):
                 begin = columns.stop
             factors.append((slice(first, begin), group["momentum"]))
         momentum.step_(self._vector, factors, carried)
-
-    def _move_(self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
-        """One group's parameters, all in one call of each kind: a small network has more calls than work."""
-        if not pairs:
-            return
-        parameters = [parameter for parameter, _ in pairs]
-        if group["weight_decay"] and self.decoupled_weight_decay:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, [part for _, part in pairs], alpha=-group["lr"])
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold; torch's own would leave the window out."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 _EMPTY = -1  # in place of a push, for a row that holds no gradient
 
@@ -68,3 +72,14 @@ class Ring:
         self.written_by[row] = _EMPTY
         if self.newest == row:
             self.newest = None
+
+    def state(self) -> dict[str, Any]:
+        """What `load` takes."""
+        ages = torch.tensor(self.written_by, dtype=torch.int64, device="cpu")
+        return {"ages": ages, "pushes": self.pushes, "newest": self.newest}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes up the state of another ring of the same rank."""
+        self.written_by = state["ages"].tolist()
+        self.pushes = int(state["pushes"])
+        self.newest = None if state["newest"] is None else int(state["newest"])

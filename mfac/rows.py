@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mfac import ops
 from mfac.checks import vector_dtype
+from mfac.descent import Descent
 from mfac.dual import window_combine_, window_dot
 
 _SCALE_COLUMNS = 1024  # kScaleColumns in csrc/formats.h
@@ -42,6 +43,19 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.zeros(shape, dtype=dtype, device=device)
 
 
+def _descend_(
+    descent: Descent,
+    average: Tensor | None,
+    stored: Tensor,
+    coefficients: Tensor,
+    beta: float,
+    momentum: float,
+    scales: Tensor | None = None,
+) -> None:
+    factors = (descent.columns, descent.rates, descent.decays)
+    ops.window_descend_(descent.parameters, average, stored, coefficients, beta, momentum, *factors, scales)
+
+
 class Rows(Protocol):
     """Rows g_1 ... g_m of length d in some format. Vectors are float32, or float64 where the rows are."""
 
@@ -60,6 +74,12 @@ class Rows(Protocol):
 
     def combine_(self, out: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
         """In place: out [k, d] <- alpha·out + beta·coefficients [k, m] G."""
+
+    def descend_(
+        self, descent: Descent, average: Tensor | None, coefficients: Tensor, beta: float, momentum: float
+    ) -> None:
+        """Moves weights along v = beta·cG, c [1, m], or `average` [d] <- momentum·average + (1 - momentum)·v."""
+        raise NotImplementedError
 
     def dense(self, index: Tensor | slice) -> Tensor:
         """The rows asked for, [k, d], in the vectors' dtype: exactly what is stored."""
@@ -105,6 +125,11 @@ class DenseRows(Rows):
             return window_combine_(out, self.stored, coefficients, alpha, beta)
         return ops.window_combine_(out, self.stored, coefficients, alpha, beta)
 
+    def descend_(
+        self, descent: Descent, average: Tensor | None, coefficients: Tensor, beta: float, momentum: float
+    ) -> None:
+        _descend_(descent, average, self.stored, coefficients, beta, momentum)
+
     def dense(self, index: Tensor | slice) -> Tensor:
         rows = self.stored[index]
         return rows if self.dtype.itemsize >= 4 else rows.float()
@@ -147,6 +172,11 @@ class Int8Rows(Rows):
 
     def combine_(self, out: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
         return ops.window_combine_(out, self.stored, coefficients, alpha, beta, self.scales)
+
+    def descend_(
+        self, descent: Descent, average: Tensor | None, coefficients: Tensor, beta: float, momentum: float
+    ) -> None:
+        _descend_(descent, average, self.stored, coefficients, beta, momentum, self.scales)
 
     def dense(self, index: Tensor | slice) -> Tensor:
         scales = self.scales[index].repeat_interleave(_SCALE_COLUMNS, dim=-1)[..., : self.shape[1]]
@@ -224,6 +254,13 @@ class TopKRows(Rows):
 
     def combine_(self, out: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
         return ops.topk_combine_(out, self.values, self.indices, coefficients, alpha, beta, self.block_size)
+
+    def descend_(
+        self, descent: Descent, average: Tensor | None, coefficients: Tensor, beta: float, momentum: float
+    ) -> None:
+        move = self.error.new_empty(self.dim) if average is None else average
+        self.combine_(move.unsqueeze(0), coefficients, momentum, (1 - momentum) * beta)
+        descent.apply_(move)
 
     def dense(self, index: Tensor | slice) -> Tensor:
         values = self.values[index].reshape(-1, *self.shape[1:]).to(self.vector_dtype)  # [k, blocks, kept]

@@ -13,32 +13,28 @@ from mfac.capacitance import InverseCapacitance
 from mfac.checks import (
     check_choice,
     check_count,
-    check_like,
     check_number,
     check_out,
+    check_state,
     check_storage,
     check_window_vectors,
     vector_dtype,
 )
 from mfac.damping import Damping, check_damping, resolve_damping
 from mfac.deferred import Reading
+from mfac.descent import Descent
 from mfac.devices import usable_device
 from mfac.fisher import EmpiricalFisher
-from mfac.ring import Ring, Written
+from mfac.push import Push
+from mfac.ring import Ring
 from mfac.rows import DenseRows, TopKRows, make_rows
 
 
 @dataclass
-class _Push:
-    """A push that the device may have refused, and what to go back to if it has."""
+class _Coefficients:
+    """F⁻¹g in the push-through form n Gᵀc."""
 
-    written: Written
-    replaced: int  # the capacitance's count
-    squared_norm: Reading  # of the gradient as stored; NaN where it was refused
-
-    def accepted(self) -> Tensor:
-        """1, or 0 where it was refused; on the device."""
-        return self.squared_norm.on_device.isnan().logical_not()
+    c: Tensor  # [1, m] float64
 
 
 class GradientWindow:
@@ -122,7 +118,7 @@ class GradientWindow:
         self._rows = make_rows(self.rank, self.dim, dtype, self.density, self.device)
         self._ring = Ring(self.rank)
         self._defers = self.device.type != "cpu"  # what the device decides is read at the next step
-        self._unsettled: _Push | None = None  # the last push, while the device may yet refuse it
+        self._unsettled: Push | None = None  # the last push, while the device may yet refuse it
         # A relative damping has no value yet; the first solve factors with the one it has then.
         shift = self.rank * self._damping if isinstance(self._damping, float) else 1.0
         self._capacitance = InverseCapacitance(self.rank, shift, self.device)
@@ -192,7 +188,7 @@ class GradientWindow:
         written = self._ring.write(row)
         if self._defers:
             self._capacitance.look_back()
-            self._unsettled = _Push(written, self._capacitance.replaced, Reading(squared_norm))
+            self._unsettled = Push(written, self._capacitance.replaced, Reading(squared_norm))
         self._replace(row, products)
 
     def remove(self, row: int) -> None:
@@ -280,8 +276,6 @@ class GradientWindow:
                 there is `momentum` but no `out`, or it is not in [0, 1).
             torch.linalg.LinAlgError: If λ is too small for float64.
         """
-        if self.newest is None:
-            raise RuntimeError("The window has no newest gradient to precondition. Call push() first.")
         check_number("momentum", momentum, least=0, below=1)
         if out is None:
             if momentum:
@@ -289,22 +283,50 @@ class GradientWindow:
             out = torch.empty(self.dim, dtype=self.vector_dtype, device=self.device)
         else:
             check_out("out", out, self.dim, self.vector_dtype, self.device, apart_from=self._rows.tensors().values())
-            torch.autograd.graph.increment_version(out)  # the compiled pass does not
+        return self._take_into(out, self._solve_newest(), momentum)
+
+    def descend_(self, descent: Descent, average: Tensor | None = None, momentum: float = 0.0) -> None:
+        """Moves weights along v = F⁻¹g for the newest gradient g, in the pass over the window that computes it.
+
+        Args:
+            descent: Which weights, and how far.
+            average: [d], as `out` of `precondition`: becomes β·average + (1 - β)·F⁻¹g, which then is v.
+            momentum: β.
+
+        Raises:
+            RuntimeError: If there is no newest gradient.
+            torch.linalg.LinAlgError: If λ is too small for float64; nothing has moved.
+        """
+        newest = self._solve_newest()
+        if isinstance(newest, _Coefficients) and descent.suits(self.vector_dtype):
+            torch.autograd.graph.increment_version(descent.parameters)  # the compiled pass does not
+            self._rows.descend_(descent, average, newest.c, self.num_terms, momentum)
+            return
+        move = torch.empty(self.dim, dtype=self.vector_dtype, device=self.device) if average is None else average
+        descent.apply_(self._take_into(move, newest, momentum))
+
+    def _solve_newest(self) -> _Coefficients | Tensor:
+        """C⁻¹eⱼ for the newest gradient; or F⁻¹g itself, [d], where there is a better way to it."""
+        if self.newest is None:
+            raise RuntimeError("The window has no newest gradient to precondition. Call push() first.")
         if not isinstance(self._damping, float):
             self._settle()  # a relative λ is read from the device in any case
         if self._unsettled is None and not float(self._capacitance.gram[self.newest, self.newest]) > 0:
-            return out.mul_(momentum) if momentum else out.zero_()  # F⁻¹0 = 0, whatever λ is
+            return torch.zeros(self.dim, dtype=self.vector_dtype, device=self.device)  # F⁻¹0 = 0, whatever λ is
+        accepted = 1 if self._unsettled is None else self._unsettled.accepted()
         if self.num_filled >= self.dim:
-            update = self._as_static(self._rows.dense(slice(self.newest, self.newest + 1))[0], refine=0)
-            if self._unsettled is not None:
-                update *= self._unsettled.accepted()
-            return out.lerp_(update, 1 - momentum) if momentum else out.copy_(update)
+            return accepted * self._as_static(self._rows.dense(slice(self.newest, self.newest + 1))[0], refine=0)
         unit = torch.zeros((1, self.rank), dtype=torch.float64, device=self.device)
-        entry = unit.narrow(1, self.newest, 1)
-        entry.add_(1 if self._unsettled is None else self._unsettled.accepted())
+        unit.narrow(1, self.newest, 1).add_(accepted)
         solve = self._capacitance.solve_unread if self._defers else self._capacitance.solve
-        c = solve(unit, self._shift())  # [1, m]
-        self._rows.combine_(out.unsqueeze(0), c, momentum, (1 - momentum) * self.num_terms)
+        return _Coefficients(solve(unit, self._shift()))
+
+    def _take_into(self, out: Tensor, newest: _Coefficients | Tensor, momentum: float) -> Tensor:
+        """In place: out [d] <- momentum·out + (1 - momentum)·F⁻¹g."""
+        torch.autograd.graph.increment_version(out)  # the compiled pass does not
+        if isinstance(newest, Tensor):
+            return out.lerp_(newest, 1 - momentum) if momentum else out.copy_(newest)
+        self._rows.combine_(out.unsqueeze(0), newest.c, momentum, (1 - momentum) * self.num_terms)
         return out
 
     def carried_columns(self) -> Tensor | None:
@@ -334,19 +356,7 @@ class GradientWindow:
 
     def _state(self) -> dict[str, Any]:
         """The state by reference."""
-        tensors = {
-            **self._rows.tensors(),
-            "gram": self._capacitance.gram,
-            "inverse": self._capacitance.inverse,
-            "ages": torch.tensor(self._ring.written_by, dtype=torch.int64, device="cpu"),
-        }
-        return {
-            **tensors,
-            "shift": self._capacitance.shift,
-            "replaced": self._capacitance.replaced,
-            "pushes": self._ring.pushes,
-            "newest": self.newest,
-        }
+        return {**self._rows.tensors(), **self._capacitance.state(), **self._ring.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the state of another window.
@@ -361,16 +371,10 @@ class GradientWindow:
         """
         self.check_state(state)
         self._unsettled = None
-        self._capacitance.forget()
         for name, tensor in self._rows.tensors().items():
             tensor.copy_(state[name])
-        self._ring.written_by = state["ages"].tolist()
-        self._capacitance.gram.copy_(state["gram"])
-        self._capacitance.inverse.copy_(state["inverse"])
-        self._capacitance.shift = float(state["shift"])
-        self._capacitance.replaced = int(state["replaced"])
-        self._ring.pushes = int(state["pushes"])
-        self._ring.newest = None if state["newest"] is None else int(state["newest"])
+        self._capacitance.load(state)
+        self._ring.load(state)
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Refuses what `load_state_dict` would not take; changes nothing.
@@ -383,15 +387,7 @@ class GradientWindow:
             TypeError: If an entry is of another type.
             ValueError: If a tensor is of another shape or dtype, or the newest row is none of the rows.
         """
-        for name, mine in self._state().items():
-            if name not in state:
-                raise KeyError(f"Parameter `state` should have an entry {name!r}. Found {sorted(state)}.")
-            if isinstance(mine, Tensor):
-                check_like("state", name, state[name], mine)
-            elif isinstance(mine, float):
-                check_number(f"state[{name!r}]", state[name])
-            elif not (name == "newest" and state[name] is None):
-                check_count(f"state[{name!r}]", state[name], least=-1)
+        check_state("state", state, self._state(), optional={"newest"})
         self._rows.check_tensors(state)
         newest = state["newest"]
         if newest is not None and not (0 <= newest < self.rank and state["ages"][newest] >= 0):
@@ -416,14 +412,8 @@ class GradientWindow:
     def _settle(self) -> None:
         """Takes the last push back, and raises, if the device has refused it."""
         push, self._unsettled = self._unsettled, None
-        if push is None or not math.isnan(push.squared_norm.value()):
-            return
-        self._ring.take_back(push.written)
-        self._capacitance.take_back(push.replaced)
-        raise ValueError(
-            "Parameter `gradient` should be finite and in the range of the window's dtype. That of the last push was "
-            "not: it has been taken back, and the window is as before it. What this call was given has not been used."
-        )
+        if push is not None:
+            push.settle(self._ring, self._capacitance)
 
     def _check_filled(self) -> None:
         self._settle()

@@ -92,6 +92,28 @@ def test_dot_and_combine(cuda, dtype: torch.dtype, vector_dtype: torch.dtype, al
             assert_equal_to_rounding(out, other, rank + 2, absolute)
 
 
+@every_format
+@every_vector
+@every_layout
+@pytest.mark.parametrize("averaged", [True, False])
+def test_descend(cuda, dtype: torch.dtype, vector_dtype: torch.dtype, aligned: bool, averaged: bool):
+    for rank, dim in shapes("descend", dtype, vector_dtype, aligned, averaged):
+        G, scales, wide = sample(rank, dim, dtype, aligned)
+        c, size = normal(1, rank, seed=2), dim // 3 + 1
+        columns = [0, dim - size] if dim > 2 * size else [dim - size]
+        results = []
+        for ops in (cuda, cpu):
+            parameters = [normal(size, seed=4 + i, dtype=vector_dtype) for i in range(len(columns))]
+            average = normal(dim, seed=3, dtype=vector_dtype) if averaged else None
+            factors = ([0.5, 0.25][: len(columns)], [1.0, 0.875][: len(columns)])
+            ops.window_descend_(parameters, average, G, c, 3.0, 0.5 * averaged, columns, *factors, scales)
+            results.append([*parameters, *([average] if averaged else [])])
+        of_rows = 3 * (c.abs().amax() if dtype == INT8 else c.abs()) * torch.ones(1, rank).double() @ wide.abs()
+        for one, other in zip(*results, strict=True):  # the direction's rounding and the weight's; factors below 1
+            largest = of_rows.amax() + 4 * (1 + other.double().abs())
+            assert_equal_to_rounding(one, other, rank + 4, largest * (1 + U[vector_dtype] / U[F64] / (rank + 8)))
+
+
 @pytest.mark.parametrize("dtype", [F32, F64], ids=str)
 @every_layout
 def test_squared_norms(cuda, dtype: torch.dtype, aligned: bool):

@@ -11,7 +11,20 @@ PACKAGE = Path(__file__).parents[1] / "mfac"
 # From left to right.
 ORDER = [
     *("_C", "devices", "checks", "damping", "cuda_ops", "ops"),
-    *("whitening", "dual", "primal", "block_diagonal", "fisher", "deferred", "capacitance", "rows", "ring", "window"),
+    *(
+        "whitening",
+        "dual",
+        "primal",
+        "block_diagonal",
+        "fisher",
+        "deferred",
+        "capacitance",
+        "descent",
+        "rows",
+        "ring",
+        "push",
+        "window",
+    ),
     *("parameters", "batches", "gradients", "batchnorm"),
     *("saliency", "masks", "schedule", "compensation", "report", "pruner"),
     *("momentum", "optimizer"),

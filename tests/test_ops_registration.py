@@ -8,6 +8,7 @@ import pytest
 import torch
 from samplers import normal, strided, window
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 import mfac.ops  # ruff: ignore[unused-import]  registers the operators
 
@@ -30,6 +31,11 @@ def arguments(block_size: int = BLOCK) -> dict[str, tuple[Any, ...]]:
         "gram": (G, True),
         "window_dot": (G, vectors),
         "window_combine_": (strided(vectors.float()), G, coefficients, 0.5, 2.0),
+        "window_descend_": (
+            [normal(4, dtype=F32), normal(3, 2, dtype=F32)],
+            *(normal(DIM, dtype=F32), G, normal(1, RANK), 2.0, 0.5),
+            *([3, 9], [0.1, 0.2], [1.0, 0.9]),
+        ),
         "whitened_norms": (G, inverse, True),
         "topk_dot": (values, indices, vectors, BLOCK),
         "topk_combine_": (vectors.float(), values, indices, coefficients, 0.5, 2.0, BLOCK),
@@ -73,9 +79,7 @@ def shapes_of(results: Any) -> list[tuple[torch.Size, torch.dtype, tuple[int, ..
 def test_fake_results_are_shaped_like_real_ones(block_size: int):
     for name, given in arguments(block_size).items():
         with FakeTensorMode() as mode:
-            fake = shapes_of(
-                operator(name)(*(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in given))
-            )
+            fake = shapes_of(operator(name)(*tree_map_only(torch.Tensor, mode.from_tensor, given)))
         assert fake == shapes_of(operator(name)(*given)), name
 
 
@@ -145,6 +149,32 @@ REFUSED = [
     ("window_combine_", 2, torch.Tensor.float, "window_combine_: Parameter `coefficients` should be float64."),
     ("window_combine_", 2, narrower, "window_combine_: Parameter `coefficients` should have size 5. Found 4."),
     ("window_combine_", 2, spread, "window_combine_: Parameter `coefficients` should be contiguous."),
+    ("window_descend_", 0, [], "window_descend_: Parameter `parameters` should hold a tensor. Found none."),
+    (
+        "window_descend_",
+        0,
+        lambda ps: [half(p) for p in ps],
+        "Parameter `parameters` should be contiguous, all float32",
+    ),
+    ("window_descend_", 0, lambda ps: [ps[0], ps[1].double()], "should be contiguous, all float32 or all float64."),
+    ("window_descend_", 0, lambda ps: [ps[0], ps[1].t()], "should be contiguous, all float32 or all float64."),
+    ("window_descend_", 1, narrower, "window_descend_: Parameter `average` should have size 33. Found 32."),
+    (
+        "window_descend_",
+        1,
+        torch.Tensor.double,
+        "Parameter `average` should be contiguous and of the parameters' dtype.",
+    ),
+    ("window_descend_", 2, spread, "window_descend_: Parameter `window` should have contiguous rows."),
+    ("window_descend_", 2, torch.Tensor.char, "window_descend_: Parameter `scales` should be given for an int8 window"),
+    ("window_descend_", 3, narrower, "window_descend_: Parameter `coefficients` should have size 5. Found 4."),
+    ("window_descend_", 3, torch.Tensor.float, "window_descend_: Parameter `coefficients` should be float64."),
+    ("window_descend_", 6, [3, 6], "Parameter `columns` should give every parameter columns of its own, ascending"),
+    ("window_descend_", 6, [3, 28], "within the 33 of the window. Found 28 for number 1."),
+    ("window_descend_", 6, [-1, 28], "within the 33 of the window. Found -1 for number 0."),
+    ("window_descend_", 6, [3], "window_descend_: Parameter `columns` should have size 2. Found 1."),
+    ("window_descend_", 7, [0.1], "window_descend_: Parameter `rates` should have size 2. Found 1."),
+    ("window_descend_", 8, [], "window_descend_: Parameter `decays` should have size 2. Found 0."),
     ("capacitance_solve", 0, torch.Tensor.float, "capacitance_solve: Parameter `inverse` should be float64."),
     ("capacitance_solve", 0, narrower, "capacitance_solve: Parameter `inverse` should be square."),
     ("capacitance_solve", 1, narrower, "capacitance_solve: Parameter `gram` should be square."),

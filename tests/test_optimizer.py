@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from device import look, refusal
-from models import accuracy, batches, classifier, cross_entropy
+from models import accuracy, batches, classifier, conv_classifier, cross_entropy
 from oracle import fisher as dense_fisher
 
 import mfac
@@ -44,6 +44,33 @@ def test_steps_are_those_of_the_dense_fisher(momentum, decay, decoupled):
         opt.step()
         # Dense 83 x 83 solves at condition < 1e4 and twelve steps: 1e-12 relative, with room.
         torch.testing.assert_close(flat(model.parameters()), w, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("density", [1.0, 0.1])
+def test_weights_in_any_memory_format_move_alike(momentum, density):
+    """Contiguous ones move in the pass over the window, others by torch afterwards: to a rounding the same."""
+    models = [conv_classifier().double() for _ in range(2)]
+    with torch.no_grad():  # one parameter that no pass can take for a piece of a vector
+        models[1][4].weight = torch.nn.Parameter(models[1][4].weight.detach().t().contiguous().t())
+    for model in models:
+        opt = mfac.MFAC(model.parameters(), 0.05, 4, 1e-2, momentum, 0.1, torch.float64, density)
+        for batch in batches(8, shape=(1, 6, 6)):
+            backward(model, batch)
+            opt.step()
+    torch.testing.assert_close(flat(models[0].parameters()), flat(models[1].parameters()), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autograd_sees_that_weights_have_moved(dtype):
+    model = classifier(dtype=dtype)
+    opt = mfac.MFAC(model.parameters(), 0.05, 4, 1e-2)
+    backward(model, batches(1)[0])
+    versions = [parameter._version for parameter in model.parameters()]
+    before = flat(model.parameters()).clone()
+    opt.step()
+    assert all(p._version > version for p, version in zip(model.parameters(), versions, strict=True))
+    assert not torch.equal(flat(model.parameters()), before)
 
 
 def test_momentum_leaves_out_what_a_sparse_row_carries():

@@ -10,10 +10,12 @@
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 #define MFAC_SHARED(T, name, dims) __shared__ T name dims
+#define MFAC_GRID_CONSTANT __grid_constant__  // a parameter that threads index without a copy of their own
 #define MFAC_LAUNCH(kernel, grid, block, stream, ...) \
   (kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__), static_cast<int>(cudaGetLastError()))
 #else
 #include "cuda_on_cpu.h"
+#define MFAC_GRID_CONSTANT
 #endif
 
 #define MFAC_DEVICE __device__ __forceinline__

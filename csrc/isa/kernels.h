@@ -120,6 +120,10 @@ struct Kernels {
   WindowTable<f16> window_f16;
   WindowTable<int8_t> window_i8;
 
+  // weights[j] <- decay·weights[j] - rate·move[j]                     (window_combine/)
+  void (*descend_f32)(const float* move, int64_t cols, double rate, double decay, float* weights);
+  void (*descend_f64)(const double* move, int64_t cols, double rate, double decay, double* weights);
+
   // window_push/
   Magnitude (*magnitude_f32)(const float* v, int64_t cols);
   Magnitude (*magnitude_f64)(const double* v, int64_t cols);
@@ -173,6 +177,12 @@ const StaticKernels<T, C>& static_kernels() {
   if constexpr (std::is_same_v<C, float>) return kernels().static_f32;
   else if constexpr (std::is_same_v<T, float>) return kernels().static_f32_in_f64;
   else return kernels().static_f64;
+}
+
+template <typename V>
+auto descend_kernel() {
+  if constexpr (std::is_same_v<V, float>) return kernels().descend_f32;
+  else return kernels().descend_f64;
 }
 
 template <typename T>

@@ -81,6 +81,8 @@ extern const Kernels MFAC_TABLE_OF(MFAC_ISA) = {
     window_table_of<bf16>(),
     window_table_of<f16>(),
     window_table_of<int8_t>(),
+    descend_columns<float>,
+    descend_columns<double>,
     vector_magnitude<float>,
     vector_magnitude<double>,
     quantize_row,

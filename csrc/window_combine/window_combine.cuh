@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/packet.cuh"
+#include "cuda/reduce.cuh"
 #include "window_combine/window_combine_cuda.h"
 
 namespace mfac::cuda {
@@ -36,19 +37,21 @@ MFAC_DEVICE void add_rows(const T* __restrict__ window, const float* __restrict_
   }
 }
 
-// out[i, j] <- alpha·out[i, j] + beta·Σ_r coefficients[i, r]·window[r, j].
+// output(i, j, Σ_r coefficients[i, r]·window[r, j]) for every output i and column j from block `first_block` on.
 // A block owns 32 packets of columns and `vectors` of the outputs; a thread one packet of every eighth row, and then
-// columns of out; shared memory: the sums of every warp for one output.
-template <typename T, typename V, int width, int vectors>
+// columns of the output; shared memory: the sums of every warp for one output.
+template <typename T, int width, int vectors, typename Output>
 MFAC_KERNEL(kCombineThreads, 1)
 window_combine_kernel(const T* __restrict__ window, const float* __restrict__ scales, int64_t stride, int64_t m,
-                      int64_t d, const double* __restrict__ coefficients, int64_t k, double alpha, double beta,
-                      V* __restrict__ out, int64_t out_stride) {
+                      int64_t d, const double* __restrict__ coefficients, int64_t k, int64_t first_block,
+                      const MFAC_GRID_CONSTANT Output output) {
   constexpr int kColumns = kWarp * width;
   MFAC_SHARED(double, of_warp, [kCombineWarps][kColumns]);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t begin = int64_t(blockIdx.x) * kColumns, column = begin + int64_t(lane) * width;
-  const int64_t tiles = (d + kScaleColumns - 1) / kScaleColumns, vector = int64_t(blockIdx.y) * vectors;
+  const int64_t vector_groups = ceil_div(k, vectors);  // neighbours: the window comes from memory once for all of them
+  const int64_t vector = blockIdx.x % vector_groups * vectors,
+                begin = (first_block + blockIdx.x / vector_groups) * kColumns;
+  const int64_t column = begin + int64_t(lane) * width, tiles = ceil_div(d, kScaleColumns);
   const int vector_count = int(k - vector < vectors ? k - vector : vectors);
   coefficients += vector * m;
 
@@ -74,15 +77,23 @@ window_combine_kernel(const T* __restrict__ window, const float* __restrict__ sc
 #pragma unroll
     for (int e = 0; e < width; ++e) of_warp[warp][lane * width + e] = sum[i][e];
     __syncthreads();
-    V* to = out + (vector + i) * out_stride + begin;
     for (int j = threadIdx.x; j < kColumns && begin + j < d; j += kCombineThreads) {
       double total = 0;
 #pragma unroll
       for (int w = 0; w < kCombineWarps; ++w) total += of_warp[w][j];
-      to[j] = V(alpha == 0 ? beta * total : alpha * double(to[j]) + beta * total);
+      output(vector + i, begin + j, total);
     }
     __syncthreads();
   }
+}
+
+// `blocks` blocks of columns from `first_block` on, for all k outputs.
+template <typename T, int width, int vectors, typename Output>
+int launch_combine(const T* window, const float* scales, int64_t stride, int64_t m, int64_t d,
+                   const double* coefficients, int64_t k, int64_t first_block, int64_t blocks, const Output& output,
+                   void* stream) {
+  return MFAC_LAUNCH((window_combine_kernel<T, width, vectors, Output>), dim3(unsigned(blocks * ceil_div(k, vectors))),
+                     dim3(kCombineThreads), stream, window, scales, stride, m, d, coefficients, k, first_block, output);
 }
 
 }  // namespace mfac::cuda

@@ -43,3 +43,9 @@ void window_combine_columns(const T* window, int64_t stride, int64_t rows, int64
     for (int64_t j = 0; j < cols; ++j) out[j] = V(alpha * double(out[j]) + beta * sum[j]);
   }
 }
+
+// weights[j] <- decay·weights[j] - rate·move[j]
+template <typename V>
+void descend_columns(const V* move, int64_t cols, double rate, double decay, V* weights) {
+  for (int64_t j = 0; j < cols; ++j) weights[j] = V(decay * double(weights[j]) - rate * double(move[j]));
+}

@@ -19,6 +19,7 @@ from emulation.build import ROOT, build, environment
 
 OPERATORS = [
     "test_ops.py",
+    "test_ops_descend.py",
     "test_ops_window_push.py",
     "test_ops_block.py",
     "test_ops_capacitance.py",

@@ -1,0 +1,51 @@
+"""How weights move along one vector that holds the direction of all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Descent:
+    """w <- decay·w - rate·v for several parameters, of which v holds the directions.
+
+    Attributes:
+        parameters: Each w, in the order of their columns.
+        columns: The first column of v, [d], for each; the others follow, row-major.
+        rates: For each.
+        decays: For each.
+    """
+
+    parameters: list[Tensor] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    decays: list[float] = field(default_factory=list)
+
+    def add(self, parameter: Tensor, column: int, rate: float, decay: float) -> None:
+        """Moves one more, whose columns come after those of the others."""
+        self.parameters.append(parameter)
+        self.columns.append(column)
+        self.rates.append(rate)
+        self.decays.append(decay)
+
+    def suits(self, dtype: torch.dtype) -> bool:
+        """Whether the pass that computes v, in `dtype`, may move them itself: it takes them for pieces of a vector."""
+        return all(p.dtype == dtype and p.is_contiguous() for p in self.parameters)
+
+    def apply_(self, move: Tensor) -> None:
+        """Moves them along v, [d], by torch: a call for all that have the same factors."""
+        moves = [
+            move[column : column + p.numel()].view(p.shape)
+            for p, column in zip(self.parameters, self.columns, strict=True)
+        ]
+        factors = list(zip(self.rates, self.decays, strict=True))
+        for (rate, decay), places in groupby(range(len(factors)), key=factors.__getitem__):
+            chosen = list(places)
+            parameters = [self.parameters[i] for i in chosen]
+            if decay != 1:
+                torch._foreach_mul_(parameters, decay)
+            torch._foreach_add_(parameters, [moves[i] for i in chosen], alpha=-rate)
