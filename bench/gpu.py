@@ -25,7 +25,7 @@ import mfac
 from bench.plain import PaperStep, combine, dot, push
 from mfac import ops
 from mfac.bench.measurement import BLOCK_SIZE, DAMPING, HEADER, Measurement
-from mfac.bench.ops import FORMATS, step
+from mfac.bench.ops import FORMATS, MOMENTUM, descent_of, plain_descent, step
 from mfac.bench.timing import check, describe_machine, relative_error
 
 NAMES = ("float32", "bfloat16", "int8", "top-k 1%")
@@ -94,7 +94,7 @@ def filled(name: str, rank: int, dim: int) -> mfac.GradientWindow:
 
 
 def passes(clock: Clock, name: str, window: mfac.GradientWindow, g: Tensor) -> Iterator[Measurement]:
-    """window_dot, window_combine_ and window_push_ of a format; of sparse rows topk_dot and so on."""
+    """window_dot, window_combine_, window_descend_ and window_push_ of a format; of sparse rows topk_dot and so on."""
     rank, dim, rows, kind = window.rank, window.dim, window._rows, "topk" if "top-k" in name else "window"
     shape, vector = (rank, dim, name), g.nbytes
     v, c, out = noise(1, dim), noise(1, rank, dtype=F64), torch.empty(1, dim)
@@ -104,6 +104,13 @@ def passes(clock: Clock, name: str, window: mfac.GradientWindow, g: Tensor) -> I
     check(f"{kind}_combine_", relative_error(rows.combine_(out, c, 0.0, 1.0)[0], combine(rows, c[0], dim)), 2e-7)
     ours, plain = partial(rows.combine_, out, c, 0.0, 1.0), partial(combine, rows, c[0].float(), dim)
     yield clock.line(f"{kind}_combine_", shape, read + vector, ours, plain)
+    average, weights = torch.zeros(2, dim)
+    descent, expected = descent_of(weights, 0.5), combine(rows, c[0], dim)
+    rows.descend_(descent, average, c, 1.0, MOMENTUM)
+    check(f"{kind}_descend_", relative_error(weights, -0.5 * (1 - MOMENTUM) * expected), 2e-7)
+    ours = partial(rows.descend_, descent, average, c, 1.0, MOMENTUM)
+    plain = partial(plain_descent, partial(combine, rows, c[0].float(), dim), descent, average)
+    yield clock.line(f"{kind}_descend_", shape, read + 4 * vector, ours, plain)
     mine, theirs = copy.deepcopy(rows), copy.deepcopy(rows)  # what the window knows of its rows stays true
     products = mine.push_(1, g)
     stored = mine.dense(slice(1, 2))[0].double()

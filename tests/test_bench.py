@@ -14,7 +14,11 @@ pytestmark = pytest.mark.cpu_only("python -m mfac.bench measures the CPU")
 
 FORMATS = ("float32", "bfloat16", "float16", "int8", "top-k 1%")
 LINES = {
-    *((op, dtype) for op in ("push + precondition", "window_dot", "window_combine_") for dtype in FORMATS),
+    *(
+        (op, dtype)
+        for op in ("push + precondition", "window_dot", "window_combine_", "window_descend_")
+        for dtype in FORMATS
+    ),
     *((op, "float64") for op in ("capacitance_replace_", "the same, out of cache", "capacitance_solve")),
     ("factored anew, 1/m of it", "float64"),
     *((f"window_dot, {count} vectors", "float32") for count in (1, 4, 16)),
@@ -27,7 +31,7 @@ GPU_LINES = {
     *(
         (f"{kind}_{op}", dtype)
         for kind, dtype in (("window", "float32"), ("window", "bfloat16"), ("window", "int8"), ("topk", "top-k 1%"))
-        for op in ("dot", "combine_", "push_")
+        for op in ("dot", "combine_", "descend_", "push_")
     ),
     *(("push + precondition", dtype) for dtype in ("float32", "bfloat16", "int8", "top-k 1%")),
     *((op, "float64") for op in ("capacitance_replace_", "capacitance_solve")),

@@ -12,6 +12,7 @@ from mfac import ops
 from mfac.bench.measurement import DAMPING, READ, Measurement, Setting
 from mfac.bench.recurrence import DynamicRecurrence
 from mfac.bench.timing import check, relative_error
+from mfac.descent import Descent
 from mfac.dual import window_dot
 from mfac.rows import DenseRows, Rows, TopKRows
 from mfac.window import GradientWindow
@@ -23,7 +24,9 @@ FORMATS: dict[str, tuple[torch.dtype, float]] = {
     "int8": (torch.int8, 1.0),
     "top-k 1%": (torch.float32, 0.01),
 }
+MOMENTUM = 0.9
 _ROWS_AT_ONCE = 4
+_PARAMETERS = 64  # about as many as a ResNet-20 has
 
 
 def filled(
@@ -101,6 +104,29 @@ def plain_combine(rows: Rows, rank: int, c: Tensor, dim: int) -> Tensor:
     for some, tile in _tiles(rows, rank, c.dtype):
         out.addmv_(tile.T, c[some])
     return out
+
+
+def descent_of(weights: Tensor, rate: float) -> Descent:
+    """A vector of weights [d] as the parameters of a network: 64 pieces, or as many as there are entries."""
+    descent, column = Descent(), 0
+    for piece in weights.split(-(-weights.numel() // _PARAMETERS)):
+        descent.add(piece, column, rate, 1.0)
+        column += piece.numel()
+    return descent
+
+
+def plain_descent(direction: Callable[[], Tensor], descent: Descent, average: Tensor) -> None:
+    """What plain torch would do to move weights along the average of a direction [d]."""
+    average.lerp_(direction(), 1 - MOMENTUM)
+    descent.apply_(average)
+
+
+def _check_descent(name: str, rows: Rows, c: Tensor, expected: Tensor) -> None:
+    """Weights and average, both zero before."""
+    weights, average = torch.zeros(2, expected.numel())
+    rows.descend_(descent_of(weights, 0.5), average, c, 1.0, MOMENTUM)
+    check(f"window_descend_, {name}, the average", relative_error(average, (1 - MOMENTUM) * expected), 2e-7)
+    check(f"window_descend_, {name}", relative_error(weights, -0.5 * (1 - MOMENTUM) * expected), 2e-7)
 
 
 def _check_step(name: str, window: GradientWindow) -> None:
@@ -197,26 +223,29 @@ def many_vectors(setting: Setting) -> list[Measurement]:
 
 
 def passes(setting: Setting) -> list[Measurement]:
-    """The two passes of every format.
+    """The two passes of every format, and the second as it moves weights.
 
     Args:
         setting: Shapes and rounds.
 
     Returns:
-        Two lines for each format.
+        Three lines for each format.
     """
     rank, dim = setting.rank, setting.dim
     v, c = setting.normal(1, dim), setting.normal(1, rank, dtype=torch.float64)
     out, lines = torch.empty(1, dim), []
+    average, descent = torch.zeros(dim), descent_of(torch.zeros(dim), 1e-3)
     for name in FORMATS:
         rows: Rows = _window(name, rank, dim)._rows
         check(f"window_dot, {name}", relative_error(rows.dot(v)[0], plain_dot(rows, rank, v[0].double())), 1e-12)
         expected = plain_combine(rows, rank, c[0], dim)
         check(f"window_combine_, {name}", relative_error(rows.combine_(out, c, 0.0, 1.0)[0], expected), 2e-7)
+        _check_descent(name, rows, c, expected)
         seconds, rates = setting.time(
             {
                 "window_dot": partial(rows.dot, v),
                 "window_combine_": partial(rows.combine_, out, c, 0.0, 1.0),
+                "window_descend_": partial(rows.descend_, descent, average, c, 1.0, MOMENTUM),
             },
             READ,
         )
@@ -224,6 +253,9 @@ def passes(setting: Setting) -> list[Measurement]:
             {
                 "window_dot": partial(plain_dot, rows, rank, v[0]),
                 "window_combine_": partial(plain_combine, rows, rank, c[0].float(), dim),
+                "window_descend_": partial(
+                    plain_descent, partial(plain_combine, rows, rank, c[0].float(), dim), descent, average
+                ),
             },
             rounds=setting.slow_rounds,
         )
