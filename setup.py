@@ -37,15 +37,15 @@ def find_cuda_toolkit() -> Path | None:
     if nvcc:
         candidates.append(str(Path(nvcc).resolve().parent.parent))
     for candidate in candidates:
-        if candidate and (Path(candidate) / "include" / "cuda_runtime.h").exists():
+        if candidate and all((Path(candidate) / part).exists() for part in ("include/cuda_runtime.h", "bin/nvcc")):
             return Path(candidate)
     if wanted == "1":
         raise SystemExit("MFAC_CUDA=1, but no CUDA toolkit was found. Set CUDA_HOME to its folder.")
     return None
 
 
-def cuda_architectures() -> list[str]:
-    """Compute capabilities to compile for: those asked for, that of the GPU found, or all."""
+def cuda_architectures(toolkit: Path) -> list[str]:
+    """Compute capabilities to compile for: those asked for, that of the GPU found, or all that the toolkit knows."""
     wanted = os.environ.get("MFAC_CUDA_ARCHITECTURES")
     if wanted:
         found = wanted.replace(";", ",").split(",")
@@ -61,7 +61,15 @@ def cuda_architectures() -> list[str]:
         found = sorted(set(present) & set(CUDA_ARCHITECTURES), key=int)
         if found:
             return found
-    return list(CUDA_ARCHITECTURES)
+    known = subprocess.check_output([toolkit / "bin" / "nvcc", "--list-gpu-code"], text=True).split()
+    found = [name for name in CUDA_ARCHITECTURES if f"sm_{name}" in known]
+    if missing := sorted(set(CUDA_ARCHITECTURES) - set(found), key=int):
+        print(f"The CUDA toolkit in {toolkit} does not know compute capability {', '.join(missing)}: left out.")
+    if not found:
+        raise SystemExit(
+            f"The CUDA toolkit in {toolkit} knows none of {', '.join(CUDA_ARCHITECTURES)}. Set MFAC_CUDA=0."
+        )
+    return found
 
 
 def sources(pattern: str) -> list[str]:
@@ -98,7 +106,7 @@ def compile_cuda(toolkit: Path, source: str, architectures: list[str]) -> str:
 
 def add_cuda(extension: Extension, toolkit: Path) -> None:
     """The CUDA twins: their adapters, their kernels for every architecture, and the runtime, linked statically."""
-    architectures = cuda_architectures()
+    architectures = cuda_architectures(toolkit)
     version = re.search(
         r"release (\d+\.\d+)", subprocess.check_output([toolkit / "bin" / "nvcc", "--version"], text=True)
     )
