@@ -57,7 +57,7 @@ def test_values_of_every_instruction_set(isa: str, best: str):
         pytest.skip(f"this machine has {best} only")
     if isa == mfac.build_info()["isa_chosen"]:
         pytest.skip("this very process has it: the tests of values themselves")
-    rooms = ("ops", "ops_capacitance", "ops_block", "ops_window_push", "ops_topk")
+    rooms = ("ops", "ops_descend", "ops_capacitance", "ops_block", "ops_window_push", "ops_topk")
     files = [str(TESTS / f"test_{name}.py") for name in rooms]
     # Odd sizes around a vector and a tile; the largest add time and no other path.
     outcome = run(

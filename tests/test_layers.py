@@ -23,6 +23,7 @@ ORDER = [
         "rows",
         "ring",
         "push",
+        "sliding",
         "window",
     ),
     *("parameters", "batches", "gradients", "batchnorm"),
