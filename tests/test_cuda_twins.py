@@ -25,7 +25,7 @@ TILE = 1024  # columns of an int8 row that share a scale
 every_format = pytest.mark.parametrize("dtype", [F32, F64, BF16, F16, INT8], ids=str)
 every_vector = pytest.mark.parametrize("vector_dtype", [F32, F64], ids=str)
 every_layout = pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "unaligned"])
-every_count = pytest.mark.parametrize("count", [1, 3])
+every_count = pytest.mark.parametrize("count", [1, 6])  # two groups of vectors, or three
 
 cpu = torch.ops.mfac
 
