@@ -135,7 +135,7 @@ def test_whitened_norms(cuda, dtype: torch.dtype, single: bool):
 
 
 def test_capacitance(cuda):
-    for rank, _ in [*shapes("capacitance"), (65, 1), (130, 1)]:
+    for rank, _ in [*shapes("capacitance"), (65, 1), (130, 1), (1025, 1)]:
         rows = window(rank + 1, 4 * rank + 3, norm=2.0)  # of condition at most 20 with a shift of ½
         gram, products = rows[:rank] @ rows[:rank].T, rows[:rank] @ rows[rank]
         inverse = torch.linalg.inv(gram + 0.5 * torch.eye(rank, dtype=F64)).contiguous()
