@@ -25,7 +25,7 @@ TILE = 1024  # columns of an int8 row that share a scale
 every_format = pytest.mark.parametrize("dtype", [F32, F64, BF16, F16, INT8], ids=str)
 every_vector = pytest.mark.parametrize("vector_dtype", [F32, F64], ids=str)
 every_layout = pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "unaligned"])
-every_count = pytest.mark.parametrize("count", [1, 3])
+every_count = pytest.mark.parametrize("count", [1, 6])  # two groups of vectors, or three
 
 cpu = torch.ops.mfac
 
@@ -157,7 +157,7 @@ def test_whitened_norms(cuda, dtype: torch.dtype, single: bool):
 
 
 def test_capacitance(cuda):
-    for rank, _ in [*shapes("capacitance"), (65, 1), (130, 1)]:
+    for rank, _ in [*shapes("capacitance"), (65, 1), (130, 1), (1025, 1)]:
         rows = window(rank + 1, 4 * rank + 3, norm=2.0)  # of condition at most 20 with a shift of ½
         gram, products = rows[:rank] @ rows[:rank].T, rows[:rank] @ rows[rank]
         inverse = torch.linalg.inv(gram + 0.5 * torch.eye(rank, dtype=F64)).contiguous()

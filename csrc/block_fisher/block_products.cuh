@@ -43,7 +43,7 @@ MFAC_DEVICE double column_dot(const T* __restrict__ column, int64_t stride, int6
   return sum;
 }
 
-// The tile of R on the diagonal from `first` on, a unit matrix beyond R.
+// The tile of R on the diagonal from `first` on, a unit matrix beyond R. What is zero in R is not read.
 MFAC_DEVICE void load_solve_tile(const double* __restrict__ upper, int64_t stride, int64_t first, int count,
                                  SolveTile& tile) {
   const int j = threadIdx.x % kWarp;
@@ -51,7 +51,7 @@ MFAC_DEVICE void load_solve_tile(const double* __restrict__ upper, int64_t strid
   const double* from = upper + (first + i) * stride + first + j;
 #pragma unroll
   for (int turn = 0; turn < kWarp / kProductWarps; ++turn) {
-    tile[i][j] = i < count && j < count ? *from : double(i == j);
+    tile[i][j] = i <= j && j < count ? *from : double(i == j);
     i += kProductWarps;
     from += kProductWarps * stride;
   }

@@ -20,7 +20,8 @@ int symmetric_matvec(const double* lower, const TriangleShape& shape, int64_t co
   if (error != 0 || tiles <= kMostPartsToRead) return error;
   double* sum = scratch + tiles * count * m;
   product = {nullptr, sum, 1};
-  return sum_parts(scratch, tiles, count * m, nullptr, sum, stream);
+  return MFAC_LAUNCH(sum_product_kernel, dim3(unsigned(ceil_div(count * m, kWarp))), dim3(kSumWarps * kWarp), stream,
+                     scratch, tiles, m, count * m, refinements, sum);
 }
 
 // Solves for at most kMostSolvedTogether vectors.

@@ -99,6 +99,18 @@ static MFAC_KERNEL(kTileThreads)
   }
 }
 
+// product[v] <- Σ_p partial[p, v] for the vectors, of `size` entries in all, whose refinement goes on.
+// A block owns 32 sums; a warp a share of the parts, a thread one sum of these; shared memory: a sum for each warp and
+// lane.
+static MFAC_KERNEL(kSumWarps* kWarp)
+    sum_product_kernel(const double* __restrict__ partial, int64_t tiles, int64_t m, int64_t size,
+                       const Refinement* refinements, double* __restrict__ product) {
+  const int64_t i = int64_t(blockIdx.x) * kWarp + threadIdx.x % kWarp;
+  const bool is_wanted = i < size && (refinements == nullptr || refinements[i / m].done == 0);
+  const double sum = sum_of_parts<kSumWarps>(partial, tiles, size, i, is_wanted);
+  if (threadIdx.x < kWarp && is_wanted) product[i] = sum;
+}
+
 // From A b: a <- column `row` of A, y <- A b - a (aᵀb)/α, the pivot, and what the update asks for.
 // One block owns everything; a thread every 1024th entry of the vectors; shared memory: the sums of warps.
 static MFAC_KERNEL(kVectorThreads)

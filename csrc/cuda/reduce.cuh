@@ -87,30 +87,40 @@ __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + 
 
 constexpr int kSumWarps = 16;
 
-// out[i] <- Σ_p partial[p, i], or NaN where `refused` says so: often there are few sums, of more parts than one thread
-// should wait for.
-// A block owns 32 sums; a warp a share of the parts, in order, a thread one sum of these; shared memory: a sum for each
-// warp and lane.
+// Σ_p partial[p, i] in the first warp, a lane a sum: often there are few sums, of more parts than one thread should
+// wait for. A warp takes a share of the parts, in order. Shared memory: a sum for each warp and lane.
 template <int warps>
-MFAC_KERNEL(warps* kWarp)
-sum_parts_kernel(const double* __restrict__ partial, int64_t parts, int64_t count, const int* refused,
-                 double* __restrict__ out) {
+MFAC_DEVICE double sum_of_parts(const double* __restrict__ partial, int64_t parts, int64_t count, int64_t i,
+                                bool is_wanted) {
   MFAC_SHARED(double, of_warp, [warps][kWarp]);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t i = int64_t(blockIdx.x) * kWarp + lane, share = ceil_div(parts, warps);
+  const int64_t share = ceil_div(parts, warps);
   const int64_t begin = warp * share, end = begin + share < parts ? begin + share : parts;
   double sum = 0;
-  if (i < count) {
+  if (is_wanted) {
 #pragma unroll 8
     for (int64_t p = begin; p < end; ++p) sum += partial[p * count + i];
   }
   of_warp[warp][lane] = sum;
   __syncthreads();
-  if (warp > 0 || i >= count) return;
   double total = 0;
+  if (warp == 0) {
 #pragma unroll
-  for (int w = 0; w < warps; ++w) total += of_warp[w][lane];
-  out[i] = refused != nullptr && *refused ? nan("") : total;
+    for (int w = 0; w < warps; ++w) total += of_warp[w][lane];
+  }
+  return total;
+}
+
+// out[i] <- Σ_p partial[p, i], or NaN where `refused` says so.
+// A block owns 32 sums; a warp a share of the parts, a thread one sum of these; shared memory: a sum for each warp and
+// lane.
+template <int warps>
+MFAC_KERNEL(warps* kWarp)
+sum_parts_kernel(const double* __restrict__ partial, int64_t parts, int64_t count, const int* refused,
+                 double* __restrict__ out) {
+  const int64_t i = int64_t(blockIdx.x) * kWarp + threadIdx.x % kWarp;
+  const double total = sum_of_parts<warps>(partial, parts, count, i, i < count);
+  if (threadIdx.x < kWarp && i < count) out[i] = refused != nullptr && *refused ? nan("") : total;
 }
 
 inline int sum_parts(const double* partial, int64_t parts, int64_t count, const int* refused, double* out,

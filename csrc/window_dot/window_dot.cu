@@ -5,7 +5,7 @@ namespace mfac::cuda {
 namespace {
 
 dim3 dot_grid(const DotShape& shape) {
-  return dim3(unsigned(shape.row_groups() * shape.chunks()), unsigned(shape.vector_groups()));
+  return dim3(unsigned(shape.row_groups() * shape.chunks() * shape.vector_groups()));
 }
 
 template <typename T, typename V, int rows, int vectors>

@@ -35,15 +35,18 @@ MFAC_DEVICE void add_dots(const T* __restrict__ window, const float* __restrict_
 }
 
 // partial[chunk, i, r] <- Σ_j window[r, j]·vectors[i, j] over the columns of the chunk.
-// A block owns `rows` rows, `vectors` vectors and a chunk of columns; a thread every 256th packet of the chunk, of all
-// these rows; shared memory: a sum for each warp, row and vector.
+// A block owns `rows` rows, `vectors` vectors and a chunk of columns, neighbours the same piece of the window and other
+// vectors; a thread every 256th packet of the chunk, of all these rows; shared memory: a sum for each warp, row and
+// vector.
 template <typename T, typename V, int width, int rows, int vectors>
 MFAC_KERNEL(kDotThreads)
 window_dot_kernel(const T* __restrict__ window, const float* __restrict__ scales, int64_t stride, int64_t m, int64_t d,
                   const V* __restrict__ v, int64_t vector_stride, int64_t k, int64_t chunk,
                   double* __restrict__ partial) {
-  const int64_t row_groups = ceil_div(m, rows), tiles = ceil_div(d, kScaleColumns);
-  const int64_t row = blockIdx.x % row_groups * rows, part = blockIdx.x / row_groups, vector = blockIdx.y * vectors;
+  const int64_t row_groups = ceil_div(m, rows), vector_groups = ceil_div(k, vectors);
+  const int64_t tiles = ceil_div(d, kScaleColumns);
+  const int64_t vector = blockIdx.x % vector_groups * vectors, piece = blockIdx.x / vector_groups;
+  const int64_t row = piece % row_groups * rows, part = piece / row_groups;
   const int count = int(m - row < rows ? m - row : rows);
   const int vector_count = int(k - vector < vectors ? k - vector : vectors);
   const int64_t begin = part * chunk, end = begin + chunk < d ? begin + chunk : d;

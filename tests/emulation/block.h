@@ -77,6 +77,8 @@ class Block {
   void* shared(const void* key, std::size_t bytes);
   void barrier(Place place);
   void warp_op(uint32_t mask, unsigned source, uint64_t value, bool orders_memory, Place place);
+  // Whether an address is no global memory: shared, of the running thread's stack, or of the emulation.
+  bool owns(const void* p) const;
 
   static Block& instance() {
     static Block block;
@@ -121,6 +123,14 @@ class Block {
 };
 
 inline Thread* current = nullptr;
+
+SIMT_UNSEEN inline bool Block::owns(const void* p) const {
+  const auto is_in = [p](const void* begin, std::size_t bytes) {
+    return static_cast<const char*>(p) - static_cast<const char*>(begin) < std::ptrdiff_t(bytes) && p >= begin;
+  };
+  return is_in(current->stack.base, current->stack.bytes) || is_in(arena_, kArenaBytes) ||
+         is_in(current, sizeof(*current)) || is_in(&current, sizeof(current)) || is_in(this, sizeof(*this));
+}
 
 #if defined(__SANITIZE_THREAD__)
 #define SIMT_RELEASE(tag) __tsan_release(tag)

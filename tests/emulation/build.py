@@ -1,8 +1,8 @@
 """Builds the CUDA twins for execution on the CPU: their adapters as torch.ops.mfac_emulated, their kernels emulated.
 
-`python tests/emulation/build.py [plain|address|thread]` prints the path of the library; what is up to date is left as
-it is. With a sanitizer, kernels are instrumented and the library has to be loaded into a process that has preloaded the
-sanitizer's runtime (`environment`).
+`python tests/emulation/build.py [plain|address|thread|bytes]` prints the path of the library; what is up to date is
+left as it is. With a sanitizer, kernels are instrumented and the library has to be loaded into a process that has
+preloaded the sanitizer's runtime (`environment`). With `bytes` they count what they move (`moved.py`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ SANITIZERS = {
     "plain": ["-O2"],
     "address": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"],
     "thread": ["-O1", "-g", "-fsanitize=thread"],
+    "bytes": ["-O1", "-fsanitize=thread", "-DMFAC_COUNT_BYTES"],  # with bytes.cpp for the sanitizer's runtime
 }
-RUNTIMES = {"plain": [], "address": ["libasan.so", "libstdc++.so"], "thread": ["libtsan.so"]}
+RUNTIMES = {"plain": [], "address": ["libasan.so", "libstdc++.so"], "thread": ["libtsan.so"], "bytes": []}
 COMMON = ["-std=c++20", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fvisibility=hidden", f"-I{CSRC}"]
 # Kernels keep each operation's own rounding, and their fibers' thread-local variables need no call.
 KERNEL = ["-x", "c++", f"-I{EMULATION}", "-ffp-contract=off", "-ftls-model=initial-exec"]
@@ -66,9 +67,14 @@ def build(sanitizer: str = "plain") -> Path:
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(compile_one, s, folder / "adapters" / f"{s.stem}.o", ADAPTER) for s in adapters]
         jobs += [pool.submit(compile_one, s, folder / sanitizer / f"{s.stem}.o", [*KERNEL, *flags]) for s in kernels]
+        if sanitizer == "bytes":
+            # Not instrumented, but the emulation's classes are those of instrumented code.
+            hooks = [*KERNEL, "-O2", "-DMFAC_COUNT_BYTES", "-D__SANITIZE_THREAD__"]
+            jobs.append(pool.submit(compile_one, EMULATION / "bytes.cpp", folder / sanitizer / "bytes.o", hooks))
         objects = [job.result() for job in jobs]
     torch = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu"]
-    return link(objects, folder / sanitizer / "libmfac_emulated.so", [*flags, *torch])
+    runtime = [] if sanitizer == "bytes" else flags
+    return link(objects, folder / sanitizer / "libmfac_emulated.so", [*runtime, *torch])
 
 
 def build_planted(sanitizer: str) -> Path:

@@ -70,6 +70,10 @@ void append_size(std::string& sizes, const T& argument) {
   if constexpr (std::is_integral_v<T>) sizes += (sizes.empty() ? "" : " ") + std::to_string(argument);
 }
 
+#if defined(MFAC_COUNT_BYTES)
+void count_bytes(const std::string& kernel);  // of the launch that has ended (bytes.cpp)
+#endif
+
 template <auto kernel, typename... Arguments>
 SIMT_UNSEEN int launch(dim3 grid, dim3 block, const Arguments&... arguments) {
   {
@@ -80,6 +84,9 @@ SIMT_UNSEEN int launch(dim3 grid, dim3 block, const Arguments&... arguments) {
     launches()[name_of<kernel>()].insert(sizes);
   }
   Block::instance().launch(grid, block, [=] { kernel(arguments...); });
+#if defined(MFAC_COUNT_BYTES)
+  count_bytes(name_of<kernel>());
+#endif
   return 0;
 }
 
