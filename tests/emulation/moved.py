@@ -38,6 +38,7 @@ def window_cases() -> Iterator[Case]:
     m, d, V = 48, 20_000, 4
     T, P, P4 = ceil_div(d, 1024), chunks(m, d, 8), chunks(m, d, 4)
     v, out, c = torch.randn(9, d), torch.empty(1, d), torch.randn(1, m).double()
+    weights, factors = torch.zeros(2, d // 2), ([0.1, 0.1], [1.0, 0.9])
     for dtype in (torch.float32, torch.bfloat16, torch.int8):
         G, t, is_int8 = (9 * torch.randn(m, d)).to(dtype), dtype.itemsize, dtype == torch.int8
         scales = torch.rand(m, T) if is_int8 else None
@@ -54,6 +55,17 @@ def window_cases() -> Iterator[Case]:
             partial(ops.window_combine_, out, G, c, 0.0, 1.0, scales),
             window + V * d + 8 * m,
         )
+        yield (
+            f"window_combine_ {dtype} k=9",
+            partial(ops.window_combine_, torch.empty(9, d), G, torch.randn(9, m).double(), 0.0, 1.0, scales),
+            window + 9 * (V * d + 8 * m),
+        )
+        for average, of_average in ((None, 0), (torch.randn(d), 2 * V * d)):
+            descend = partial(
+                ops.window_descend_, list(weights), average, G, c, 1.0, 0.5, [0, d // 2], *factors, scales
+            )
+            named = "" if average is None else " with momentum"
+            yield f"window_descend_ {dtype}{named}", descend, window + of_average + 2 * V * d + 8 * m
         yield (
             f"window_push_ {dtype}",
             partial(ops.window_push_, G, 9, v[0], scales),
