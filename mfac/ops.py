@@ -138,10 +138,7 @@ def obs_saliency(weights: Tensor, inverse_diagonal: Tensor) -> Tensor:
 
 
 def nm_mask(scores: Tensor, keep: int, group: int) -> Tensor:
-    """Which of `scores` [outer, axis, inner] are the `keep` highest of each `group` <= 64 along the axis. One pass.
-
-    A last group of fewer keeps as many. Of equal scores the later is the higher, and NaN is above infinity.
-    """
+    """Which of `scores` [outer, axis, inner] are the `keep` highest of each `group` <= 64 along the axis. One pass."""
     result: Tensor = _ops.nm_mask(scores, keep, group)
     return result
 

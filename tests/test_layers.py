@@ -13,7 +13,7 @@ ORDER = [
     *("_C", "devices", "checks", "damping", "cuda_ops", "ops"),
     *("whitening", "dual", "primal", "block_diagonal", "fisher", "deferred", "capacitance", "rows", "ring", "window"),
     *("parameters", "batches", "gradients", "batchnorm"),
-    *("saliency", "masks", "schedule", "compensation", "report", "pruner"),
+    *("saliency", "masks", "patterns", "schedule", "compensation", "report", "pruner"),
     *("momentum", "optimizer"),
 ]
 

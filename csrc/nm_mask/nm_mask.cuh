@@ -6,7 +6,7 @@
 
 namespace mfac::cuda {
 
-constexpr int kMaskThreads = 256;
+constexpr int kMaskThreads = 512;
 constexpr int kMaskItems = kMaskEntries / kMaskThreads;
 
 // Integers in the order of the scores, which no GPU is slow to compare: -0 is 0, and all NaN are one, above infinity.
@@ -28,7 +28,7 @@ MFAC_DEVICE int64_t order_key(double x) {
 }
 
 // mask[e] <- whether all but `keep` of the scores of e's group are below that of e.
-// A block owns slabs, or columns of one, 2048 entries at most; a thread every 256th of them, so that neighbours read
+// A block owns slabs, or columns of one, 2048 entries at most; a thread every 512th of them, so that neighbours read
 // and write neighbours; shared memory: the scores as integers of their order.
 template <typename T>
 MFAC_KERNEL(kMaskThreads)

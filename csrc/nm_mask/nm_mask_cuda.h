@@ -20,7 +20,8 @@ struct MaskShape {
   MaskShape(int64_t outer, int64_t axis, int64_t inner, int64_t keep, int64_t group)
       : outer(outer), axis(axis), inner(inner), group(int(std::max<int64_t>(1, std::min(group, axis)))) {
     this->keep = int(std::min<int64_t>(keep, this->group));
-    columns = int(std::max<int64_t>(1, std::min<int64_t>(inner, kMaskEntries / this->group)));
+    const int64_t most = kMaskEntries / this->group, blocks = std::max<int64_t>(1, (inner + most - 1) / most);
+    columns = int(std::max<int64_t>(1, (inner + blocks - 1) / blocks));
     slabs = columns < inner ? 1 : std::max(1, kMaskEntries / (this->group * columns));
   }
   int64_t groups() const { return (axis + group - 1) / group; }  // along the axis

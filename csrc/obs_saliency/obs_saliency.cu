@@ -1,5 +1,4 @@
 // Launcher of obs_saliency: one launch.
-#include "cuda/reduce.cuh"
 #include "obs_saliency/obs_saliency.cuh"
 
 namespace mfac::cuda {
@@ -7,7 +6,8 @@ namespace {
 
 template <int width, typename T, typename D>
 int launch_saliency(const T* weights, const D* diagonal, int64_t d, double* out, void* stream) {
-  return MFAC_LAUNCH((obs_saliency_kernel<T, D, width>), dim3(unsigned(ceil_div(d, kSaliencyThreads * width))),
+  constexpr int64_t kEntries = kSaliencyThreads * width;
+  return MFAC_LAUNCH((obs_saliency_kernel<T, D, width>), dim3(unsigned((d + kEntries - 1) / kEntries)),
                      dim3(kSaliencyThreads), stream, weights, diagonal, d, out);
 }
 
