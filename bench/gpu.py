@@ -26,6 +26,7 @@ from bench.plain import PaperStep, combine, dot, push
 from mfac import ops
 from mfac.bench.measurement import BLOCK_SIZE, DAMPING, HEADER, Measurement
 from mfac.bench.ops import FORMATS, MOMENTUM, descent_of, plain_descent, step
+from mfac.bench.pruning import LAYERS, plain_mask, plain_saliency
 from mfac.bench.timing import check, describe_machine, relative_error
 
 NAMES = ("float32", "bfloat16", "int8", "top-k 1%")
@@ -216,6 +217,20 @@ def static(clock: Clock, rank: int, dim: int) -> Iterator[Measurement]:
     yield clock.line("block_inverse_diagonal", shape, work + 8 * dim, ours, partial(plain_diagonal, expected))
 
 
+def pruning(clock: Clock, dim: int, copies: int) -> Iterator[Measurement]:
+    """obs_saliency, and nm_mask of weights of so many Linears and convolutions."""
+    w, diagonal = noise(dim), 1 + noise(dim).abs()
+    ours, plain = partial(ops.obs_saliency, w, diagonal), partial(plain_saliency, w, diagonal)
+    check("obs_saliency", relative_error(ours(), plain()), 1e-14)
+    yield clock.line("obs_saliency", (1, dim, "float32"), 16.0 * dim, ours, plain)
+    for layer, (rows, axis, inner) in LAYERS.items():
+        scores = noise(copies * rows, axis, inner, dtype=F64)
+        ours, plain = partial(ops.nm_mask, scores, 2, 4), partial(plain_mask, scores, 2, 4)
+        check("nm_mask", float((ours() != plain()).sum()), 0)
+        shape = (1, scores.numel(), "float64")
+        yield clock.line(f"nm_mask 2:4, {layer}", shape, 9.0 * scores.numel(), ours, plain)
+
+
 def measurements(clock: Clock, rank: int, dim: int) -> Iterator[Measurement]:
     g = noise(dim)
     for name in NAMES:
@@ -224,6 +239,7 @@ def measurements(clock: Clock, rank: int, dim: int) -> Iterator[Measurement]:
         yield whole_step(clock, name, window, g)
     yield from capacitance(clock, 2 * rank)
     yield from static(clock, max(8, rank // 2), dim)
+    yield from pruning(clock, 64 * dim, 1 if rank < 64 else 16)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 TIME = {"build": 110, "tests": 220, "sanitizers": 90, "benchmark": 60}  # seconds
 ON_GPU = {"MFAC_TEST_DEVICE": "cuda"}
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider")
-ROOMS = ("ops", "ops_descend", "ops_window_push", "ops_block", "ops_capacitance", "ops_topk")
+ROOMS = ("ops", "ops_descend", "ops_window_push", "ops_block", "ops_capacitance", "ops_topk", "ops_pruning")
 SMALL = "values and (33 or layout1 or layout4) and not every and not long"  # layouts of sparse rows
 FIND_GPU = """
 import torch

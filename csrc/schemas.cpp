@@ -60,4 +60,9 @@ STABLE_TORCH_LIBRARY(MFAC_LIBRARY, m) {
   m.def(
       "block_inverse_diagonal(Tensor window, Tensor factors, int block_size, float damping, float num_terms) -> "
       "Tensor");
+  // weights [d], inverse_diagonal [d] -> w²/(2 (F⁻¹)_pp), [d] float64
+  m.def("obs_saliency(Tensor weights, Tensor inverse_diagonal) -> Tensor");
+  // scores [outer, axis, inner] -> whether each is among the `keep` highest of its `group` successive ones along the
+  // axis, or of as many as are left, bool; of equal ones the later is the higher, and NaN is above infinity
+  m.def("nm_mask(Tensor scores, int keep, int group) -> Tensor");
 }

@@ -150,6 +150,18 @@ def block_inverse_diagonal(
     return result
 
 
+def obs_saliency(weights: Tensor, inverse_diagonal: Tensor) -> Tensor:
+    """w²/(2 (F⁻¹)_pp) in float64, [d]. One pass."""
+    result: Tensor = _ops.obs_saliency(weights, inverse_diagonal)
+    return result
+
+
+def nm_mask(scores: Tensor, keep: int, group: int) -> Tensor:
+    """Which of `scores` [outer, axis, inner] are the `keep` highest of each `group` <= 64 along the axis. One pass."""
+    result: Tensor = _ops.nm_mask(scores, keep, group)
+    return result
+
+
 def _float64(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.float64)
 
@@ -259,3 +271,13 @@ def _(window: Tensor, vectors: Tensor, block_size: int, damping: float, num_term
 @torch.library.register_fake("mfac::block_inverse_diagonal")
 def _(window: Tensor, factors: Tensor, block_size: int, damping: float, num_terms: float) -> Tensor:
     return _float64(window, window.shape[1])
+
+
+@torch.library.register_fake("mfac::obs_saliency")
+def _(weights: Tensor, inverse_diagonal: Tensor) -> Tensor:
+    return _float64(weights, weights.shape[0])
+
+
+@torch.library.register_fake("mfac::nm_mask")
+def _(scores: Tensor, keep: int, group: int) -> Tensor:
+    return scores.new_empty(scores.shape, dtype=torch.bool)

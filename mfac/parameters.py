@@ -12,7 +12,7 @@ from mfac.devices import check_device, check_same_device
 
 Selection = str | Iterable[str | Tensor] | Callable[[str, nn.Parameter], bool] | None
 
-_PRUNABLE_LAYERS = (
+PRUNABLE_LAYERS = (
     nn.Linear,
     nn.Conv1d,
     nn.Conv2d,
@@ -28,7 +28,7 @@ def prunable_weights(model: nn.Module) -> set[str]:
     weights = {
         id(layer.weight)
         for layer in model.modules()
-        if isinstance(layer, _PRUNABLE_LAYERS) and isinstance(layer.weight, nn.Parameter)
+        if isinstance(layer, PRUNABLE_LAYERS) and isinstance(layer.weight, nn.Parameter)
     }
     return {name for name, parameter in model.named_parameters() if id(parameter) in weights}
 

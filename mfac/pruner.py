@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mfac.batches import BatchStream
 from mfac.batchnorm import normalised_layers, reestimate_statistics
-from mfac.checks import check_choice, check_count, check_number
+from mfac.checks import check_choice, check_count
 from mfac.compensation import (
     COMPENSATIONS,
     joint_update,
@@ -26,8 +26,9 @@ from mfac.compensation import (
 from mfac.damping import Damping, check_damping, relative
 from mfac.fisher import EmpiricalFisher
 from mfac.gradients import LossFunction, check_model_and_loss, gather_rows, window_dtype
-from mfac.masks import lowest, num_dropped_at, unflatten_mask
+from mfac.masks import unflatten_mask
 from mfac.parameters import Selection, flatten, prunable_weights, select_parameters, write_flat_
+from mfac.patterns import Pattern, resolve_pattern
 from mfac.report import PruningReport, PruningStep
 from mfac.saliency import SALIENCIES, magnitude_saliency, obs_saliency
 from mfac.schedule import geometric_schedule
@@ -37,7 +38,7 @@ def prune(
     model: nn.Module,
     loss_fn: LossFunction,
     data: Iterable[Any],
-    sparsity: float = 0.9,
+    sparsity: float | None = None,
     params: Selection = None,
     saliency: str = "obs",
     compensation: str = "joint",
@@ -60,18 +61,26 @@ def prune(
     weights of least saliency over all layers together, while compensation moves the kept ones; the density falls
     geometrically over all steps. Weights that are zero already count as dropped and stay zero.
 
+    With an N:M pattern at most N of M successive weights are kept. Groups of M run along the input channels: dimension
+    1 of the weights of Linear layers and convolutions, which are the channels of one group of a grouped convolution, so
+    that a depthwise one has groups of one weight; dimension 0 of transposed convolutions, within each of their groups.
+    A last group of r < M weights keeps min(N, r). Masks have the parameter's shape, whatever its memory format. Each
+    step drops the lowest of those weights that lie, by the saliencies of that step, below the N highest of their group.
+
     Args:
         model: The model; its weights are changed in place. It is run in evaluation mode and put back in its own.
         loss_fn: `loss_fn(model, batch)` returns a scalar, the mean over the batch.
         data: An iterable of batches, gone through again from the start when it ends. Each stage takes `num_gradients`
             batches; batches of 16 samples serve well.
-        sparsity: Share of zeros among the prunable weights, in [0, 1).
+        sparsity: Share of zeros among the prunable weights, in [0, 1); None for 0.9. A pattern N:M fixes it: None, or
+            1 - N/M.
         params: Which weights: None for those of every Linear and convolution; names or shell-style patterns, the
-            parameters themselves, or a predicate of name and parameter.
+            parameters themselves, or a predicate of name and parameter. With an N:M pattern weights of Linears and
+            convolutions only; one that layers share is grouped as in the first of them.
         saliency: "obs", w²/(2 (F⁻¹)_pp), or "magnitude".
         compensation: "joint", the exact minimiser over the kept weights; "summed", the sum of single-weight updates,
             as M-FAC's own pruner; or "none".
-        pattern: "unstructured", the only one in this version.
+        pattern: "unstructured", or "N:M" with 1 <= N < M <= 64, as "2:4".
         allocation: "global", one ranking over all layers, the only one in this version.
         num_gradients: m, gradients of a stage.
         damping: λ > 0, or `mfac.relative(c)`, relative to the first stage's gradients and held from then on.
@@ -108,10 +117,13 @@ def prune(
         >>> report = mfac.prune(model, loss_fn, data, sparsity=0.5, num_gradients=32, stages=2)
         >>> report.sparsity, int((model.weight == 0).sum())
         (0.5, 8)
+        >>> model = torch.nn.Linear(8, 2)
+        >>> report = mfac.prune(model, loss_fn, data, pattern="2:4", num_gradients=32, stages=2)
+        >>> (model.weight != 0).view(2, 2, 4).sum(2).tolist()
+        [[2, 2], [2, 2]]
     """
     check_model_and_loss(model, loss_fn)
     settings = _Settings(
-        sparsity=check_number("sparsity", sparsity, least=0, below=1),
         saliency=check_choice("saliency", saliency, SALIENCIES),
         compensation=check_choice("compensation", compensation, COMPENSATIONS),
         num_gradients=check_count("num_gradients", num_gradients, least=1),
@@ -121,16 +133,16 @@ def prune(
         stages=check_count("stages", stages, least=1),
         per_sample=per_sample,
     )
-    check_choice("pattern", pattern, ("unstructured",))
     check_choice("allocation", allocation, ("global",))
     check_count("batchnorm_batches", batchnorm_batches)
     if check_count("seed", seed) >= 2**63:
         raise ValueError(f"Parameter `seed` should be below 2**63. Found {seed}.")
     selected = select_parameters(model, params, prunable_weights)
+    zeros = resolve_pattern(pattern, sparsity, model, selected)
     with torch.random.fork_rng(devices=[]), _restored_on_error(model):
         torch.default_generator.manual_seed(seed)
         stream = BatchStream(data)
-        report = _Pruning(model, loss_fn, stream, selected, settings).run(progress)
+        report = _Pruning(model, loss_fn, stream, selected, zeros, settings).run(progress)
         if batchnorm_batches and report.steps and normalised_layers(model):
             reestimate_statistics(model, loss_fn, islice(stream.rest(), batchnorm_batches))
     return report
@@ -138,7 +150,6 @@ def prune(
 
 @dataclass(frozen=True)
 class _Settings:
-    sparsity: float
     saliency: str
     compensation: str
     num_gradients: int
@@ -173,19 +184,14 @@ class _Pruning:
         loss_fn: LossFunction,
         stream: BatchStream,
         selected: dict[str, nn.Parameter],
+        pattern: Pattern,
         settings: _Settings,
     ) -> None:
         self.model, self.loss_fn, self.stream = model, loss_fn, stream
-        self.selected, self.settings = selected, settings
+        self.selected, self.pattern, self.settings = selected, pattern, settings
         self.weights = flatten(selected.values(), window_dtype(selected))  # [d]
         if not bool(torch.isfinite(self.weights).all()):
             raise ValueError("Parameter `model` should have finite weights. Found a NaN or infinity.")
-        dim = self.weights.numel()
-        if num_dropped_at(settings.sparsity, dim) == dim:
-            raise ValueError(
-                f"Parameter `sparsity` should leave at least one of the {dim} prunable weights. "
-                f"Found {settings.sparsity!r}."
-            )
         self.live = self.weights != 0  # [d]
         self.damping = settings.damping
         self.fisher: EmpiricalFisher | None = None  # over the live weights, while a stage goes on
@@ -193,9 +199,9 @@ class _Pruning:
 
     def run(self, progress: Callable[[PruningStep], None] | None) -> PruningReport:
         settings, dim = self.settings, self.weights.numel()
-        live, kept_after = int(self.live.sum()), []
-        if live > dim - num_dropped_at(settings.sparsity, dim):  # otherwise as sparse as asked for already
-            kept_after = geometric_schedule(live, settings.sparsity, dim, settings.total_steps)
+        live, finally_kept, kept_after = int(self.live.sum()), self.pattern.num_kept(self.live), []
+        if live > finally_kept:  # otherwise as sparse as asked for already
+            kept_after = geometric_schedule(live, finally_kept, settings.total_steps)
         for step, kept in enumerate(kept_after, start=1):
             start = time.perf_counter()
             damping, increase = self._step(step, kept) if settings.needs_fisher else self._drop_by_magnitude(kept)
@@ -211,7 +217,7 @@ class _Pruning:
 
     def _drop_by_magnitude(self, kept: int) -> tuple[None, None]:
         weights = self.weights[self.live]
-        dropped = lowest(magnitude_saliency(weights), weights.numel() - kept)
+        dropped = self.pattern.dropped(magnitude_saliency(weights), self.live, weights.numel() - kept)
         self._apply(no_update(weights, dropped), dropped)
         return None, None
 
@@ -224,7 +230,7 @@ class _Pruning:
         weights = self.weights[self.live]  # over the live weights from here on, as the Fisher
         diagonal = fisher.inverse_diagonal() if settings.needs_diagonal else torch.ones_like(weights)
         scores = obs_saliency(weights, diagonal) if settings.saliency == "obs" else magnitude_saliency(weights)
-        dropped = lowest(scores, weights.numel() - kept)
+        dropped = self.pattern.dropped(scores, self.live, weights.numel() - kept)
 
         # F over the kept weights is what a joint update is made of, and what the stage's next step begins with.
         joint, stage_goes_on = settings.compensation == "joint", step % settings.recomputations != 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mfac import ops
+
 SALIENCIES = ("obs", "magnitude")
 
 
@@ -17,9 +19,9 @@ def obs_saliency(weights: Tensor, inverse_diagonal: Tensor) -> Tensor:
         inverse_diagonal: diag(F⁻¹), [d].
 
     Returns:
-        ρ >= 0, [d], in units of the loss.
+        ρ >= 0, [d] float64, in units of the loss.
     """
-    return weights.square() / (2 * inverse_diagonal)
+    return ops.obs_saliency(weights, inverse_diagonal.contiguous())
 
 
 def magnitude_saliency(weights: Tensor) -> Tensor:

@@ -24,6 +24,9 @@ LINES = {
     *((f"window_dot, {count} vectors", "float32") for count in (1, 4, 16)),
     *((op, "float32") for op in ("gram", "factor", "factor + diagonal", "ihvp")),
     *((op, "float32") for op in ("block_factor", "block_ihvp", "block_inverse_diagonal", "block Fisher, all three")),
+    *(("obs_saliency", dtype) for dtype in ("float32", "float64")),
+    *((f"nm_mask {pattern}, Linear", "float64") for pattern in ("2:4", "4:8", "16:32")),
+    *((f"nm_mask {pattern}, conv", "float64") for pattern in ("2:4", "4:8", "16:32")),
 }
 
 
@@ -35,7 +38,8 @@ GPU_LINES = {
     ),
     *(("push + precondition", dtype) for dtype in ("float32", "bfloat16", "int8", "top-k 1%")),
     *((op, "float64") for op in ("capacitance_replace_", "capacitance_solve")),
-    *((op, "float32") for op in ("whitened_norms", "block_factor", "block_inverse_diagonal")),
+    *((op, "float32") for op in ("whitened_norms", "block_factor", "block_inverse_diagonal", "obs_saliency")),
+    *((f"nm_mask 2:4, {layer}", "float64") for layer in ("Linear", "conv")),
 }
 
 

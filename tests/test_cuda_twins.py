@@ -122,6 +122,27 @@ def test_squared_norms(cuda, dtype: torch.dtype, aligned: bool):
         assert_equal_to_rounding(cuda.squared_norms(G), cpu.squared_norms(G), dim, wide.square().sum(1))
 
 
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("diagonal_dtype", [F32, F64], ids=str)
+@every_layout
+def test_obs_saliency(cuda, dtype: torch.dtype, diagonal_dtype: torch.dtype, aligned: bool):
+    for _, dim in shapes("saliency", dtype, diagonal_dtype, aligned):
+        w = laid_out(normal(1, dim, dtype=dtype), aligned)[0]
+        diagonal = normal(dim, seed=1, dtype=diagonal_dtype).abs() + 0.1
+        assert torch.equal(cuda.obs_saliency(w, diagonal), cpu.obs_saliency(w, diagonal))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("inner", [1, 9, 700])
+def test_nm_mask(cuda, dtype: torch.dtype, inner: int):
+    for outer, dim in shapes("nm", dtype, inner):
+        axis, group = 1 + dim % 200, 1 + dim % 64
+        keep = outer % (group + 1)
+        scores = normal(1 + outer % 5, axis, inner, seed=dim, dtype=dtype)
+        for some in (scores, scores.mul(2).round(), scores.log()):  # equal ones; NaN
+            assert torch.equal(cuda.nm_mask(some, keep, group), cpu.nm_mask(some, keep, group))
+
+
 @every_format
 @every_vector
 @every_layout

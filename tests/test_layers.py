@@ -27,7 +27,7 @@ ORDER = [
         "window",
     ),
     *("parameters", "batches", "gradients", "batchnorm"),
-    *("saliency", "masks", "schedule", "compensation", "report", "pruner"),
+    *("saliency", "masks", "patterns", "schedule", "compensation", "report", "pruner"),
     *("momentum", "optimizer"),
 ]
 

@@ -86,6 +86,12 @@ struct Block {
   double* scratch;
 };
 
+// Groups of `rows` scores of which `keep` are kept (nm_mask/): `along` of them along the axis, for each of `inner`
+// columns and each outer index. Entries of a group lie `inner` apart.
+struct NMGroups {
+  int64_t along, inner, outer_stride, group_stride, rows, keep;
+};
+
 // The kernels of sparse rows (topk/): `count` entries of one row inside one block of columns, with uint16 offsets.
 template <typename T, typename V>
 struct TopKKernels {
@@ -135,6 +141,9 @@ struct Kernels {
   // out[r] = Σ_j window[r, j]²                                         (squared_norms/)
   void (*squared_norms_f32)(const float* window, int64_t stride, int64_t rows, int64_t cols, double* out);
   void (*squared_norms_f64)(const double* window, int64_t stride, int64_t rows, int64_t cols, double* out);
+  // mask[e] <- whether scores[e] is kept, for all entries of the groups [begin, end), columns first      (nm_mask/)
+  void (*nm_mask_f32)(const float* scores, const NMGroups& groups, int64_t begin, int64_t end, bool* mask);
+  void (*nm_mask_f64)(const double* scores, const NMGroups& groups, int64_t begin, int64_t end, bool* mask);
   // gram/, whitened_norms/
   StaticKernels<float, float> static_f32;
   StaticKernels<float, double> static_f32_in_f64;

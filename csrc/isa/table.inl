@@ -20,6 +20,8 @@ namespace {
 
 #include "squared_norms/squared_norms_cpu.inl"
 
+#include "nm_mask/nm_mask_cpu.inl"
+
 #include "whitened_norms/whitened_norms_cpu.inl"
 
 #include "gram/gram_cpu.inl"
@@ -89,6 +91,8 @@ extern const Kernels MFAC_TABLE_OF(MFAC_ISA) = {
     int8_dot_rows,
     squared_norms_rows<float>,
     squared_norms_rows<double>,
+    nm_mask_groups<float>,
+    nm_mask_groups<double>,
     {gram_kernels_of<float, float>(), whiten_kernels_of<float, float>()},
     {gram_kernels_of<float, double>(), whiten_kernels_of<float, double>()},
     {gram_kernels_of<double, double>(), whiten_kernels_of<double, double>()},

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from mfac.bench import capacitance, ops, static
+from mfac.bench import capacitance, ops, pruning, static
 from mfac.bench.measurement import GEMM_DOUBLE, GEMM_SINGLE, HEADER, READ, Measurement, Setting
 from mfac.bench.sweep import draw, exponent_in_rank, pyplot, sweep
 from mfac.bench.timing import describe_machine
@@ -24,6 +24,7 @@ OPS: Mapping[str, Callable[[Setting], list[Measurement]]] = {
     "capacitance": capacitance.capacitance,
     "fisher": static.whole,
     "blocks": static.blocks,
+    "pruning": pruning.pruning,
 }
 """Measurements by the names that --ops takes; "exponent" is a further one."""
 

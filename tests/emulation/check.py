@@ -24,6 +24,7 @@ OPERATORS = [
     "test_ops_block.py",
     "test_ops_capacitance.py",
     "test_ops_topk.py",
+    "test_ops_pruning.py",
 ]
 TWINS = ["test_cuda_twins.py"]  # which reaches every instance of every kernel
 
