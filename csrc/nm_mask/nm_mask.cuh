@@ -60,10 +60,10 @@ nm_mask_kernel(const T* __restrict__ scores, int64_t outer, int64_t axis, int64_
     if (at[q] < 0) continue;
     const int e = q * kMaskThreads + int(threadIdx.x);
     const Key key = keys[e];
-    int above = 0;
+    int below = 0;
     for (int r = 0, other = first[q]; r < rows[q]; ++r, other += columns)
-      above += keys[other] < key + (other < e);  // of equal ones the later is the higher
-    mask[at[q]] = above >= rows[q] - keep;
+      below += keys[other] < key + (other < e);  // of equal ones the later is the higher
+    mask[at[q]] = below >= rows[q] - keep;
   }
 }
 
