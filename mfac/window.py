@@ -362,8 +362,7 @@ class GradientWindow:
         self.check_state(state)
         self._unsettled = None
         self._capacitance.forget()
-        for name, tensor in self._rows.tensors().items():
-            tensor.copy_(state[name])
+        self._rows.load_(state)
         self._ring.written_by = state["ages"].tolist()
         self._capacitance.gram.copy_(state["gram"])
         self._capacitance.inverse.copy_(state["inverse"])
