@@ -33,15 +33,16 @@ STABLE_TORCH_LIBRARY(MFAC_LIBRARY, m) {
   // gradient [d] is rounded into row `row` -> products of that row with every row, [m]; NaN where nothing was written
   m.def("window_push_(Tensor(a!) window, int row, Tensor gradient, Tensor(b!)? scales=None) -> Tensor");
   // Sparse rows: values and uint16 offsets [m, blocks, kept] within blocks of block_size columns; the rest as above.
+  // boundaries [blocks, ceil(block_size / 1024) - 1, m], uint16: entries of a row before each tile of 1024 columns but
+  // the first. A push writes the row's; kernels that need them and are not given them find them.
   m.def("topk_dot(Tensor values, Tensor indices, Tensor vectors, int block_size) -> Tensor");
   m.def(
       "topk_combine_(Tensor(a!) out, Tensor values, Tensor indices, Tensor coefficients, float alpha, float beta, int "
-      "block_size) -> ()");
+      "block_size, Tensor? boundaries=None) -> ()");
   // error <- error + gradient; its largest entries become row `row` and leave it
   m.def(
-      "topk_push_(Tensor(a!) values, Tensor(b!) indices, Tensor(c!) error, int row, Tensor gradient, int block_size) "
-      "-> "
-      "Tensor");
+      "topk_push_(Tensor(a!) values, Tensor(b!) indices, Tensor(c!) error, int row, Tensor gradient, int "
+      "block_size, Tensor(d!)? boundaries=None) -> Tensor");
   // row and column `row` of the Gram matrix become `products` [m]; `inverse` follows as the inverse of
   // shift I + gram. Lower triangles. -> the new pivot, [1]; NaN, and nothing changes, where a product is NaN
   m.def("capacitance_replace_(Tensor(a!) inverse, Tensor(b!) gram, int row, Tensor products, float shift) -> Tensor");

@@ -97,16 +97,31 @@ def topk_dot(values: Tensor, indices: Tensor, vectors: Tensor, block_size: int) 
 
 
 def topk_combine_(
-    out: Tensor, values: Tensor, indices: Tensor, coefficients: Tensor, alpha: float, beta: float, block_size: int
+    out: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    coefficients: Tensor,
+    alpha: float,
+    beta: float,
+    block_size: int,
+    boundaries: Tensor | None = None,
 ) -> Tensor:
-    """`window_combine_` for sparse rows."""
-    _ops.topk_combine_(out, values, indices, coefficients, alpha, beta, block_size)
+    """`window_combine_` for sparse rows; a GPU finds their boundaries in another pass where it is not given them."""
+    _ops.topk_combine_(out, values, indices, coefficients, alpha, beta, block_size, boundaries)
     return out
 
 
-def topk_push_(values: Tensor, indices: Tensor, error: Tensor, row: int, gradient: Tensor, block_size: int) -> Tensor:
+def topk_push_(
+    values: Tensor,
+    indices: Tensor,
+    error: Tensor,
+    row: int,
+    gradient: Tensor,
+    block_size: int,
+    boundaries: Tensor | None = None,
+) -> Tensor:
     """`window_push_` for sparse rows: the largest entries of error + gradient become the row, the rest the error."""
-    result: Tensor = _ops.topk_push_(values, indices, error, row, gradient, block_size)
+    result: Tensor = _ops.topk_push_(values, indices, error, row, gradient, block_size, boundaries)
     return result
 
 
@@ -232,13 +247,28 @@ def _(values: Tensor, indices: Tensor, vectors: Tensor, block_size: int) -> Tens
 
 @torch.library.register_fake("mfac::topk_combine_")
 def _(
-    out: Tensor, values: Tensor, indices: Tensor, coefficients: Tensor, alpha: float, beta: float, block_size: int
+    out: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    coefficients: Tensor,
+    alpha: float,
+    beta: float,
+    block_size: int,
+    boundaries: Tensor | None = None,
 ) -> None:
     return None
 
 
 @torch.library.register_fake("mfac::topk_push_")
-def _(values: Tensor, indices: Tensor, error: Tensor, row: int, gradient: Tensor, block_size: int) -> Tensor:
+def _(
+    values: Tensor,
+    indices: Tensor,
+    error: Tensor,
+    row: int,
+    gradient: Tensor,
+    block_size: int,
+    boundaries: Tensor | None = None,
+) -> Tensor:
     return _float64(gradient, values.shape[0])
 
 

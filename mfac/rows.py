@@ -22,6 +22,7 @@ from mfac.dual import window_combine_, window_dot
 
 _SCALE_COLUMNS = 1024  # kScaleColumns in csrc/formats.h
 _PACKET_BYTES = 16  # kPacketBytes in csrc/cuda/packet.cuh
+_TILE_COLUMNS = 1024  # kTopKTileColumns in csrc/topk/topk_layout.h
 _BLOCK_COLUMNS = 16384  # widest block of a sparse row: a block of float64 sums is 128 KiB
 
 
@@ -54,6 +55,11 @@ def _descend_(
 ) -> None:
     factors = (descent.columns, descent.rates, descent.decays)
     ops.window_descend_(descent.parameters, average, stored, coefficients, beta, momentum, *factors, scales)
+
+
+def _with_dtype(value: object, dtype: torch.dtype, other: torch.dtype) -> object:
+    """A tensor of one dtype as the other; anything else as it is."""
+    return value.view(other) if isinstance(value, Tensor) and value.dtype == dtype else value
 
 
 class Rows(Protocol):
@@ -90,6 +96,11 @@ class Rows(Protocol):
     def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Refuses storage, of the right shapes, that this format cannot hold. Most hold whatever has their shapes."""
         return
+
+    def load_(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes up a copy of storage that `check_tensors` accepts."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
 
 
 class DenseRows(Rows):
@@ -209,10 +220,14 @@ class TopKRows(Rows):
         self.vector_dtype = vector_dtype(dtype)  # of the error
         self.block_size = -(-dim // blocks)
         self.shape = (rank, -(-dim // self.block_size), math.ceil(density * self.block_size))
+        self.boundaries_shape = (self.shape[1], -(-self.block_size // _TILE_COLUMNS) - 1, rank)
+        self.keeps_boundaries = device.type != "cpu"  # whose kernels take whole blocks
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * (self.dtype.itemsize + 2) + self.dim * self.vector_dtype.itemsize
+        entries = math.prod(self.shape) * (self.dtype.itemsize + 2)
+        boundaries = 2 * math.prod(self.boundaries_shape) if self.keeps_boundaries else 0
+        return entries + boundaries + self.dim * self.vector_dtype.itemsize
 
     @cached_property
     def values(self) -> Tensor:
@@ -229,6 +244,14 @@ class TopKRows(Rows):
         """What has not entered the window yet, [d]."""
         return torch.zeros(self.dim, dtype=self.vector_dtype, device=self.device)
 
+    @cached_property
+    def boundaries(self) -> Tensor | None:
+        """Entries of a row before each tile of 1024 columns of a block but the first, [blocks, tiles - 1, m] uint16.
+
+        They follow from the indices: every push writes its row's, and they are no part of a state.
+        """
+        return _zeros(self.boundaries_shape, torch.uint16, self.device) if self.keeps_boundaries else None
+
     @property
     def _starts(self) -> Tensor:
         """First column of each block, [blocks]."""
@@ -244,7 +267,7 @@ class TopKRows(Rows):
         return self.columns(slice(row, row + 1))[self.values[row : row + 1] != 0]
 
     def push_(self, row: int, gradient: Tensor) -> Tensor:
-        return ops.topk_push_(self.values, self.indices, self.error, row, gradient, self.block_size)
+        return ops.topk_push_(self.values, self.indices, self.error, row, gradient, self.block_size, self.boundaries)
 
     def clear_(self, row: int) -> None:
         self.values[row] = 0
@@ -253,7 +276,9 @@ class TopKRows(Rows):
         return ops.topk_dot(self.values, self.indices, vectors, self.block_size)
 
     def combine_(self, out: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
-        return ops.topk_combine_(out, self.values, self.indices, coefficients, alpha, beta, self.block_size)
+        return ops.topk_combine_(
+            out, self.values, self.indices, coefficients, alpha, beta, self.block_size, self.boundaries
+        )
 
     def descend_(
         self, descent: Descent, average: Tensor | None, coefficients: Tensor, beta: float, momentum: float
@@ -276,17 +301,20 @@ class TopKRows(Rows):
         if bool((tensors["indices"].to(self.device).long() >= columns[:, None]).any()):
             raise ValueError("Parameter `state` should have 'indices' below the columns of their block. Found others.")
 
+    def load_(self, tensors: Mapping[str, Tensor]) -> None:
+        super().load_(tensors)
+        if self.boundaries is not None:
+            offsets, boundaries = self.indices.view(torch.int16), self.boundaries.view(torch.int16)  # as in `columns`
+            for tile in range(boundaries.shape[1]):
+                before = offsets < (tile + 1) * _TILE_COLUMNS  # [m, blocks, kept]
+                boundaries[:, tile] = before.sum(2, dtype=torch.int16).T
+
     def __getstate__(self) -> dict[str, object]:
-        """Offsets as int16: torch cannot pickle uint16."""
-        state = self.__dict__.copy()
-        if "indices" in state:
-            state["indices"] = self.indices.view(torch.int16)
-        return state
+        """Integers as int16: torch cannot pickle uint16."""
+        return {name: _with_dtype(value, torch.uint16, torch.int16) for name, value in self.__dict__.items()}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        if "indices" in state:
-            self.__dict__["indices"] = self.indices.view(torch.uint16)
+        self.__dict__.update({name: _with_dtype(value, torch.int16, torch.uint16) for name, value in state.items()})
 
 
 def make_rows(rank: int, dim: int, dtype: torch.dtype, density: float, device: torch.device) -> Rows:

@@ -304,8 +304,7 @@ class GradientWindow(SlidingFisher):
         """
         self.check_state(state)
         self._unsettled = None
-        for name, tensor in self._rows.tensors().items():
-            tensor.copy_(state[name])
+        self._rows.load_(state)
         self._capacitance.load(state)
         self._ring.load(state)
 

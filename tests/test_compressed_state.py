@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from compressed import BF16, DENSE, F16, F32, F64, FORMATS, INT8, SOME, assert_same_state, gradients, made, tensors
+from device import push
 from samplers import normal
 from torch import Tensor
 
@@ -68,6 +69,46 @@ def test_pickled_windows_go_on_as_before(density: float):
     assert torch.equal(W.precondition(), other.precondition())
 
 
+def assert_boundaries_are_right(W: mfac.GradientWindow) -> None:
+    rows = W._rows
+    for tile in range(rows.boundaries.shape[1]):
+        before = (rows.indices.long() < 1024 * (tile + 1)).sum(2)  # [m, blocks]
+        assert torch.equal(rows.boundaries[:, tile].long(), before.T)
+
+
+def test_boundaries_follow_the_rows():
+    # What a GPU keeps of sparse rows besides their state: two blocks of 16 tiles.
+    def made_with_boundaries(pushes: int) -> mfac.GradientWindow:
+        W = made(3, 32_000, F32, 0.01)
+        before, W._rows.keeps_boundaries = W.nbytes, True
+        if W.device.type == "cpu":
+            assert W.nbytes == before + 2 * 2 * 15 * 3
+        for g in gradients(W, pushes) if pushes else ():
+            W.push(g)
+        return W
+
+    W, without = made_with_boundaries(4), made(3, 32_000, F32, 0.01, pushes=4)
+    assert_boundaries_are_right(W)
+    before = W._rows.boundaries.clone()
+    with pytest.raises(ValueError, match="Parameter `gradient` should be finite"):
+        push(W, torch.full((32_000,), float("nan")))
+    W.remove(1)
+    without.remove(1)
+    assert torch.equal(W._rows.boundaries, before)
+    assert "boundaries" not in W.state_dict()
+
+    loaded, fresh = made_with_boundaries(2), made_with_boundaries(0)
+    for other in (loaded, fresh):
+        other.load_state_dict(without.state_dict())
+    for other in (W, loaded, fresh, copy.deepcopy(W), pickle.loads(pickle.dumps(W))):
+        assert_boundaries_are_right(other)
+        other.push(gradients(W, 1, seed=5)[0])
+        assert_boundaries_are_right(other)
+        same = copy.deepcopy(without)
+        same.push(gradients(W, 1, seed=5)[0])
+        assert torch.equal(other.precondition(), same.precondition())
+
+
 def resident() -> int:
     """Bytes."""
     with open("/proc/self/status") as status:
@@ -95,7 +136,8 @@ def test_nbytes_is_what_the_tensors_take(dtype: torch.dtype, density: float, ran
     stored = sum(
         tensor.untyped_storage().nbytes() for name, tensor in held.items() if name not in {"gram", "inverse", "ages"}
     )
-    assert W.nbytes == known == stored + 16 * rank**2
+    derived = getattr(W._rows, "boundaries", None)  # of sparse rows on a GPU
+    assert W.nbytes == known == stored + 16 * rank**2 + (0 if derived is None else derived.nbytes)
     assert held["gram"].nbytes + held["inverse"].nbytes == 16 * rank**2
 
 

@@ -222,18 +222,22 @@ def test_blocks(cuda, dtype: torch.dtype, block_size: int):
 @pytest.mark.parametrize("block_size", [97, 1500])
 def test_topk(cuda, dtype: torch.dtype, vector_dtype: torch.dtype, block_size: int):
     for rank, dim in shapes("topk", dtype, vector_dtype, block_size):
-        kept, blocks = max(1, block_size // 20), -(-dim // block_size)
+        kept, blocks, tiles = max(1, block_size // 20), -(-dim // block_size), -(-block_size // TILE)
         states = []
         for op in (cuda, cpu):
             values, indices = torch.zeros(rank, blocks, kept, dtype=dtype), torch.zeros(rank, blocks, kept)
-            states.append((op, values, indices.to(torch.uint16), torch.zeros(dim, dtype=vector_dtype)))
+            boundaries = torch.zeros(blocks, tiles - 1, rank).to(torch.uint16)
+            error = torch.zeros(dim, dtype=vector_dtype)
+            states.append((op, values, indices.to(torch.uint16), error, boundaries))
         for number in range(3):
             g = normal(dim + 1, seed=number, dtype=vector_dtype)
             g = g[1:] if number == 2 else g[:-1]  # a gradient that begins at no packet
-            found, expected = (op.topk_push_(*state, number % rank, g, block_size) for op, *state in states)
+            found, expected = (
+                op.topk_push_(*state, number % rank, g, block_size, boundaries) for op, *state, boundaries in states
+            )
             for one, other in zip(states[0][1:], states[1][1:], strict=True):
                 assert torch.equal(one, other)  # the very same entries
-        _, values, indices, _ = states[1]
+        _, values, indices, _, boundaries = states[1]
         dense = torch.zeros(rank, blocks * block_size, dtype=F64)
         columns = indices.long() + block_size * torch.arange(blocks)[:, None]
         dense.scatter_add_(1, columns.flatten(1), values.double().flatten(1))
@@ -243,9 +247,24 @@ def test_topk(cuda, dtype: torch.dtype, vector_dtype: torch.dtype, block_size: i
             v, c = normal(count, dim, seed=7, dtype=vector_dtype), normal(count, rank, seed=8)
             found, expected = (op.topk_dot(values, indices, v, block_size) for op, *_ in states)
             assert_equal_to_rounding(found, expected, dim, v.double().abs() @ dense.abs().T)
-            for alpha in (0.0, -0.5):
+            for alpha, known in ((0.0, boundaries), (-0.5, None)):
                 outs = [normal(count, dim, seed=9, dtype=vector_dtype) for _ in states]
                 for (op, *_), out in zip(states, outs, strict=True):
-                    op.topk_combine_(out, values, indices, c, alpha, 3.0, block_size)
+                    op.topk_combine_(out, values, indices, c, alpha, 3.0, block_size, known)
                 absolute = abs(alpha) * normal(count, dim, seed=9).abs() + 3 * (c.abs() @ dense.abs())
                 assert_equal_to_rounding(*outs, rank + 2, absolute)
+
+
+@every_vector
+def test_topk_of_a_block_of_several_stretches(cuda, vector_dtype: torch.dtype):
+    dim, kept, states = 17_000, 8700, []  # a thread holds 16 columns in float32, 8 in float64
+    j = torch.arange(dim)
+    g = torch.where(j % 29 == 0, 2, j % 2 == 0).to(vector_dtype) * (1 - j // 2 % 2 * 2)
+    # Of the equal ones that are in every stretch nearly all are kept: which, is decided in the last.
+    assert kept < int(g.count_nonzero()) and dim - 250 < int(j[g != 0][kept])
+    for op in (cuda, cpu):
+        values, indices = torch.zeros(2, 1, kept), torch.zeros(2, 1, kept, dtype=torch.uint16)
+        boundaries, error = torch.zeros(1, 16, 2, dtype=torch.uint16), torch.zeros(dim, dtype=vector_dtype)
+        products = op.topk_push_(values, indices, error, 1, g, dim, boundaries)
+        states.append((values, indices, error, boundaries, products))
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))  # sums of integers are exact

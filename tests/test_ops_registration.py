@@ -25,6 +25,7 @@ def arguments(block_size: int = BLOCK) -> dict[str, tuple[Any, ...]]:
     factors, _ = torch.ops.mfac.block_factor(G, block_size, 0.1, RANK)
     values = normal(RANK, -(-DIM // BLOCK), 2, dtype=F32)
     indices = torch.tensor([0, 0], dtype=torch.uint16).expand(values.shape).contiguous()
+    boundaries = torch.zeros(values.shape[1], 0, RANK, dtype=torch.uint16)  # blocks of one tile have none
     vectors, coefficients = normal(COUNT, DIM), normal(COUNT, RANK)
     return {
         "squared_norms": (strided(G),),
@@ -38,8 +39,8 @@ def arguments(block_size: int = BLOCK) -> dict[str, tuple[Any, ...]]:
         ),
         "whitened_norms": (G, inverse, True),
         "topk_dot": (values, indices, vectors, BLOCK),
-        "topk_combine_": (vectors.float(), values, indices, coefficients, 0.5, 2.0, BLOCK),
-        "topk_push_": (values.clone(), indices.clone(), G[0].clone(), 2, G[1].clone(), BLOCK),
+        "topk_combine_": (vectors.float(), values, indices, coefficients, 0.5, 2.0, BLOCK, boundaries),
+        "topk_push_": (values.clone(), indices.clone(), G[0].clone(), 2, G[1].clone(), BLOCK, boundaries.clone()),
         "prefer_huge_pages_": (G.clone(),),
         "window_push_": (strided(G), 2, vectors[0].float().contiguous()),
         "capacitance_solve": (inverse, gram, coefficients, SHIFT),
@@ -70,6 +71,18 @@ def test_every_operator_of_the_schemas_is_tested_here():
 def test_opcheck(name: str):
     results = torch.library.opcheck(operator(name), arguments()[name])
     assert set(results.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", ["topk_combine_", "topk_push_"])
+def test_opcheck_of_boundaries(name: str):
+    values, indices = torch.zeros(2, 2, 3), torch.zeros(2, 2, 3, dtype=torch.uint16)
+    boundaries = torch.zeros(2, 1, 2, dtype=torch.uint16)
+    for given in (None, boundaries):
+        if name == "topk_push_":
+            arguments = (values, indices, torch.zeros(3000), 1, normal(3000, dtype=F32), 1500, given)
+        else:
+            arguments = (torch.zeros(1, 3000), values, indices, normal(1, 2), 0.5, 2.0, 1500, given)
+        assert set(torch.library.opcheck(operator(name), arguments).values()) == {"SUCCESS"}
 
 
 def shapes_of(results: Any) -> list[tuple[torch.Size, torch.dtype, tuple[int, ...]]]:
@@ -139,6 +152,9 @@ REFUSED = [
         torch.Tensor.double,
         "topk_push_: Parameter `error` should be contiguous and of the gradient's dtype.",
     ),
+    ("topk_combine_", 7, narrower, "topk_combine_: Parameter `boundaries` should have size 5. Found 4."),
+    ("topk_push_", 6, torch.Tensor.short, "topk_push_: Parameter `boundaries` should be contiguous and uint16."),
+    ("topk_push_", 6, flat, "topk_push_: Parameter `boundaries` should have 3 dimensions. Found 1."),
     ("topk_push_", 3, RANK, "topk_push_: Parameter `row` should be in [0, 5). Found 5."),
     ("window_dot", 1, half, "window_dot: Parameter `vectors` should be float32 or float64."),
     ("window_dot", 1, flat, "window_dot: Parameter `vectors` should be a matrix. Found 1 dimensions."),

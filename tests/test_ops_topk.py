@@ -38,9 +38,27 @@ class Sparse:
         self.values = torch.zeros(shape, dtype=dtype)
         self.indices = torch.zeros(shape, dtype=torch.uint16)
         self.error = torch.zeros(self.dim, dtype=vector_dtype)
+        self.boundaries = torch.zeros(shape[1], -(-self.block_size // 1024) - 1, rank, dtype=torch.uint16)
 
     def push(self, row: int, g: Tensor) -> Tensor:
-        return ops.topk_push_(self.values, self.indices, self.error, row, g, self.block_size)
+        return ops.topk_push_(self.values, self.indices, self.error, row, g, self.block_size, self.boundaries)
+
+    def combine_(self, out: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
+        """`topk_combine_` with the boundaries, and the same bits without."""
+        without = out.clone()
+        ops.topk_combine_(without, self.values, self.indices, coefficients, alpha, beta, self.block_size)
+        arguments = (self.values, self.indices, coefficients, alpha, beta, self.block_size, self.boundaries)
+        assert torch.equal(ops.topk_combine_(out, *arguments), without)
+        return out
+
+    def boundaries_of(self, row: int) -> Tensor:
+        """Entries of a row before each tile of 1024 columns but the first, [blocks, tiles - 1]."""
+        found = torch.zeros(self.boundaries.shape[:2], dtype=torch.int64)
+        for b in range(found.shape[0]):
+            columns = self.indices[row, b].long()[: self.dim - b * self.block_size]
+            for tile in range(found.shape[1]):
+                found[b, tile] = (columns < 1024 * (tile + 1)).sum()
+        return found
 
     def dense(self) -> Tensor:
         """[m, d] float64."""
@@ -51,10 +69,10 @@ class Sparse:
         return rows
 
     def clone(self) -> list[Tensor]:
-        return [self.values.clone(), self.indices.clone(), self.error.clone()]
+        return [tensor.clone() for tensor in self.tensors()]
 
     def tensors(self) -> list[Tensor]:
-        return [self.values, self.indices, self.error]
+        return [self.values, self.indices, self.error, self.boundaries]
 
 
 def largest(v: Tensor, block_size: int, kept: int) -> list[Tensor]:
@@ -87,6 +105,8 @@ def assert_push_is_right(S: Sparse, row: int, g: Tensor) -> None:
         assert torch.equal(wide[row] + S.error.double(), exactly)
     for found, kept in zip(S.tensors()[:2], before[:2], strict=True):
         assert all(torch.equal(found[r], kept[r]) for r in rest)
+    assert torch.equal(S.boundaries[..., row].long(), S.boundaries_of(row))
+    assert all(torch.equal(S.boundaries[..., r], before[3][..., r]) for r in rest)
     assert_sums_agree(products, wide @ wide[row], S.dim, wide.abs() @ wide[row].abs())
 
 
@@ -167,7 +187,7 @@ def test_dot_and_combine_values(dtype: torch.dtype, vector_dtype: torch.dtype, l
             absolute = alpha * out.double().abs() + abs(beta) * (c.abs() @ wide.abs())
             if alpha == 0:
                 out.fill_(float("nan"))  # not read
-            ops.topk_combine_(out, S.values, S.indices, c, alpha, beta, S.block_size)
+            S.combine_(out, c, alpha, beta)
             assert_sums_agree(out, expected, rank + 2, absolute)  # and the products with alpha and beta
             assert bool((around[:, :2] == 77).all()) and bool((around[:, -3:] == 77).all())
 
@@ -181,6 +201,8 @@ def filled(rank: int, layout: tuple[int, int, int], dtype: torch.dtype, seed: in
         chosen = torch.rand(*values.shape[:2], cols, generator=generator).argsort()[..., :count].sort().values
         S.indices[:-1, b, :count] = chosen.to(torch.uint16)
         values[..., :count] = torch.randn(chosen.shape, generator=generator).to(dtype)
+    for row in range(rank - 1):
+        S.boundaries[..., row] = S.boundaries_of(row).to(torch.uint16)
     return S
 
 
@@ -202,9 +224,9 @@ def test_dot_and_combine_values_of_many_rows(rank: int, layout: tuple[int, int, 
     v, c = normal(2, S.dim, seed=1, dtype=F32), normal(2, rank, seed=2)
     found = ops.topk_dot(S.values, S.indices, v, S.block_size)
     assert_sums_agree(found, v.double() @ wide.T, S.dim, v.double().abs() @ wide.abs().T)
-    out = ops.topk_combine_(torch.ones(2, S.dim), S.values, S.indices, c, 2.0, -1.0, S.block_size)
+    out = S.combine_(torch.ones(2, S.dim), c, 2.0, -1.0)
     assert_sums_agree(out, 2 - c @ wide, rank + 2, 2 + c.abs() @ wide.abs())
-    again = ops.topk_combine_(torch.ones(2, S.dim), S.values, S.indices, c, 2.0, -1.0, S.block_size)
+    again = S.combine_(torch.ones(2, S.dim), c, 2.0, -1.0)
     assert torch.equal(out, again) and torch.equal(found, ops.topk_dot(S.values, S.indices, v, S.block_size))
 
 
@@ -298,8 +320,10 @@ def test_any_indices_stay_within_their_tensors(layout: tuple[int, int, int]):
     S = filled(3, layout, F32)
     S.indices = torch.randint(0, 65_536, S.indices.shape, generator=torch.Generator().manual_seed(0)).to(torch.uint16)
     around = torch.full((2, S.dim + 8), 77.0)
-    ops.topk_combine_(around[:, 4:-4], S.values, S.indices, normal(2, 3, seed=1), 0.0, 1.0, S.block_size)
-    assert bool((around[:, :4] == 77).all()) and bool((around[:, -4:] == 77).all())
+    for boundaries in (None, torch.randint(0, 65_536, S.boundaries.shape).to(torch.uint16)):
+        arguments = (S.values, S.indices, normal(2, 3, seed=1), 0.0, 1.0, S.block_size, boundaries)
+        ops.topk_combine_(around[:, 4:-4], *arguments)
+        assert bool((around[:, :4] == 77).all()) and bool((around[:, -4:] == 77).all())
     assert bool(ops.topk_dot(S.values, S.indices, around[:, 4:-4], S.block_size).isfinite().all())
 
 

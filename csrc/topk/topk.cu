@@ -1,6 +1,6 @@
 // Launchers of topk_dot, topk_combine_ and topk_push_.
 #include "topk/topk.cuh"
-#include "topk/topk_select.cuh"
+#include "topk/topk_push.cuh"
 
 namespace mfac::cuda {
 namespace {
@@ -25,17 +25,17 @@ int launch_dot(const T* values, const uint16_t* offsets, const TopKLayout& layou
 }
 
 template <typename V, int width>
-int launch_carry(const V* error, const V* gradient, const TopKShape& shape, double largest, V* carried, double* partial,
-                 void* stream) {
-  return MFAC_LAUNCH((topk_carry_kernel<V, width>), dim3(unsigned(shape.carry_chunks())), dim3(kCarryThreads), stream,
-                     error, gradient, shape.layout.dim, shape.carry_chunk(), largest, carried, partial);
+int launch_size(const V* error, const V* gradient, const TopKShape& shape, double largest, double* squares,
+                void* stream) {
+  return MFAC_LAUNCH((topk_size_kernel<V, width>), dim3(unsigned(shape.size_chunks())), dim3(kSizeThreads), stream,
+                     error, gradient, shape.layout.dim, shape.size_chunk(), largest, squares);
 }
 
 }  // namespace
 
 template <typename T, typename V>
 int topk_dot(const T* values, const uint16_t* offsets, const TopKShape& shape, const V* vectors, int64_t vector_stride,
-             int64_t k, const int* refused, double* out, double* scratch, void* stream) {
+             int64_t k, double* out, double* scratch, void* stream) {
   const TopKLayout& layout = shape.layout;
   if (layout.rank == 0 || k == 0) return 0;
   if (layout.blocks > 0) {
@@ -44,52 +44,57 @@ int topk_dot(const T* values, const uint16_t* offsets, const TopKShape& shape, c
                                                                   scratch, stream);
     if (error != 0) return error;
   }
-  return sum_parts(scratch, layout.blocks, k * layout.rank, refused, out, stream);
+  return sum_parts(scratch, layout.blocks, k * layout.rank, nullptr, out, stream);
 }
 
 template <typename T, typename V>
 int topk_combine(const T* values, const uint16_t* offsets, const TopKShape& shape, const double* coefficients,
-                 int64_t k, double alpha, double beta, V* out, int64_t out_stride, uint16_t* scratch, void* stream) {
+                 int64_t k, double alpha, double beta, V* out, int64_t out_stride, const uint16_t* boundaries,
+                 uint16_t* scratch, void* stream) {
   const TopKLayout& layout = shape.layout;
-  const int tiles = int(shape.tiles());
   if (layout.blocks == 0 || k == 0) return 0;
-  if (tiles > 1 && layout.rank > 0) {
+  if (boundaries == nullptr && layout.tiles() > 1 && layout.rank > 0) {
     const int64_t row_groups = ceil_div(layout.rank, kBoundaryThreads / kWarp);
     const int error = MFAC_LAUNCH(topk_boundaries_kernel<kBoundaryThreads>, dim3(unsigned(row_groups * layout.blocks)),
-                                  dim3(kBoundaryThreads), stream, offsets, layout, tiles, scratch);
+                                  dim3(kBoundaryThreads), stream, offsets, layout, scratch);
     if (error != 0) return error;
+    boundaries = scratch;
   }
-  return MFAC_LAUNCH((topk_combine_kernel<T, V>), dim3(unsigned(layout.blocks * tiles * k)),
-                     dim3(kTopKCombineWarps * kWarp), stream, values, offsets, layout, tiles, scratch, coefficients,
-                     alpha, beta, out, out_stride, k);
+  return MFAC_LAUNCH((topk_combine_kernel<T, V>), dim3(unsigned(layout.blocks * layout.tiles() * k)),
+                     dim3(kTopKCombineWarps * kWarp), stream, values, offsets, layout, boundaries, coefficients, alpha,
+                     beta, out, out_stride, k);
 }
 
 template <typename T, typename V>
 int topk_push(T* values, uint16_t* offsets, const TopKShape& shape, V* error, int64_t row, const V* gradient,
-              double largest, double* products, V* carried, double* scratch, int* refused, void* stream) {
+              double largest, uint16_t* boundaries, double* products, double* scratch, void* stream) {
   const TopKLayout& layout = shape.layout;
-  const bool packed = is_aligned(error, 0) && is_aligned(gradient, 0) && is_aligned(carried, 0);
-  int failure = packed ? launch_carry<V, kPacket<V>>(error, gradient, shape, largest, carried, scratch, stream)
-                       : launch_carry<V, 1>(error, gradient, shape, largest, carried, scratch, stream);
+  if (layout.blocks == 0) return sum_parts(scratch, 0, layout.rank, nullptr, products, stream);
+  TopKWord* words = reinterpret_cast<TopKWord*>(scratch + shape.push_sums());
+  int* refused = reinterpret_cast<int*>(words + layout.blocks * shape.words());
+  const bool packed = is_aligned(error, 0) && is_aligned(gradient, 0);
+  int failure = packed ? launch_size<V, kPacket<V>>(error, gradient, shape, largest, scratch, stream)
+                       : launch_size<V, 1>(error, gradient, shape, largest, scratch, stream);
   if (failure != 0) return failure;
-  failure = MFAC_LAUNCH(topk_refuse_kernel<kCarryThreads>, dim3(1), dim3(kCarryThreads), stream, scratch,
-                        shape.carry_chunks(), refused);
+  failure = MFAC_LAUNCH((topk_select_kernel<T, V>), dim3(unsigned(layout.blocks)), dim3(kSelectThreads), stream, values,
+                        offsets, layout, row, scratch, shape.size_chunks(), gradient, error, boundaries, words,
+                        shape.words(), refused);
   if (failure != 0) return failure;
-  if (layout.blocks > 0) {
-    failure = MFAC_LAUNCH((topk_select_kernel<T, V>), dim3(unsigned(layout.blocks)), dim3(kSelectThreads), stream,
-                          values, offsets, layout, row, refused, carried, error);
-    if (failure != 0) return failure;
-  }
-  return topk_dot<T, V>(values, offsets, shape, carried, layout.dim, 1, refused, products, scratch, stream);
+  const int64_t rows = dot_rows(layout, 1);
+  failure = MFAC_LAUNCH((topk_products_kernel<T>), dim3(unsigned(ceil_div(layout.rank, rows) * layout.blocks)),
+                        dim3(kTopKDotWarps * kWarp), stream, values, offsets, layout, row, words, shape.words(), rows,
+                        refused, scratch);
+  if (failure != 0) return failure;
+  return sum_parts(scratch, layout.blocks, layout.rank, refused, products, stream);
 }
 
 #define MFAC_INSTANCE(T, V)                                                                                            \
-  template int topk_dot<T, V>(const T*, const uint16_t*, const TopKShape&, const V*, int64_t, int64_t, const int*,     \
-                              double*, double*, void*);                                                                \
+  template int topk_dot<T, V>(const T*, const uint16_t*, const TopKShape&, const V*, int64_t, int64_t, double*,        \
+                              double*, void*);                                                                         \
   template int topk_combine<T, V>(const T*, const uint16_t*, const TopKShape&, const double*, int64_t, double, double, \
-                                  V*, int64_t, uint16_t*, void*);                                                      \
-  template int topk_push<T, V>(T*, uint16_t*, const TopKShape&, V*, int64_t, const V*, double, double*, V*, double*,   \
-                               int*, void*);
+                                  V*, int64_t, const uint16_t*, uint16_t*, void*);                                     \
+  template int topk_push<T, V>(T*, uint16_t*, const TopKShape&, V*, int64_t, const V*, double, uint16_t*, double*,     \
+                               double*, void*);
 MFAC_FOR_FLOAT_WINDOWS_AND_VECTORS(MFAC_INSTANCE)
 #undef MFAC_INSTANCE
 

@@ -65,21 +65,21 @@ topk_dot_kernel(const T* __restrict__ values, const uint16_t* __restrict__ offse
   }
 }
 
-// boundaries[b, t - 1, r] <- the first entry of row r and block b that lies in tile t of its columns or after it
+// boundaries[b, t - 1, r] <- the first entry of row r and block b that lies in tile t of its columns or after it, for
+// windows that do not keep them
 // A block owns a block of columns and eight rows; a warp one of these, a thread every 32nd entry; no shared memory. It
 // reads all offsets, once and in order: a search for every boundary would wait for as many sectors one by one.
 // Whatever the offsets are, every boundary is crossed on the way from the first tile to the last, and so written.
 template <int threads>
 MFAC_KERNEL(threads)
-topk_boundaries_kernel(const uint16_t* __restrict__ offsets, TopKLayout layout, int tiles,
-                       uint16_t* __restrict__ boundaries) {
+topk_boundaries_kernel(const uint16_t* __restrict__ offsets, TopKLayout layout, uint16_t* __restrict__ boundaries) {
   constexpr int kWarps = threads / kWarp;
   const int64_t row_groups = ceil_div(layout.rank, kWarps);
   const int64_t row = blockIdx.x % row_groups * kWarps + threadIdx.x / kWarp, b = blockIdx.x / row_groups;
   if (row >= layout.rank) return;
   const uint16_t* column = offsets + layout.entry(row, b);
-  uint16_t* of_row = boundaries + b * (tiles - 1) * layout.rank + row;
-  const int count = int(layout.count(b));
+  uint16_t* of_row = boundaries + layout.boundary(row, b, 1);
+  const int count = int(layout.count(b)), tiles = layout.tiles();
 #pragma unroll 4
   for (int p = threadIdx.x % kWarp; p <= count; p += kWarp) {
     const int before = p == 0 ? 0 : column[p - 1] / kTopKTileColumns;
@@ -115,11 +115,12 @@ struct TopKRow {
 // lane every 32nd of a row's entries in the tile; shared memory: four sums a column.
 template <typename T, typename V>
 MFAC_KERNEL(kTopKCombineWarps* kWarp)
-topk_combine_kernel(const T* __restrict__ values, const uint16_t* __restrict__ offsets, TopKLayout layout, int tiles,
+topk_combine_kernel(const T* __restrict__ values, const uint16_t* __restrict__ offsets, TopKLayout layout,
                     const uint16_t* __restrict__ boundaries, const double* __restrict__ coefficients, double alpha,
                     double beta, V* __restrict__ out, int64_t out_stride, int64_t k) {
   MFAC_SHARED(double, sums, [kTopKCombineWarps][kTopKTileColumns]);
   const int64_t i = blockIdx.x % k, place = blockIdx.x / k;  // the outputs' blocks find a tile's entries in L2
+  const int tiles = layout.tiles();
   const int64_t b = place / tiles, m = layout.rank;
   const int tile = int(place % tiles), first = tile * kTopKTileColumns, columns_left = int(layout.cols(b)) - first;
   if (columns_left <= 0) return;  // of a last block with fewer columns
@@ -129,12 +130,13 @@ topk_combine_kernel(const T* __restrict__ values, const uint16_t* __restrict__ o
   for (int j = lane; j < width; j += kWarp) sum[j] = 0;
   __syncwarp();
 
-  const uint16_t* boundary = boundaries + (b * (tiles - 1) + tile) * m;
+  const int count = int(layout.count(b));
   const auto rows_from = [&](int64_t base) {  // one a lane
     const int64_t row = base + kTopKCombineWarps * lane;
     if (row >= m) return TopKRow{0, 0, 0};
-    return TopKRow{tile > 0 ? int(boundary[row - m]) : 0, tile + 1 < tiles ? int(boundary[row]) : int(layout.count(b)),
-                   coefficients[i * m + row]};
+    const int begin = tile > 0 ? int(boundaries[layout.boundary(row, b, tile)]) : 0;
+    const int end = tile + 1 < tiles ? int(boundaries[layout.boundary(row, b, tile + 1)]) : count;
+    return TopKRow{begin, end < count ? end : count, coefficients[i * m + row]};
   };
   TopKRow later = rows_from(warp);
   for (int64_t base = warp; base < m; base += kTopKCombineWarps * kWarp) {

@@ -24,6 +24,13 @@ inline TopKLayout check_entries(const char* op, const Tensor& values, const Tens
   return {values.size(0), values.size(1), kept, dim, block_size};
 }
 
+inline void check_boundaries(const char* op, const std::optional<Tensor>& boundaries, const TopKLayout& layout) {
+  if (!boundaries) return;
+  STD_TORCH_CHECK(boundaries->scalar_type() == ScalarType::UInt16 && boundaries->is_contiguous(), op,
+                  ": Parameter `boundaries` should be contiguous and uint16.");
+  check_shape(op, "boundaries", *boundaries, {layout.blocks, layout.tiles() - 1, layout.rank});
+}
+
 inline TopKLayout check_topk_dot(const Tensor& values, const Tensor& indices, const Tensor& vectors,
                                  int64_t block_size) {
   check_rows("topk_dot", "vectors", vectors);
@@ -31,19 +38,21 @@ inline TopKLayout check_topk_dot(const Tensor& values, const Tensor& indices, co
 }
 
 inline TopKLayout check_topk_combine(const Tensor& out, const Tensor& values, const Tensor& indices,
-                                     const Tensor& coefficients, int64_t block_size) {
+                                     const Tensor& coefficients, int64_t block_size,
+                                     const std::optional<Tensor>& boundaries) {
   constexpr const char* op = "topk_combine_";
   check_rows(op, "out", out);
   check_dense_f64(op, "coefficients", coefficients);
   const TopKLayout layout = check_entries(op, values, indices, out.size(1), block_size);
   check_shape(op, "coefficients", coefficients, {out.size(0), layout.rank});
+  check_boundaries(op, boundaries, layout);
   STD_TORCH_CHECK(out.size(0) <= 1 || out.stride(0) >= layout.dim, op,
                   ": Parameter `out` should have rows that do not overlap.");
   return layout;
 }
 
 inline TopKLayout check_topk_push(const Tensor& values, const Tensor& indices, const Tensor& error, int64_t row,
-                                  const Tensor& gradient, int64_t block_size) {
+                                  const Tensor& gradient, int64_t block_size, const std::optional<Tensor>& boundaries) {
   constexpr const char* op = "topk_push_";
   STD_TORCH_CHECK(is_float(gradient) || is_double(gradient), op,
                   ": Parameter `gradient` should be float32 or float64.");
@@ -53,6 +62,7 @@ inline TopKLayout check_topk_push(const Tensor& values, const Tensor& indices, c
                   ": Parameter `error` should be contiguous and of the gradient's dtype.");
   const TopKLayout layout = check_entries(op, values, indices, gradient.size(0), block_size);
   check_shape(op, "error", error, {layout.dim});
+  check_boundaries(op, boundaries, layout);
   STD_TORCH_CHECK(row >= 0 && row < layout.rank, op, ": Parameter `row` should be in [0, ", layout.rank, "). Found ",
                   row, ".");
   return layout;

@@ -8,8 +8,6 @@
 namespace mfac::cuda {
 namespace {
 
-Tensor empty(const Tensor& like, int64_t size, ScalarType type) { return torch::stable::new_empty(like, {size}, type); }
-
 Tensor topk_dot_cuda(const Tensor& values, const Tensor& indices, const Tensor& vectors, int64_t block_size) {
   const TopKShape shape{check_topk_dot(values, indices, vectors, block_size)};
   const Device device("topk_dot", values);
@@ -22,7 +20,7 @@ Tensor topk_dot_cuda(const Tensor& values, const Tensor& indices, const Tensor& 
       using T = element_t<decltype(value_type)>;
       using V = element_t<decltype(vector_type)>;
       device.check_launch(topk_dot(elements<T>(values), elements<uint16_t>(indices), shape, elements<V>(vectors),
-                                   vectors.stride(0), k, nullptr, mutable_elements<double>(out),
+                                   vectors.stride(0), k, mutable_elements<double>(out),
                                    mutable_elements<double>(scratch), device.stream()));
     });
   });
@@ -30,42 +28,43 @@ Tensor topk_dot_cuda(const Tensor& values, const Tensor& indices, const Tensor& 
 }
 
 void topk_combine_cuda(Tensor out, const Tensor& values, const Tensor& indices, const Tensor& coefficients,
-                       double alpha, double beta, int64_t block_size) {
-  const TopKShape shape{check_topk_combine(out, values, indices, coefficients, block_size)};
+                       double alpha, double beta, int64_t block_size, const std::optional<Tensor>& boundaries) {
+  const TopKShape shape{check_topk_combine(out, values, indices, coefficients, block_size, boundaries)};
   const Device device("topk_combine_", out);
   device.check_same("values", values);
   device.check_same("indices", indices);
   device.check_same("coefficients", coefficients);
-  Tensor scratch = empty(indices, shape.combine_scratch(), ScalarType::UInt16);
+  device.check_same("boundaries", boundaries);
+  Tensor scratch = torch::stable::new_empty(indices, {boundaries ? 0 : shape.combine_scratch()}, ScalarType::UInt16);
   dispatch_float_window(values, [&](auto* value_type) {
     dispatch_float(out, [&](auto* out_type) {
       using T = element_t<decltype(value_type)>;
       using V = element_t<decltype(out_type)>;
       device.check_launch(topk_combine(
           elements<T>(values), elements<uint16_t>(indices), shape, elements<double>(coefficients), out.size(0), alpha,
-          beta, mutable_elements<V>(out), out.stride(0), mutable_elements<uint16_t>(scratch), device.stream()));
+          beta, mutable_elements<V>(out), out.stride(0), boundaries ? elements<uint16_t>(*boundaries) : nullptr,
+          mutable_elements<uint16_t>(scratch), device.stream()));
     });
   });
 }
 
 Tensor topk_push_cuda(Tensor values, Tensor indices, Tensor error, int64_t row, const Tensor& gradient,
-                      int64_t block_size) {
-  const TopKShape shape{check_topk_push(values, indices, error, row, gradient, block_size)};
+                      int64_t block_size, std::optional<Tensor> boundaries) {
+  const TopKShape shape{check_topk_push(values, indices, error, row, gradient, block_size, boundaries)};
   const Device device("topk_push_", values);
   device.check_same("indices", indices);
   device.check_same("error", error);
   device.check_same("gradient", gradient);
+  device.check_same("boundaries", boundaries);
   Tensor products = empty_f64(gradient, {shape.layout.rank}), scratch = empty_f64(gradient, {shape.push_scratch()});
-  Tensor carried = empty(gradient, shape.layout.dim, gradient.scalar_type());
-  Tensor refused = empty(gradient, 1, ScalarType::Int);
   dispatch_float_window(values, [&](auto* value_type) {
     dispatch_float(gradient, [&](auto* vector_type) {
       using T = element_t<decltype(value_type)>;
       using V = element_t<decltype(vector_type)>;
       device.check_launch(topk_push(
           mutable_elements<T>(values), mutable_elements<uint16_t>(indices), shape, mutable_elements<V>(error), row,
-          elements<V>(gradient), largest_finite<T>(), mutable_elements<double>(products), mutable_elements<V>(carried),
-          mutable_elements<double>(scratch), mutable_elements<int>(refused), device.stream()));
+          elements<V>(gradient), largest_finite<T>(), boundaries ? mutable_elements<uint16_t>(*boundaries) : nullptr,
+          mutable_elements<double>(products), mutable_elements<double>(scratch), device.stream()));
     });
   });
   return products;

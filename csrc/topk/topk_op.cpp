@@ -90,7 +90,7 @@ void select_largest(const V* v, int64_t cols, int64_t kept, std::vector<Key>& ke
 
 template <typename T, typename V>
 void push(T* values, uint16_t* indices, V* error, const TopKLayout& layout, int64_t row, const V* gradient,
-          double* out) {
+          uint16_t* boundaries, double* out) {
   std::vector<V> carried(layout.dim), rounded(layout.dim, V(0));
   for (int64_t j = 0; j < layout.dim; ++j) carried[j] = error[j] + gradient[j];
   if (!is_storable<T>(carried.data(), layout.dim)) {
@@ -112,6 +112,9 @@ void push(T* values, uint16_t* indices, V* error, const TopKLayout& layout, int6
         v[chosen[p]] -= kept_rounded[p];
       }
       std::copy(v, v + cols, error + layout.begin(b));
+      for (int tile = 1; boundaries != nullptr && tile < layout.tiles(); ++tile)
+        boundaries[layout.boundary(row, b, tile)] =
+            uint16_t(std::lower_bound(chosen, chosen + count, tile * kTopKTileColumns) - chosen);
     }
   });
   products<T, V>(values, indices, layout, rounded.data(), layout.dim, 1, out);
@@ -133,10 +136,10 @@ Tensor topk_dot_cpu(const Tensor& values, const Tensor& indices, const Tensor& v
   return out;
 }
 
-// out [k, d] <- alpha out + beta coefficients G
+// out [k, d] <- alpha out + beta coefficients G; a whole block of sums is in L2, so that boundaries are of no use
 void topk_combine_cpu(Tensor out, const Tensor& values, const Tensor& indices, const Tensor& coefficients, double alpha,
-                      double beta, int64_t block_size) {
-  const TopKLayout layout = check_topk_combine(out, values, indices, coefficients, block_size);
+                      double beta, int64_t block_size, const std::optional<Tensor>& boundaries) {
+  const TopKLayout layout = check_topk_combine(out, values, indices, coefficients, block_size, boundaries);
   check_offsets("topk_combine_", indices, layout);
   const int64_t k = out.size(0), m = layout.rank;
   const double* c = elements<double>(coefficients);
@@ -164,8 +167,8 @@ void topk_combine_cpu(Tensor out, const Tensor& values, const Tensor& indices, c
 }
 
 Tensor topk_push_cpu(Tensor values, Tensor indices, Tensor error, int64_t row, const Tensor& gradient,
-                     int64_t block_size) {
-  const TopKLayout layout = check_topk_push(values, indices, error, row, gradient, block_size);
+                     int64_t block_size, std::optional<Tensor> boundaries) {
+  const TopKLayout layout = check_topk_push(values, indices, error, row, gradient, block_size, boundaries);
   check_offsets("topk_push_", indices, layout);
   Tensor products = empty_f64(gradient, {layout.rank});
   dispatch_float_window(values, [&](auto* value_type) {
@@ -173,7 +176,8 @@ Tensor topk_push_cpu(Tensor values, Tensor indices, Tensor error, int64_t row, c
       using T = element_t<decltype(value_type)>;
       using V = element_t<decltype(vector_type)>;
       push(mutable_elements<T>(values), mutable_elements<uint16_t>(indices), mutable_elements<V>(error), layout, row,
-           elements<V>(gradient), products.mutable_data_ptr<double>());
+           elements<V>(gradient), boundaries ? mutable_elements<uint16_t>(*boundaries) : nullptr,
+           products.mutable_data_ptr<double>());
     });
   });
   return products;

@@ -1,58 +1,10 @@
-// CUDA kernels of topk_push_: what is carried, whether it can be stored, and the entries of it that are kept.
+// Which entries of a block of columns are the largest, as topk_push_ wants to know (topk_push.cuh).
 #pragma once
 
-#include <type_traits>
-
-#include "cuda/packet.cuh"
 #include "cuda/reduce.cuh"
 #include "topk/topk_cuda.h"
 
 namespace mfac::cuda {
-
-constexpr int kCarryThreads = 256;
-
-// carried <- error + gradient; partial[chunk] <- the sum of its squares there, which is not finite either where a
-// magnitude exceeds `largest`.
-// A block owns a chunk of columns; a thread every 256th packet of it; shared memory: a sum for each warp.
-template <typename V, int width>
-MFAC_KERNEL(kCarryThreads)
-topk_carry_kernel(const V* __restrict__ error, const V* __restrict__ gradient, int64_t d, int64_t chunk, double largest,
-                  V* __restrict__ carried, double* __restrict__ partial) {
-  const int64_t begin = blockIdx.x * chunk, end = begin + chunk < d ? begin + chunk : d;
-  const int64_t packed_end = begin + (end - begin) / width * width;
-  double squares = 0;
-  const auto add = [&](int64_t column, auto packet) {
-    constexpr int kWidth = decltype(packet)::value;
-    V x[kWidth], y[kWidth];
-    load<kWidth>(error + column, x);
-    load<kWidth>(gradient + column, y);
-#pragma unroll
-    for (int e = 0; e < kWidth; ++e) {
-      x[e] += y[e];
-      const double size = fabs(double(x[e]));
-      squares += size > largest ? double(INFINITY) : size * size;
-    }
-    store<kWidth>(carried + column, x);
-  };
-#pragma unroll 4
-  for (int64_t j = begin + int64_t(threadIdx.x) * width; j < packed_end; j += kCarryThreads * width)
-    add(j, std::integral_constant<int, width>());
-  if (packed_end + threadIdx.x < end) add(packed_end + threadIdx.x, std::integral_constant<int, 1>());
-
-  const double total = block_sum<kCarryThreads>(squares);
-  if (threadIdx.x == 0) partial[blockIdx.x] = total;
-}
-
-// refused <- whether Σ_p partial[p] is not finite
-// One block; a thread every 256th part; shared memory: a sum for each warp.
-template <int threads>
-MFAC_KERNEL(threads)
-topk_refuse_kernel(const double* __restrict__ partial, int64_t parts, int* __restrict__ refused) {
-  double sum = 0;
-  for (int64_t p = threadIdx.x; p < parts; p += threads) sum += partial[p];
-  const double total = block_sum<threads>(sum);
-  if (threadIdx.x == 0) *refused = !(total < INFINITY);
-}
 
 constexpr int kSelectThreads = 1024;
 constexpr int kSelectBits = 11;  // of a key at a time: a float's exponent and the bits that tell its neighbours apart
@@ -62,27 +14,67 @@ constexpr int kSelectBins = 1 << kSelectBits;
 MFAC_DEVICE unsigned magnitude_key(float x) { return __float_as_uint(x) & 0x7fffffffu; }
 MFAC_DEVICE uint64_t magnitude_key(double x) { return uint64_t(__double_as_longlong(x)) & 0x7fffffffffffffffu; }
 
-// f(j, v[j], whether j < end) for columns from `begin` on, every `step`th; j is out of bounds for some lanes, so that
-// all of a warp may meet in f.
-template <typename V, typename F>
-MFAC_DEVICE void for_columns(const V* v, int begin, int end, int step, int own, const F& f) {
-  constexpr int kAhead = 4;  // f may write to v[j], before which no later element could be read
-  for (int base = begin; base < end; base += kAhead * step) {
-    V x[kAhead];
+// error + gradient over a block of columns. A lane holds kHeld columns in registers, or as few as it takes to go
+// through the block in one stretch: then each is read once. Longer blocks are read stretch by stretch, every time anew.
+// Within a stretch the warps, their turns and their lanes are in the order of columns.
+template <typename V>
+class CarriedColumns {
+ public:
+  MFAC_DEVICE CarriedColumns(const V* error, const V* gradient, int cols)
+      : error_(error), gradient_(gradient), cols_(cols) {
+    const int turns = int(ceil_div(cols, kSelectThreads));
+    turns_ = turns < kHeld ? turns : kHeld;
+    read(0);
+  }
+
+  // f(first column) for every stretch, whose columns are then held.
+  template <typename F>
+  MFAC_DEVICE void for_stretches(const F& f) {
+    const int stretch = turns_ * kSelectThreads;
+    for (int first = 0; first < cols_; first += stretch) {
+      if (stretch < cols_) read(first);
+      f(first);
+    }
+  }
+  // f(j, error + gradient there, whether j is one of the columns); all of a warp meet in f.
+  template <typename F>
+  MFAC_DEVICE void for_columns(int first, const F& f) const {
 #pragma unroll
-    for (int e = 0; e < kAhead; ++e) {
-      const int j = base + e * step + own;
-      x[e] = j < end ? v[j] : V(0);
+    for (int turn = 0; turn < kHeld; ++turn) {
+      if (turn >= turns_) break;
+      const int j = column(first, turn);
+      f(j, held_[turn], j < cols_);
+    }
+  }
+
+ private:
+  static constexpr int kHeld = 64 / int(sizeof(V));
+
+  MFAC_DEVICE int column(int first, int turn) const {
+    return first + (int(threadIdx.x) / kWarp * turns_ + turn) * kWarp + int(threadIdx.x) % kWarp;
+  }
+  MFAC_DEVICE void read(int first) {
+    V x[kHeld], y[kHeld];
+#pragma unroll
+    for (int turn = 0; turn < kHeld; ++turn) {
+      const int j = column(first, turn);
+      const bool exists = turn < turns_ && j < cols_;
+      x[turn] = exists ? error_[j] : V(0);
+      y[turn] = exists ? gradient_[j] : V(0);
     }
 #pragma unroll
-    for (int e = 0; e < kAhead; ++e) f(base + e * step + own, x[e], base + e * step + own < end);
+    for (int turn = 0; turn < kHeld; ++turn) held_[turn] = x[turn] + y[turn];
   }
-}
 
-// Sums of `count` integers over the threads before this one. Shared memory: an integer a warp and sum, free to be used
-// again after the next barrier.
+  const V *error_, *gradient_;
+  int cols_, turns_;
+  V held_[kHeld];
+};
+
+// x <- its sums over the threads before this one; total <- those over all. Shared memory: an integer a warp and sum,
+// free to be used again after the next barrier.
 template <int threads, int count>
-MFAC_DEVICE void block_prefix(int (&x)[count]) {
+MFAC_DEVICE void block_prefix(int (&x)[count], int (&total)[count]) {
   static_assert(threads <= kWarp * kWarp);
   MFAC_SHARED(int, of_warp, [count][threads / kWarp]);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -99,7 +91,11 @@ MFAC_DEVICE void block_prefix(int (&x)[count]) {
   }
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < count; ++i) x[i] = warp_sum_everywhere(lane < warp ? of_warp[i][lane] : 0) + through[i] - x[i];
+  for (int i = 0; i < count; ++i) {
+    const int of_lane = lane < threads / kWarp ? of_warp[i][lane] : 0;
+    x[i] = warp_sum_everywhere(lane < warp ? of_lane : 0) + through[i] - x[i];
+    total[i] = warp_sum_everywhere(of_lane);
+  }
 }
 
 // Adds the lanes' bins to a histogram. Lanes that agree with the first are counted at once, since often all do: in a
@@ -125,10 +121,10 @@ struct Selection {
   MFAC_DEVICE bool is_in_bin(Key key) const { return (key >> shift) == bin; }
 };
 
-// The `count` largest of |v[0..cols)|, the first of equal ones: bins are divided, 11 bits at a time, until one holds
-// equal keys or nothing but what is wanted.
+// The `count` largest in magnitude of the columns, the first of equal ones: bins are divided, 11 bits at a time, until
+// one holds equal keys or nothing but what is wanted.
 template <typename V>
-MFAC_DEVICE auto select_largest(const V* v, int cols, int count) {
+MFAC_DEVICE auto select_largest(CarriedColumns<V>& columns, int cols, int count) {
   using Key = decltype(magnitude_key(V(0)));
   MFAC_SHARED(int, histogram, [kSelectBins]);
   MFAC_SHARED(int, found, [3]);
@@ -140,18 +136,20 @@ MFAC_DEVICE auto select_largest(const V* v, int cols, int count) {
     const int bits = selection.shift < kSelectBits ? selection.shift : kSelectBits, shift = selection.shift - bits;
     for (int i = thread; i < kSelectBins; i += kSelectThreads) histogram[i] = 0;
     __syncthreads();
-    for_columns(v, 0, cols, kSelectThreads, thread, [&](int, V x, bool exists) {
-      const Key key = magnitude_key(x);
-      count_bins(histogram, int(key >> shift) & ((1 << bits) - 1), exists && selection.is_in_bin(key));
+    columns.for_stretches([&](int first) {
+      columns.for_columns(first, [&](int, V x, bool exists) {
+        const Key key = magnitude_key(x);
+        count_bins(histogram, int(key >> shift) & ((1 << bits) - 1), exists && selection.is_in_bin(key));
+      });
     });
     __syncthreads();
 
     // A thread owns two bins, the first thread the highest.
     const int highest = kSelectBins - 1 - thread * kBinsPerThread;
-    int above[1] = {0};
+    int above[1] = {0}, all[1];
 #pragma unroll
     for (int i = 0; i < kBinsPerThread; ++i) above[0] += histogram[highest - i];
-    block_prefix<kSelectThreads>(above);
+    block_prefix<kSelectThreads>(above, all);
 #pragma unroll
     for (int i = 0; i < kBinsPerThread; ++i) {
       const int size = histogram[highest - i];
@@ -167,63 +165,6 @@ MFAC_DEVICE auto select_largest(const V* v, int cols, int count) {
     in_bin = found[2];
   }
   return selection;
-}
-
-// Where nothing is refused: row `row` of values and offsets <- the largest entries of `carried`, rounded and in
-// ascending order; error <- what this leaves; carried <- the row as a dense vector.
-// A block owns a block of columns; a warp a 32nd of them, a thread every 32nd of these, and for the histograms every
-// 1024th; shared memory: a histogram of 8 KiB and two sums for each warp.
-template <typename T, typename V>
-MFAC_KERNEL(kSelectThreads, 1)
-topk_select_kernel(T* __restrict__ values, uint16_t* __restrict__ offsets, TopKLayout layout, int64_t row,
-                   const int* __restrict__ refused, V* carried, V* error) {
-  constexpr int kWarps = kSelectThreads / kWarp;
-  if (*refused) return;
-  const int64_t b = blockIdx.x;
-  const int cols = int(layout.cols(b)), count = int(layout.count(b)), kept = int(layout.kept);
-  carried += layout.begin(b);
-  error += layout.begin(b);
-  values += layout.entry(row, b);
-  offsets += layout.entry(row, b);
-  const auto selection = select_largest(carried, cols, count);
-
-  const int lane = threadIdx.x % kWarp, width = int(ceil_div(cols, kWarps));
-  const int begin = threadIdx.x / kWarp * width, end = begin + width < cols ? begin + width : cols;
-  int before[2] = {0, 0};  // entries above the bin and in it, of earlier columns
-  for_columns(carried, begin, end, kWarp, lane, [&](int, V x, bool exists) {
-    before[0] += exists && selection.is_above(magnitude_key(x));
-    before[1] += exists && selection.is_in_bin(magnitude_key(x));
-  });
-  block_prefix<kSelectThreads>(before);
-  int above = __shfl_sync(kAllLanes, before[0], 0), in_bin = __shfl_sync(kAllLanes, before[1], 0);
-
-  for_columns(carried, begin, end, kWarp, lane, [&](int j, V x, bool exists) {
-    const bool is_above = exists && selection.is_above(magnitude_key(x));
-    const bool is_in_bin = exists && selection.is_in_bin(magnitude_key(x));
-    const unsigned lanes_above = __ballot_sync(kAllLanes, is_above), lanes_in_bin = __ballot_sync(kAllLanes, is_in_bin);
-    const unsigned earlier = (1u << lane) - 1;
-    const int in_bin_before = in_bin + __popc(lanes_in_bin & earlier);
-    V rounded = 0;
-    if (is_above || (is_in_bin && in_bin_before < selection.wanted)) {
-      const int p =
-          above + __popc(lanes_above & earlier) + (in_bin_before < selection.wanted ? in_bin_before : selection.wanted);
-      T value;
-      round_to(x, value);
-      values[p] = value;
-      offsets[p] = uint16_t(j);
-      rounded = V(widen(value));
-    }
-    if (exists) {
-      error[j] = x - rounded;
-      carried[j] = rounded;
-    }
-    above += __popc(lanes_above);
-    in_bin += __popc(lanes_in_bin);
-  });
-  for (int p = count + int(threadIdx.x); p < kept; p += kSelectThreads) {
-    values[p] = T{};
-    offsets[p] = 0;
-  }
 }
 
 }  // namespace mfac::cuda
