@@ -49,3 +49,20 @@ class Descent:
             if decay != 1:
                 torch._foreach_mul_(parameters, decay)
             torch._foreach_add_(parameters, [moves[i] for i in chosen], alpha=-rate)
+
+
+def follow_average_(move: Tensor, average: Tensor, carried: Tensor | None) -> None:
+    """In place: move [d] becomes the average [d], but for what is carried; there the average becomes 0.
+
+    Args:
+        move: F⁻¹g.
+        average: With F⁻¹g in it.
+        carried: Columns of the entries of the newest row if rows are sparse, [k].
+    """
+    if carried is None:
+        move.copy_(average)
+        return
+    at_once = move[carried]
+    move.copy_(average)
+    move[carried] = at_once
+    average[carried] = 0

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mfac.descent import follow_average_
+
 
 class Momentum:
     """The average v <- βv + (1 - β)u of preconditioned gradients u = F⁻¹g, the paper's momentum.
@@ -41,10 +43,4 @@ class Momentum:
         """
         for columns, factor in factors:
             self.average[columns].lerp_(update[columns], 1 - factor)
-        if carried is None:
-            update.copy_(self.average)
-            return
-        at_once = update[carried]
-        update.copy_(self.average)
-        update[carried] = at_once
-        self.average[carried] = 0
+        follow_average_(update, self.average, carried)

@@ -111,6 +111,29 @@ def topk_combine_(
     return out
 
 
+def topk_descend_(
+    parameters: Sequence[Tensor],
+    average: Tensor | None,
+    values: Tensor,
+    indices: Tensor,
+    coefficients: Tensor,
+    beta: float,
+    momentum: float,
+    newest: int,
+    columns: Sequence[int],
+    rates: Sequence[float],
+    decays: Sequence[float],
+    dim: int,
+    block_size: int,
+    boundaries: Tensor | None = None,
+) -> None:
+    """`window_descend_` for sparse rows; what row `newest` carries moves along v itself and starts with no average."""
+    _ops.topk_descend_(
+        *(parameters, average, values, indices, coefficients, beta, momentum, newest),
+        *(columns, rates, decays, dim, block_size, boundaries),
+    )
+
+
 def topk_push_(
     values: Tensor,
     indices: Tensor,
@@ -253,6 +276,26 @@ def _(
     coefficients: Tensor,
     alpha: float,
     beta: float,
+    block_size: int,
+    boundaries: Tensor | None = None,
+) -> None:
+    return None
+
+
+@torch.library.register_fake("mfac::topk_descend_")
+def _(
+    parameters: Sequence[Tensor],
+    average: Tensor | None,
+    values: Tensor,
+    indices: Tensor,
+    coefficients: Tensor,
+    beta: float,
+    momentum: float,
+    newest: int,
+    columns: Sequence[int],
+    rates: Sequence[float],
+    decays: Sequence[float],
+    dim: int,
     block_size: int,
     boundaries: Tensor | None = None,
 ) -> None:

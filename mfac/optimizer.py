@@ -158,17 +158,13 @@ class MFAC(Optimizer):
             self._momentum = Momentum(self.window.dim, self.window.vector_dtype, self.window.device)
         if self._momentum is None:
             self.window.descend_(self._descent())
-        elif len(momenta) == 1 and self._has_one_average():
+        elif len(momenta) == 1 and all(parameter.grad is not None for parameter in self._parameters()):
             self.window.descend_(self._descent(), self._momentum.average, momenta.pop())
         else:
             self.window.precondition(out=self._vector)  # the gradient is not needed any more
             self._take_into(self._momentum)
             self._descent().apply_(self._vector)
         return loss
-
-    def _has_one_average(self) -> bool:
-        """Whether every weight moves along the same average, which the pass over the window then updates itself."""
-        return self.window.density == 1 and all(p.grad is not None for p in self._parameters())
 
     def _descent(self) -> Descent:
         """How the parameters that have a gradient move."""

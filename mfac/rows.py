@@ -82,9 +82,12 @@ class Rows(Protocol):
         """In place: out [k, d] <- alpha·out + beta·coefficients [k, m] G."""
 
     def descend_(
-        self, descent: Descent, average: Tensor | None, coefficients: Tensor, beta: float, momentum: float
+        self, descent: Descent, average: Tensor | None, coefficients: Tensor, beta: float, momentum: float, newest: int
     ) -> None:
-        """Moves weights along v = beta·cG, c [1, m], or `average` [d] <- momentum·average + (1 - momentum)·v."""
+        """Moves weights along v = beta·cG, c [1, m], or `average` [d] <- momentum·average + (1 - momentum)·v.
+
+        What a sparse row `newest` carries moves along v itself, and its average becomes 0.
+        """
         raise NotImplementedError
 
     def dense(self, index: Tensor | slice) -> Tensor:
@@ -137,7 +140,7 @@ class DenseRows(Rows):
         return ops.window_combine_(out, self.stored, coefficients, alpha, beta)
 
     def descend_(
-        self, descent: Descent, average: Tensor | None, coefficients: Tensor, beta: float, momentum: float
+        self, descent: Descent, average: Tensor | None, coefficients: Tensor, beta: float, momentum: float, newest: int
     ) -> None:
         _descend_(descent, average, self.stored, coefficients, beta, momentum)
 
@@ -185,7 +188,7 @@ class Int8Rows(Rows):
         return ops.window_combine_(out, self.stored, coefficients, alpha, beta, self.scales)
 
     def descend_(
-        self, descent: Descent, average: Tensor | None, coefficients: Tensor, beta: float, momentum: float
+        self, descent: Descent, average: Tensor | None, coefficients: Tensor, beta: float, momentum: float, newest: int
     ) -> None:
         _descend_(descent, average, self.stored, coefficients, beta, momentum, self.scales)
 
@@ -281,11 +284,12 @@ class TopKRows(Rows):
         )
 
     def descend_(
-        self, descent: Descent, average: Tensor | None, coefficients: Tensor, beta: float, momentum: float
+        self, descent: Descent, average: Tensor | None, coefficients: Tensor, beta: float, momentum: float, newest: int
     ) -> None:
-        move = self.error.new_empty(self.dim) if average is None else average
-        self.combine_(move.unsqueeze(0), coefficients, momentum, (1 - momentum) * beta)
-        descent.apply_(move)
+        ops.topk_descend_(
+            *(descent.parameters, average, self.values, self.indices, coefficients, beta, momentum, newest),
+            *(descent.columns, descent.rates, descent.decays, self.dim, self.block_size, self.boundaries),
+        )
 
     def dense(self, index: Tensor | slice) -> Tensor:
         values = self.values[index].reshape(-1, *self.shape[1:]).to(self.vector_dtype)  # [k, blocks, kept]

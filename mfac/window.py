@@ -19,7 +19,7 @@ from mfac.checks import (
 )
 from mfac.damping import Damping, check_damping
 from mfac.deferred import Reading
-from mfac.descent import Descent
+from mfac.descent import Descent, follow_average_
 from mfac.devices import usable_device
 from mfac.push import Push
 from mfac.rows import DenseRows, TopKRows
@@ -251,7 +251,8 @@ class GradientWindow(SlidingFisher):
 
         Args:
             descent: Which weights, and how far.
-            average: [d], as `out` of `precondition`: becomes β·average + (1 - β)·F⁻¹g, which then is v.
+            average: [d], as `out` of `precondition`: becomes β·average + (1 - β)·F⁻¹g, which then is v. Weights that
+                the newest row of a sparse window carries move along F⁻¹g itself, and start anew with an average of 0.
             momentum: β.
 
         Raises:
@@ -261,10 +262,15 @@ class GradientWindow(SlidingFisher):
         newest = self._solve_newest()
         if isinstance(newest, Coefficients) and descent.suits(self.vector_dtype):
             torch.autograd.graph.increment_version(descent.parameters)  # the compiled pass does not
-            self._rows.descend_(descent, average, newest.c, self.num_terms, momentum)
+            if average is not None:
+                torch.autograd.graph.increment_version(average)
+            self._rows.descend_(descent, average, newest.c, self.num_terms, momentum, self.newest or 0)
             return
-        move = torch.empty(self.dim, dtype=self.vector_dtype, device=self.device) if average is None else average
-        descent.apply_(self._take_into(move, newest, momentum))
+        move = self._take_into(torch.empty(self.dim, dtype=self.vector_dtype, device=self.device), newest, 0.0)
+        if average is not None:
+            average.lerp_(move, 1 - momentum)
+            follow_average_(move, average, self.carried_columns())
+        descent.apply_(move)
 
     def carried_columns(self) -> Tensor | None:
         """Which entries the newest row of a sparse window carries.

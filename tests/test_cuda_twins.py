@@ -253,6 +253,20 @@ def test_topk(cuda, dtype: torch.dtype, vector_dtype: torch.dtype, block_size: i
                     op.topk_combine_(out, values, indices, c, alpha, 3.0, block_size, known)
                 absolute = abs(alpha) * normal(count, dim, seed=9).abs() + 3 * (c.abs() @ dense.abs())
                 assert_equal_to_rounding(*outs, rank + 2, absolute)
+        c = normal(1, rank, seed=8)
+        for averaged, known in ((True, boundaries), (False, None)):
+            results = []
+            for op, *_ in states:
+                w = normal(dim, seed=4, dtype=vector_dtype)
+                average = normal(dim, seed=3, dtype=vector_dtype) if averaged else None
+                op.topk_descend_(
+                    *([w], average, values, indices, c, 3.0, 0.5 * averaged, 2 % rank),
+                    *([0], [0.5], [0.875], dim, block_size, known),
+                )
+                results.append([w, *([average] if averaged else [])])
+            for one, other in zip(*results, strict=True):  # as in test_descend
+                largest = 3 * (c.abs() @ dense.abs()).amax() + 4 * (1 + other.double().abs())
+                assert_equal_to_rounding(one, other, rank + 4, largest * (1 + U[vector_dtype] / U[F64] / (rank + 8)))
 
 
 @every_vector

@@ -81,6 +81,53 @@ def test_descend_values_of_more_parameters_than_one_launch_takes(averaged: bool)
     assert_moved(3, 5000, INT8, F32, [(2,)] * 97, averaged)
 
 
+def sparse_rows(rank: int, dim: int, block_size: int, kept: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, offsets and the same rows in float64; the first row was never written."""
+    blocks = -(-dim // block_size)
+    values, offsets = torch.zeros(rank, blocks, kept, dtype=dtype), torch.zeros(rank, blocks, kept, dtype=torch.int64)
+    dense = torch.zeros(rank, dim, dtype=F64)
+    for r in range(1, rank):
+        for b in range(blocks):
+            cols = min(block_size, dim - b * block_size)
+            count = min(cols, kept)
+            some = normal(cols, seed=100 * r + b).argsort()[:count].sort().values
+            values[r, b, :count], offsets[r, b, :count] = normal(count, seed=r + b).to(dtype), some
+            dense[r, b * block_size + some] = values[r, b, :count].double()
+    return values, offsets.to(torch.uint16), dense
+
+
+@pytest.mark.parametrize(("dtype", "vector_dtype"), [(F32, F32), (F64, F64), (BF16, F32), (F16, F64)])
+@pytest.mark.parametrize(("dim", "block_size", "kept"), [(1, 1, 1), (33, 7, 3), (40, 13, 13), (5001, 1667, 17)])
+@pytest.mark.parametrize("refused", [False, True])
+def test_descend_values_of_sparse_rows(dtype, vector_dtype, dim: int, block_size: int, kept: int, refused: bool):
+    """What the newest row carries moves at once and starts with no average, unless that row was refused."""
+    rank, newest = 5, 2
+    values, offsets, dense = sparse_rows(rank, dim, block_size, kept, dtype)
+    c = normal(1, rank, seed=7)
+    if refused:
+        c[0, newest] = 0
+    u, absolute = BETA * (c @ dense)[0], BETA * (c.abs() @ dense.abs())[0]
+    for averaged in (True, False):
+        w, average = normal(dim, seed=1, dtype=vector_dtype), normal(dim, seed=2, dtype=vector_dtype)
+        before, average_before = w.double().clone(), average.double().clone()
+        ops.topk_descend_(
+            *([w], average if averaged else None, values, offsets, c, BETA, MOMENTUM if averaged else 0.0, newest),
+            *([0], [0.5], [0.875], dim, block_size),
+        )
+        carried = (dense[newest] != 0) & (not refused)
+        v = torch.where(carried, u, MOMENTUM * average_before + (1 - MOMENTUM) * u) if averaged else u
+        error = 2 * (rank + 4) * U[F64] * (absolute + average_before.abs()) + U[vector_dtype] * v.abs()
+        expected = 0.875 * before - 0.5 * v
+        assert bool(((w.double() - expected).abs() <= error + 2 * U[vector_dtype] * expected.abs() + 1e-300).all())
+        if averaged:
+            kept_average = torch.where(carried, 0.0, v)
+            assert bool(((average.double() - kept_average).abs() <= error).all()) and bool(
+                (average[carried] == 0).all()
+            )
+        else:
+            assert torch.equal(average.double(), average_before)
+
+
 def test_descend_values_without_momentum_read_no_average():
     G, c = normal(5, 40), normal(1, 5)
     w, average = torch.zeros(40, dtype=F64), torch.full((40,), float("nan"), dtype=F64)

@@ -12,11 +12,13 @@ namespace mfac::cuda {
 // out[i, j] <- alpha·out[i, j] + beta·u_j; alpha = 0 reads no out.
 template <typename V>
 struct Combination {
+  static constexpr bool kMoves = false;
   V* out;
   int64_t stride;
   double alpha, beta;
 
-  MFAC_DEVICE void operator()(int64_t i, int64_t column, double u) const {
+  MFAC_DEVICE bool covers(int64_t, int64_t) const { return true; }
+  MFAC_DEVICE void operator()(int64_t i, int64_t column, double u, bool) const {
     V& y = out[i * stride + column];
     y = V(alpha == 0 ? beta * u : alpha * double(y) + beta * u);
   }
@@ -24,20 +26,28 @@ struct Combination {
 
 constexpr int kMostPieces = 96;  // with which a kernel's parameters stay below 4 KiB
 
-// The weights of columns [begin, end) move along beta·u_j, or along its average where there is one.
+// The weights of columns [begin, end) move along beta·u_j, or along its average where there is one. What is `carried`
+// moves along beta·u_j in any case, and its average becomes 0.
 template <typename V>
 struct Descent {
+  static constexpr bool kMoves = true;
   V* average;  // [d] or null
   double beta, momentum;
   int64_t begin, end;
   int count;
   Piece<V> pieces[kMostPieces];  // ascending
 
-  MFAC_DEVICE void operator()(int64_t, int64_t column, double u) const {
+  // Whether a block of these columns has anything to do.
+  MFAC_DEVICE bool covers(int64_t first, int64_t last) const { return first < end && last > begin; }
+
+  MFAC_DEVICE void operator()(int64_t, int64_t column, double u, bool carried) const {
     if (column < begin || column >= end) return;
-    const double kept = average == nullptr || momentum == 0 ? 0 : momentum * double(average[column]);
-    const V move = V(kept + (average == nullptr ? 1 : 1 - momentum) * beta * u);
-    if (average != nullptr) average[column] = move;
+    V move = V(beta * u);
+    if (average != nullptr) {
+      const double kept = momentum == 0 ? 0 : momentum * double(average[column]);
+      if (!carried) move = V(kept + (1 - momentum) * beta * u);
+      average[column] = carried ? V(0) : move;
+    }
     int low = 0;  // the last piece that begins at this column or before it
     for (int high = count; high - low > 1;) {
       const int middle = (low + high) / 2;

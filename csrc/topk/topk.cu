@@ -1,4 +1,5 @@
 // Launchers of topk_dot, topk_combine_ and topk_push_.
+#include "cuda/output.cuh"
 #include "topk/topk.cuh"
 #include "topk/topk_push.cuh"
 
@@ -31,6 +32,25 @@ int launch_size(const V* error, const V* gradient, const TopKShape& shape, doubl
                      error, gradient, shape.layout.dim, shape.size_chunk(), largest, squares);
 }
 
+// Finds the boundaries in `scratch` where there are none.
+int find_boundaries(const uint16_t* offsets, const TopKLayout& layout, uint16_t* scratch, const uint16_t*& boundaries,
+                    void* stream) {
+  if (boundaries != nullptr || layout.tiles() == 1 || layout.blocks == 0 || layout.rank == 0) return 0;
+  boundaries = scratch;
+  return MFAC_LAUNCH(topk_boundaries_kernel<kBoundaryThreads>,
+                     dim3(unsigned(ceil_div(layout.rank, kBoundaryThreads / kWarp) * layout.blocks)),
+                     dim3(kBoundaryThreads), stream, offsets, layout, scratch);
+}
+
+template <typename T, typename Output>
+int launch_combine(const T* values, const uint16_t* offsets, const TopKLayout& layout, const uint16_t* boundaries,
+                   const double* coefficients, int64_t k, int64_t newest, const Output& output, void* stream) {
+  if (layout.blocks == 0) return 0;
+  return MFAC_LAUNCH((topk_combine_kernel<T, Output>), dim3(unsigned(layout.blocks * layout.tiles() * k)),
+                     dim3(kTopKCombineWarps * kWarp), stream, values, offsets, layout, boundaries, coefficients, k,
+                     newest, output);
+}
+
 }  // namespace
 
 template <typename T, typename V>
@@ -51,18 +71,23 @@ template <typename T, typename V>
 int topk_combine(const T* values, const uint16_t* offsets, const TopKShape& shape, const double* coefficients,
                  int64_t k, double alpha, double beta, V* out, int64_t out_stride, const uint16_t* boundaries,
                  uint16_t* scratch, void* stream) {
-  const TopKLayout& layout = shape.layout;
-  if (layout.blocks == 0 || k == 0) return 0;
-  if (boundaries == nullptr && layout.tiles() > 1 && layout.rank > 0) {
-    const int64_t row_groups = ceil_div(layout.rank, kBoundaryThreads / kWarp);
-    const int error = MFAC_LAUNCH(topk_boundaries_kernel<kBoundaryThreads>, dim3(unsigned(row_groups * layout.blocks)),
-                                  dim3(kBoundaryThreads), stream, offsets, layout, scratch);
-    if (error != 0) return error;
-    boundaries = scratch;
-  }
-  return MFAC_LAUNCH((topk_combine_kernel<T, V>), dim3(unsigned(layout.blocks * layout.tiles() * k)),
-                     dim3(kTopKCombineWarps * kWarp), stream, values, offsets, layout, boundaries, coefficients, alpha,
-                     beta, out, out_stride, k);
+  if (k == 0) return 0;
+  const int error = find_boundaries(offsets, shape.layout, scratch, boundaries, stream);
+  if (error != 0) return error;
+  return launch_combine(values, offsets, shape.layout, boundaries, coefficients, k, -1,
+                        Combination<V>{out, out_stride, alpha, beta}, stream);
+}
+
+template <typename T, typename V>
+int topk_descend(const T* values, const uint16_t* offsets, const TopKShape& shape, const double* coefficients,
+                 const DescentPieces<V>& descent, int64_t newest, const uint16_t* boundaries, uint16_t* scratch,
+                 void* stream) {
+  const int error = find_boundaries(offsets, shape.layout, scratch, boundaries, stream);
+  if (error != 0) return error;
+  // Blocks of a run other than its own return at once: tiles do not begin at multiples of anything.
+  return for_runs(descent, shape.layout.dim, shape.layout.dim, [&](int64_t, int64_t, const Descent<V>& output) {
+    return launch_combine(values, offsets, shape.layout, boundaries, coefficients, 1, newest, output, stream);
+  });
 }
 
 template <typename T, typename V>
@@ -93,6 +118,8 @@ int topk_push(T* values, uint16_t* offsets, const TopKShape& shape, V* error, in
                               double*, void*);                                                                         \
   template int topk_combine<T, V>(const T*, const uint16_t*, const TopKShape&, const double*, int64_t, double, double, \
                                   V*, int64_t, const uint16_t*, uint16_t*, void*);                                     \
+  template int topk_descend<T, V>(const T*, const uint16_t*, const TopKShape&, const double*, const DescentPieces<V>&, \
+                                  int64_t, const uint16_t*, uint16_t*, void*);                                         \
   template int topk_push<T, V>(T*, uint16_t*, const TopKShape&, V*, int64_t, const V*, double, uint16_t*, double*,     \
                                double*, void*);
 MFAC_FOR_FLOAT_WINDOWS_AND_VECTORS(MFAC_INSTANCE)

@@ -1,6 +1,7 @@
 // CUDA kernels of topk_dot and topk_combine_: products with windows of sparse rows, summed in float64.
 #pragma once
 
+#include "cuda/output.cuh"
 #include "cuda/packet.cuh"
 #include "cuda/reduce.cuh"
 #include "topk/topk_cuda.h"
@@ -110,27 +111,42 @@ struct TopKRow {
   }
 };
 
-// out[i, j] <- alpha·out[i, j] + beta·Σ_r coefficients[i, r]·G[r, j] over the columns j of one tile
+// output(i, j, Σ_r coefficients[i, r]·G[r, j], whether row `newest` carries j) over the columns j of one tile
 // A block owns a tile of columns and one output; a warp every fourth row, one after the other, with sums of its own; a
-// lane every 32nd of a row's entries in the tile; shared memory: four sums a column.
-template <typename T, typename V>
+// lane every 32nd of a row's entries in the tile; shared memory: four sums a column, and what is carried.
+template <typename T, typename Output>
 MFAC_KERNEL(kTopKCombineWarps* kWarp)
 topk_combine_kernel(const T* __restrict__ values, const uint16_t* __restrict__ offsets, TopKLayout layout,
-                    const uint16_t* __restrict__ boundaries, const double* __restrict__ coefficients, double alpha,
-                    double beta, V* __restrict__ out, int64_t out_stride, int64_t k) {
+                    const uint16_t* __restrict__ boundaries, const double* __restrict__ coefficients, int64_t k,
+                    int64_t newest, const MFAC_GRID_CONSTANT Output output) {
   MFAC_SHARED(double, sums, [kTopKCombineWarps][kTopKTileColumns]);
+  MFAC_SHARED(bool, carried, [Output::kMoves ? kTopKTileColumns : 1]);
   const int64_t i = blockIdx.x % k, place = blockIdx.x / k;  // the outputs' blocks find a tile's entries in L2
   const int tiles = layout.tiles();
   const int64_t b = place / tiles, m = layout.rank;
   const int tile = int(place % tiles), first = tile * kTopKTileColumns, columns_left = int(layout.cols(b)) - first;
   if (columns_left <= 0) return;  // of a last block with fewer columns
   const int width = columns_left < kTopKTileColumns ? columns_left : kTopKTileColumns;
+  const int64_t begin = layout.begin(b) + first;
+  if (!output.covers(begin, begin + width)) return;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   double* sum = sums[warp];
   for (int j = lane; j < width; j += kWarp) sum[j] = 0;
   __syncwarp();
 
   const int count = int(layout.count(b));
+  if constexpr (Output::kMoves) {
+    if (warp == 0) {
+      for (int j = lane; j < width; j += kWarp) carried[j] = false;
+      __syncwarp();
+      const bool carries = newest >= 0 && coefficients[newest] != 0;  // not where it was refused
+      for (int p = lane; carries && p < count; p += kWarp) {
+        TopKEntry<T> entry;
+        entry.load(values, offsets, layout.entry(newest, b) + p, true);
+        if (entry.is_within(first, width) && widen(entry.value) != 0) carried[entry.column - first] = true;
+      }
+    }
+  }
   const auto rows_from = [&](int64_t base) {  // one a lane
     const int64_t row = base + kTopKCombineWarps * lane;
     if (row >= m) return TopKRow{0, 0, 0};
@@ -172,12 +188,13 @@ topk_combine_kernel(const T* __restrict__ values, const uint16_t* __restrict__ o
   }
 
   __syncthreads();
-  out += i * out_stride + layout.begin(b) + first;
   for (int j = threadIdx.x; j < width; j += kTopKCombineWarps * kWarp) {
     double total = 0;
 #pragma unroll
     for (int w = 0; w < kTopKCombineWarps; ++w) total += sums[w][j];
-    out[j] = alpha == 0 ? V(beta * total) : V(alpha * double(out[j]) + beta * total);
+    bool is_carried = false;
+    if constexpr (Output::kMoves) is_carried = carried[j];
+    output(i, begin + j, total, is_carried);
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "adapter.h"
+#include "descent_checks.h"
 #include "topk/topk_layout.h"
 
 namespace mfac {
@@ -48,6 +49,18 @@ inline TopKLayout check_topk_combine(const Tensor& out, const Tensor& values, co
   check_boundaries(op, boundaries, layout);
   STD_TORCH_CHECK(out.size(0) <= 1 || out.stride(0) >= layout.dim, op,
                   ": Parameter `out` should have rows that do not overlap.");
+  return layout;
+}
+
+inline TopKLayout check_topk_descend(const DescentArguments& descent, const Tensor& values, const Tensor& indices,
+                                     int64_t newest, int64_t dim, int64_t block_size,
+                                     const std::optional<Tensor>& boundaries) {
+  constexpr const char* op = "topk_descend_";
+  const TopKLayout layout = check_entries(op, values, indices, dim, block_size);
+  check_descent(op, descent, layout.rank, dim);
+  check_boundaries(op, boundaries, layout);
+  STD_TORCH_CHECK(newest >= 0 && newest < layout.rank, op, ": Parameter `newest` should be in [0, ", layout.rank,
+                  "). Found ", newest, ".");
   return layout;
 }
 

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "descent.h"
 #include "formats.h"
 #include "topk/topk_layout.h"
 
@@ -49,6 +50,13 @@ template <typename T, typename V>
 int topk_combine(const T* values, const uint16_t* offsets, const TopKShape& shape, const double* coefficients,
                  int64_t k, double alpha, double beta, V* out, int64_t out_stride, const uint16_t* boundaries,
                  uint16_t* scratch, void* stream);
+
+// Weights move along descent.beta·coefficients [m] G; with an average those that row `newest` carries, unless its
+// coefficient is 0, without it.  boundaries, scratch: as above
+template <typename T, typename V>
+int topk_descend(const T* values, const uint16_t* offsets, const TopKShape& shape, const double* coefficients,
+                 const DescentPieces<V>& descent, int64_t newest, const uint16_t* boundaries, uint16_t* scratch,
+                 void* stream);
 
 // error + gradient, [d], becomes row `row` as far as it is kept, and `error` the rest; products [m] of the row with
 // every row; its boundaries, unless null. All NaN, and nothing written, where the sum cannot be stored: its largest

@@ -48,6 +48,32 @@ void topk_combine_cuda(Tensor out, const Tensor& values, const Tensor& indices, 
   });
 }
 
+void topk_descend_cuda(const std::vector<Tensor>& parameters, std::optional<Tensor> average, const Tensor& values,
+                       const Tensor& indices, const Tensor& coefficients, double beta, double momentum, int64_t newest,
+                       const std::vector<int64_t>& columns, const std::vector<double>& rates,
+                       const std::vector<double>& decays, int64_t dim, int64_t block_size,
+                       const std::optional<Tensor>& boundaries) {
+  const DescentArguments descent{parameters, average, coefficients, beta, momentum, columns, rates, decays};
+  const TopKShape shape{check_topk_descend(descent, values, indices, newest, dim, block_size, boundaries)};
+  const Device device("topk_descend_", values);
+  for (const Tensor& parameter : parameters) device.check_same("parameters", parameter);
+  device.check_same("average", average);
+  device.check_same("indices", indices);
+  device.check_same("coefficients", coefficients);
+  device.check_same("boundaries", boundaries);
+  Tensor scratch = torch::stable::new_empty(indices, {boundaries ? 0 : shape.combine_scratch()}, ScalarType::UInt16);
+  dispatch_float_window(values, [&](auto* value_type) {
+    dispatch_float(parameters[0], [&](auto* weight_type) {
+      using T = element_t<decltype(value_type)>;
+      using V = element_t<decltype(weight_type)>;
+      device.check_launch(topk_descend(elements<T>(values), elements<uint16_t>(indices), shape,
+                                       elements<double>(coefficients), pieces_of<V>(descent), newest,
+                                       boundaries ? elements<uint16_t>(*boundaries) : nullptr,
+                                       mutable_elements<uint16_t>(scratch), device.stream()));
+    });
+  });
+}
+
 Tensor topk_push_cuda(Tensor values, Tensor indices, Tensor error, int64_t row, const Tensor& gradient,
                       int64_t block_size, std::optional<Tensor> boundaries) {
   const TopKShape shape{check_topk_push(values, indices, error, row, gradient, block_size, boundaries)};
@@ -75,6 +101,7 @@ Tensor topk_push_cuda(Tensor values, Tensor indices, Tensor error, int64_t row, 
 MFAC_CUDA_LIBRARY_IMPL(m) {
   m.impl("topk_dot", TORCH_BOX(&topk_dot_cuda));
   m.impl("topk_combine_", TORCH_BOX(&topk_combine_cuda));
+  m.impl("topk_descend_", TORCH_BOX(&topk_descend_cuda));
   m.impl("topk_push_", TORCH_BOX(&topk_push_cuda));
 }
 

@@ -136,31 +136,82 @@ Tensor topk_dot_cpu(const Tensor& values, const Tensor& indices, const Tensor& v
   return out;
 }
 
-// out [k, d] <- alpha out + beta coefficients G; a whole block of sums is in L2, so that boundaries are of no use
+template <typename T>
+bool is_zero(T x) {
+  if constexpr (sizeof(T) == 2) return (x.bits & 0x7fff) == 0;  // but for the sign
+  else return x == 0;
+}
+
+// Calls f(i, b, sums) for every block of columns and vector: sums[0, cols) = (coefficients of vector i)·G there. A
+// whole block of sums is in L2, so that boundaries are of no use.
+template <typename T, typename V, typename F>
+void for_sums(const Tensor& values, const Tensor& indices, const Tensor& coefficients, const TopKLayout& layout,
+              const F& f) {
+  const int64_t k = coefficients.size(0), m = layout.rank;
+  const double* c = elements<double>(coefficients);
+  const T* x = elements<T>(values);
+  const uint16_t* offsets = elements<uint16_t>(indices);
+  parallel_tasks(layout.blocks, m * layout.kept * k, [&](int64_t begin, int64_t end) {
+    std::vector<double> sums(layout.block_size);
+    for (int64_t task = begin * k; task < end * k; ++task) {
+      const int64_t b = task / k, i = task % k;
+      std::fill(sums.begin(), sums.end(), 0.0);
+      for (int64_t r = 0; r < m; ++r)
+        topk_kernels<T, V>().add(c[i * m + r], x + layout.entry(r, b), offsets + layout.entry(r, b), layout.kept,
+                                 sums.data());
+      f(i, b, sums.data());
+    }
+  });
+}
+
+// out [k, d] <- alpha out + beta coefficients G
 void topk_combine_cpu(Tensor out, const Tensor& values, const Tensor& indices, const Tensor& coefficients, double alpha,
                       double beta, int64_t block_size, const std::optional<Tensor>& boundaries) {
   const TopKLayout layout = check_topk_combine(out, values, indices, coefficients, block_size, boundaries);
   check_offsets("topk_combine_", indices, layout);
-  const int64_t k = out.size(0), m = layout.rank;
-  const double* c = elements<double>(coefficients);
   dispatch_float_window(values, [&](auto* value_type) {
     dispatch_float(out, [&](auto* out_type) {
       using T = element_t<decltype(value_type)>;
       using V = element_t<decltype(out_type)>;
-      const T* x = elements<T>(values);
-      const uint16_t* offsets = elements<uint16_t>(indices);
-      parallel_tasks(layout.blocks, m * layout.kept * k, [&](int64_t begin, int64_t end) {
-        std::vector<double> sums(layout.block_size);
-        for (int64_t task = begin * k; task < end * k; ++task) {
-          const int64_t b = task / k, i = task % k;
-          std::fill(sums.begin(), sums.end(), 0.0);
-          for (int64_t r = 0; r < m; ++r)
-            topk_kernels<T, V>().add(c[i * m + r], x + layout.entry(r, b), offsets + layout.entry(r, b), layout.kept,
-                                     sums.data());
-          V* y = out.template mutable_data_ptr<V>() + i * out.stride(0) + layout.begin(b);
-          for (int64_t j = 0; j < layout.cols(b); ++j)
-            y[j] = alpha == 0 ? V(beta * sums[j]) : V(alpha * double(y[j]) + beta * sums[j]);
+      V* const first = mutable_elements<V>(out);
+      for_sums<T, V>(values, indices, coefficients, layout, [&](int64_t i, int64_t b, const double* sums) {
+        V* y = first + i * out.stride(0) + layout.begin(b);
+        for (int64_t j = 0; j < layout.cols(b); ++j)
+          y[j] = alpha == 0 ? V(beta * sums[j]) : V(alpha * double(y[j]) + beta * sums[j]);
+      });
+    });
+  });
+}
+
+void topk_descend_cpu(const std::vector<Tensor>& parameters, std::optional<Tensor> average, const Tensor& values,
+                      const Tensor& indices, const Tensor& coefficients, double beta, double momentum, int64_t newest,
+                      const std::vector<int64_t>& columns, const std::vector<double>& rates,
+                      const std::vector<double>& decays, int64_t dim, int64_t block_size,
+                      const std::optional<Tensor>& boundaries) {
+  const DescentArguments arguments{parameters, average, coefficients, beta, momentum, columns, rates, decays};
+  const TopKLayout layout = check_topk_descend(arguments, values, indices, newest, dim, block_size, boundaries);
+  check_offsets("topk_descend_", indices, layout);
+  const bool carries = elements<double>(coefficients)[newest] != 0;
+  dispatch_float_window(values, [&](auto* value_type) {
+    dispatch_float(parameters[0], [&](auto* weight_type) {
+      using T = element_t<decltype(value_type)>;
+      using V = element_t<decltype(weight_type)>;
+      const DescentPieces<V> descent = pieces_of<V>(arguments);
+      for_sums<T, V>(values, indices, coefficients, layout, [&](int64_t, int64_t b, const double* sums) {
+        const int64_t cols = layout.cols(b);
+        std::vector<V> move(cols);
+        if (descent.average == nullptr) {
+          for (int64_t j = 0; j < cols; ++j) move[j] = V(beta * sums[j]);
+        } else {
+          V* const v = descent.average + layout.begin(b);
+          for (int64_t j = 0; j < cols; ++j)
+            move[j] = v[j] = V((momentum == 0 ? 0 : momentum * double(v[j])) + (1 - momentum) * beta * sums[j]);
+          for (int64_t p = layout.entry(newest, b), end = p + layout.count(b); carries && p < end; ++p) {
+            const int64_t j = elements<uint16_t>(indices)[p];
+            if (!is_zero(elements<T>(values)[p])) move[j] = V(beta * sums[j]), v[j] = 0;
+          }
         }
+        descend(descent.pieces, layout.begin(b), cols, move.data());
       });
     });
   });
@@ -188,6 +239,7 @@ Tensor topk_push_cpu(Tensor values, Tensor indices, Tensor error, int64_t row, c
 STABLE_TORCH_LIBRARY_IMPL(mfac, CPU, m) {
   m.impl("topk_dot", TORCH_BOX(&topk_dot_cpu));
   m.impl("topk_combine_", TORCH_BOX(&topk_combine_cpu));
+  m.impl("topk_descend_", TORCH_BOX(&topk_descend_cpu));
   m.impl("topk_push_", TORCH_BOX(&topk_push_cpu));
 }
 

@@ -81,7 +81,7 @@ window_combine_kernel(const T* __restrict__ window, const float* __restrict__ sc
       double total = 0;
 #pragma unroll
       for (int w = 0; w < kCombineWarps; ++w) total += of_warp[w][j];
-      output(vector + i, begin + j, total);
+      output(vector + i, begin + j, total, false);
     }
     __syncthreads();
   }

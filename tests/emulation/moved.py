@@ -81,14 +81,25 @@ def sparse_cases() -> Iterator[Case]:
     offsets = torch.stack([torch.randperm(columns)[:kept].sort()[0] for _ in range(m * blocks)])
     rows = torch.randn(m, blocks, kept), offsets.view(m, blocks, kept).to(torch.uint16)
     v, out, c = torch.randn(1, d), torch.empty(1, d), torch.randn(1, m).double()
-    dot, combine = (
-        partial(ops.topk_dot, *rows, v, columns),
-        partial(ops.topk_combine_, out, *rows, c, 0.0, 1.0, columns),
-    )
+    boundaries = torch.stack([(offsets < 1024 * tile).sum(1) for tile in range(1, tiles)])  # [tiles - 1, m · blocks]
+    boundaries = boundaries.view(tiles - 1, m, blocks).permute(2, 0, 1).contiguous().to(torch.uint16)
+    of_boundaries = boundaries.nbytes
+    dot = partial(ops.topk_dot, *rows, v, columns)
     yield "topk_dot", dot, (t + 2) * N + V * d + 16 * m * blocks
-    yield "topk_combine_", combine, (t + 4) * N + 4 * m * blocks * (tiles - 1) + V * d
-    push = partial(ops.topk_push_, *rows, torch.randn(d), 9, v[0], columns)
-    yield "topk_push_", push, (t + 2) * N + 7 * V * d + 16 * m * blocks
+    combine = partial(ops.topk_combine_, out, *rows, c, 0.0, 1.0, columns)
+    yield "topk_combine_ without boundaries", combine, (t + 4) * N + 2 * of_boundaries + V * d
+    yield "topk_combine_", partial(combine, boundaries), (t + 2) * N + of_boundaries + V * d
+    weights = [torch.zeros(d)]
+    for average, of_average in ((None, 0), (torch.randn(d), 2 * V * d)):
+        descend = partial(
+            *(ops.topk_descend_, weights, average, *rows, c, 1.0, 0.5, 9),
+            *([0], [0.1], [0.9], d, columns, boundaries),
+        )
+        named = "" if average is None else " with momentum"
+        yield f"topk_descend_{named}", descend, (t + 2) * N + of_boundaries + of_average + 2 * V * d
+    push = partial(ops.topk_push_, *rows, torch.randn(d), 9, v[0], columns, boundaries)
+    row, shared = blocks * kept, (m + 9) * blocks * kept // 10  # entries where the new row has one too: all of its own
+    yield "topk_push_", push, 2 * N + t * shared + (t + 2) * row + 5 * V * d + 16 * m * blocks + d // 2
 
 
 def square_cases() -> Iterator[Case]:
