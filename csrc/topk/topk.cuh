@@ -115,7 +115,7 @@ struct TopKRow {
 // A block owns a tile of columns and one output; a warp every fourth row, one after the other, with sums of its own; a
 // lane every 32nd of a row's entries in the tile; shared memory: four sums a column, and what is carried.
 template <typename T, typename Output>
-MFAC_KERNEL(kTopKCombineWarps* kWarp)
+MFAC_KERNEL(kTopKCombineWarps* kWarp, 1)
 topk_combine_kernel(const T* __restrict__ values, const uint16_t* __restrict__ offsets, TopKLayout layout,
                     const uint16_t* __restrict__ boundaries, const double* __restrict__ coefficients, int64_t k,
                     int64_t newest, const MFAC_GRID_CONSTANT Output output) {

@@ -39,7 +39,7 @@ MFAC_DEVICE void add_dots(const T* __restrict__ window, const float* __restrict_
 // vectors; a thread every 256th packet of the chunk, of all these rows; shared memory: a sum for each warp, row and
 // vector.
 template <typename T, typename V, int width, int rows, int vectors>
-MFAC_KERNEL(kDotThreads)
+MFAC_KERNEL(kDotThreads, 1)
 window_dot_kernel(const T* __restrict__ window, const float* __restrict__ scales, int64_t stride, int64_t m, int64_t d,
                   const V* __restrict__ v, int64_t vector_stride, int64_t k, int64_t chunk,
                   double* __restrict__ partial) {
