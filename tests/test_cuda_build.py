@@ -54,9 +54,11 @@ def test_a_step_of_the_window_reads_nothing_back(fake_gpu, dtype: torch.dtype, d
 
 
 @built_with_cuda
-def test_a_step_of_the_optimizer_reads_nothing_back(fake_gpu):
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("density", [1.0, 0.1])
+def test_a_step_of_the_optimizer_reads_nothing_back(fake_gpu, momentum: float, density: float):
     parameters = [torch.nn.Parameter(torch.empty(shape, device="cuda")) for shape in ((30, 7), (30,))]
-    opt = mfac.MFAC(parameters, rank=8, weight_decay=1e-4)
+    opt = mfac.MFAC(parameters, rank=8, weight_decay=1e-4, momentum=momentum, density=density)
     for _ in range(3):
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
@@ -179,9 +181,10 @@ def test_a_step_with_an_inverse_that_has_drifted_is_zero_and_the_next_is_right(d
     torch.testing.assert_close(W.ihvp(v), other.ihvp(v))  # which waits in any case
 
 
-def test_the_optimizer_trains_on_after_a_refused_gradient(deferred):
+@pytest.mark.parametrize("density", [1.0, 0.2])
+def test_the_optimizer_trains_on_after_a_refused_gradient(deferred, density: float):
     weights = torch.nn.Parameter(normal(20, seed=1, dtype=F32))
-    opt = mfac.MFAC([weights], lr=0.1, rank=4, damping=1e-2)
+    opt = mfac.MFAC([weights], lr=0.1, rank=4, damping=1e-2, density=density)
     opt.window._defers = opt.window._capacitance._defers = True
     for i in range(6):
         weights.grad = normal(20, seed=i, dtype=F32)
@@ -196,6 +199,22 @@ def test_the_optimizer_trains_on_after_a_refused_gradient(deferred):
     assert torch.equal(weights, before)
     opt.step()
     assert not torch.equal(weights, before) and weights.isfinite().all()
+
+
+@pytest.mark.parametrize("density", [1.0, 0.2])
+def test_a_refused_gradient_counts_as_zero_in_the_momentum(deferred, density: float):
+    """No entry of the average starts anew: what stands in the row that it would have overwritten is not carried."""
+    weights = torch.nn.Parameter(normal(20, seed=1, dtype=F32))
+    opt = mfac.MFAC([weights], 0.1, 4, 1e-2, 0.5, density=density)
+    opt.window._defers = opt.window._capacitance._defers = True
+    for i in range(6):
+        weights.grad = normal(20, seed=i, dtype=F32)
+        opt.step()
+    before, average = weights.detach().clone(), opt._momentum.average.clone()
+    weights.grad = torch.full((20,), float("nan"))
+    opt.step()
+    assert torch.equal(opt._momentum.average, 0.5 * average)
+    torch.testing.assert_close(weights.detach(), before - 0.05 * average, rtol=1e-6, atol=1e-7)
 
 
 def test_a_window_that_defers_computes_what_one_does_that_reads_at_once(deferred):
