@@ -46,23 +46,24 @@ def find_cuda_toolkit() -> Path | None:
 
 def cuda_architectures(toolkit: Path) -> list[str]:
     """Compute capabilities to compile for: those asked for, that of the GPU found, or all that the toolkit knows."""
+    codes = subprocess.check_output([toolkit / "bin" / "nvcc", "--list-gpu-code"], text=True).split()
+    known = [name for name in CUDA_ARCHITECTURES if f"sm_{name}" in codes]
     wanted = os.environ.get("MFAC_CUDA_ARCHITECTURES")
     if wanted:
         found = wanted.replace(";", ",").split(",")
-        if unknown := [name for name in found if name not in CUDA_ARCHITECTURES]:
+        if unknown := [name for name in found if name not in known]:
             raise SystemExit(
-                f"Environment variable MFAC_CUDA_ARCHITECTURES should name some of {','.join(CUDA_ARCHITECTURES)}. "
+                f"Environment variable MFAC_CUDA_ARCHITECTURES should name some of {','.join(known)}. "
                 f"Found {','.join(unknown)}."
             )
         return found
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
         present = subprocess.run(query, capture_output=True, text=True).stdout.replace(".", "").split()
-        found = sorted(set(present) & set(CUDA_ARCHITECTURES), key=int)
+        found = sorted(set(present) & set(known), key=int)
         if found:
             return found
-    known = subprocess.check_output([toolkit / "bin" / "nvcc", "--list-gpu-code"], text=True).split()
-    found = [name for name in CUDA_ARCHITECTURES if f"sm_{name}" in known]
+    found = known
     if missing := sorted(set(CUDA_ARCHITECTURES) - set(found), key=int):
         print(f"The CUDA toolkit in {toolkit} does not know compute capability {', '.join(missing)}: left out.")
     if not found:

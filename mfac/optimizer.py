@@ -173,7 +173,7 @@ class MFAC(Optimizer):
             decay = 1 - group["lr"] * group["weight_decay"] if self.decoupled_weight_decay else 1.0
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    descent.add(parameter, column, group["lr"], decay)
+                    descent.add(parameter, column, float(group["lr"]), float(decay))
                 column += parameter.numel()
         return descent
 

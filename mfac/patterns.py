@@ -118,7 +118,7 @@ def resolve_pattern(
     if pattern == "unstructured":
         return _unstructured(DEFAULT_SPARSITY if sparsity is None else sparsity, selected)
     keep, group = _parse(pattern)
-    if sparsity is not None and abs(sparsity - (1 - keep / group)) > 1e-9:
+    if sparsity is not None and abs(sparsity - (1 - keep / group)) > 1e-6:
         raise ValueError(
             f"Parameter `sparsity` should be left out with pattern={pattern!r}, which fixes it, or be "
             f"{1 - keep / group:g}. Found {sparsity!r}."

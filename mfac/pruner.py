@@ -72,8 +72,8 @@ def prune(
         loss_fn: `loss_fn(model, batch)` returns a scalar, the mean over the batch.
         data: An iterable of batches, gone through again from the start when it ends. Each stage takes `num_gradients`
             batches; batches of 16 samples serve well.
-        sparsity: Share of zeros among the prunable weights, in [0, 1); None for 0.9. A pattern N:M fixes it: None, or
-            1 - N/M.
+        sparsity: Share of zeros among the prunable weights, in [0, 1); None for 0.9. With a pattern N:M None, or
+            1 - N/M, from which layers with short last groups fall short.
         params: Which weights: None for those of every Linear and convolution; names or shell-style patterns, the
             parameters themselves, or a predicate of name and parameter. With an N:M pattern weights of Linears and
             convolutions only; one that layers share is grouped as in the first of them.

@@ -309,8 +309,11 @@ class TopKRows(Rows):
         super().load_(tensors)
         if self.boundaries is not None:
             offsets, boundaries = self.indices.view(torch.int16), self.boundaries.view(torch.int16)  # as in `columns`
+            # A last block with fewer columns than entries is filled up with zeros at offset 0, which do not count.
+            columns = (self.dim - self._starts).clamp(max=self.block_size)
+            counts = torch.arange(self.shape[2], device=self.device) < columns[:, None]  # [blocks, kept]
             for tile in range(boundaries.shape[1]):
-                before = offsets < (tile + 1) * _TILE_COLUMNS  # [m, blocks, kept]
+                before = (offsets < (tile + 1) * _TILE_COLUMNS) & counts  # [m, blocks, kept]
                 boundaries[:, tile] = before.sum(2, dtype=torch.int16).T
 
     def __getstate__(self) -> dict[str, object]:

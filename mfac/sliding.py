@@ -97,7 +97,7 @@ class SlidingFisher:
     def _why_refused(self, g: Tensor) -> str:
         if not bool(torch.isfinite(g).all()):
             return "a NaN or infinity"
-        if self.dtype == self.vector_dtype and self.density == 1:
+        if self.dtype == self.vector_dtype:
             return "a squared norm that overflows float64"
         entered = g + self._rows.error if isinstance(self._rows, TopKRows) else g
         return f"an entry of {float(entered.abs().max()):.3g}, which a window of {self.dtype} cannot hold"

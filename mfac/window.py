@@ -246,6 +246,7 @@ class GradientWindow(SlidingFisher):
             check_out("out", out, self.dim, self.vector_dtype, self.device, apart_from=self._rows.tensors().values())
         return self._take_into(out, self._solve_newest(), momentum)
 
+    @torch.no_grad()
     def descend_(self, descent: Descent, average: Tensor | None = None, momentum: float = 0.0) -> None:
         """Moves weights along v = F⁻¹g for the newest gradient g, in the pass over the window that computes it.
 
@@ -256,9 +257,18 @@ class GradientWindow(SlidingFisher):
             momentum: β.
 
         Raises:
-            RuntimeError: If there is no newest gradient.
+            RuntimeError: If there is no newest gradient, or the columns of `descent` are none of the window's.
+            TypeError: If `average` is of another dtype.
+            ValueError: If `average` is of another shape, not contiguous, requires a gradient, or is part of the window;
+                if there is `momentum` but no `average`, or it is not in [0, 1).
             torch.linalg.LinAlgError: If λ is too small for float64; nothing has moved.
         """
+        check_number("momentum", momentum, least=0, below=1)
+        if average is not None:
+            apart = self._rows.tensors().values()
+            check_out("average", average, self.dim, self.vector_dtype, self.device, apart_from=apart)
+        elif momentum:
+            raise ValueError(f"Parameter `average` should hold what `momentum` keeps of it. Found None and {momentum}.")
         newest = self._solve_newest()
         if isinstance(newest, Coefficients) and descent.suits(self.vector_dtype):
             torch.autograd.graph.increment_version(descent.parameters)  # the compiled pass does not
@@ -268,8 +278,9 @@ class GradientWindow(SlidingFisher):
             return
         move = self._take_into(torch.empty(self.dim, dtype=self.vector_dtype, device=self.device), newest, 0.0)
         if average is not None:
+            carried = self.carried_columns()  # which raises where the push was refused: before anything changes
             average.lerp_(move, 1 - momentum)
-            follow_average_(move, average, self.carried_columns())
+            follow_average_(move, average, carried)
         descent.apply_(move)
 
     def carried_columns(self) -> Tensor | None:
@@ -278,8 +289,10 @@ class GradientWindow(SlidingFisher):
         Returns:
             Their columns, [k] int64, ascending; None where rows are dense, or there is no newest row. O(k).
         """
+        if not isinstance(self._rows, TopKRows):
+            return None
         self._settle()
-        if not isinstance(self._rows, TopKRows) or self.newest is None:
+        if self.newest is None:
             return None
         return self._rows.columns_of(self.newest)
 

@@ -109,6 +109,19 @@ def test_boundaries_follow_the_rows():
         assert torch.equal(other.precondition(), same.precondition())
 
 
+def test_boundaries_of_a_last_block_filled_up_with_zeros_are_loaded_as_they_were_pushed():
+    def made_with_boundaries() -> mfac.GradientWindow:
+        W = made(2, 16_385, F32, 0.9999)  # blocks of 8193 and 8192 columns, rows of 8193 entries
+        W._rows.keeps_boundaries = True
+        return W
+
+    W, other = made_with_boundaries(), made_with_boundaries()
+    for g in gradients(W, 2):
+        W.push(g)
+    other.load_state_dict(W.state_dict())
+    assert torch.equal(other._rows.boundaries, W._rows.boundaries)
+
+
 def resident() -> int:
     """Bytes."""
     with open("/proc/self/status") as status:

@@ -9,6 +9,7 @@ from rounding import U, relative_error
 from samplers import normal, window
 
 import mfac
+from mfac.descent import Descent
 
 F32, F64 = torch.float32, torch.float64
 
@@ -203,6 +204,24 @@ def test_what_is_written_is_known_to_autograd():
     W.precondition(out=y)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_descend_refuses_what_it_cannot_average():
+    W = mfac.GradientWindow(3, 50, 1e-2)
+    W.push(normal(50, dtype=torch.float32))
+    weights, descent = torch.ones(50), Descent()
+    descent.add(weights, 0, 0.1, 1.0)
+    with pytest.raises(ValueError, match="Parameter `average` should hold what `momentum` keeps of it"):
+        W.descend_(descent, momentum=0.5)
+    with pytest.raises(ValueError, match="Parameter `momentum`"):
+        W.descend_(descent, torch.zeros(50), 1.0)
+    with pytest.raises(ValueError, match="Parameter `average` should have memory of its own"):
+        W.descend_(descent, W.rows[0], 0.5)
+    with pytest.raises(ValueError, match=r"Parameter `average` should be contiguous of shape \[d=50\]"):
+        W.descend_(descent, torch.zeros(49), 0.5)
+    assert bool((weights == 1).all())
+    W.descend_(descent, torch.zeros(50), 0.5)
+    torch.testing.assert_close(weights, 1 - 0.05 * W.precondition())
 
 
 def test_precondition_writes_where_it_is_told():

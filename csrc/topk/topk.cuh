@@ -139,7 +139,7 @@ topk_combine_kernel(const T* __restrict__ values, const uint16_t* __restrict__ o
     if (warp == 0) {
       for (int j = lane; j < width; j += kWarp) carried[j] = false;
       __syncwarp();
-      const bool carries = newest >= 0 && coefficients[newest] != 0;  // not where it was refused
+      const bool carries = output.average != nullptr && coefficients[newest] != 0;  // not where it was refused
       for (int p = lane; carries && p < count; p += kWarp) {
         TopKEntry<T> entry;
         entry.load(values, offsets, layout.entry(newest, b) + p, true);

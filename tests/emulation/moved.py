@@ -130,6 +130,13 @@ def block_cases() -> Iterator[Case]:
     yield "block_inverse_diagonal", partial(ops.block_inverse_diagonal, G, R, B, 0.1, m), window + triangles + 8 * d
 
 
+def pruning_cases() -> Iterator[Case]:
+    """The pruner's."""
+    d = 20_000
+    yield "obs_saliency", partial(ops.obs_saliency, torch.randn(d), torch.rand(d).double()), (4 + 8 + 8) * d
+    yield "nm_mask", partial(ops.nm_mask, torch.rand(20, d // 20, 1).double(), 2, 4), 9 * d
+
+
 def main() -> None:
     """Prints what every case moves."""
     torch.manual_seed(0)
@@ -138,7 +145,7 @@ def main() -> None:
     torch.ops.load_library(library)
     report = ctypes.CDLL(library).mfac_simt_bytes
     report.restype = ctypes.c_char_p
-    for cases in (window_cases, sparse_cases, square_cases, block_cases):
+    for cases in (window_cases, sparse_cases, square_cases, block_cases, pruning_cases):
         for name, run, stated in cases():
             report()
             run()
