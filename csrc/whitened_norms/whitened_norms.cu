@@ -1,4 +1,4 @@
-// Launchers of whitened_norms: two small launches for the weights of the bound, one for the product.
+// Launchers of whitened_norms: two small launches pack L⁻¹ and weigh the bound, one is the product.
 #include "whitened_norms/whitened_norms.cuh"
 
 namespace mfac::cuda {
@@ -7,16 +7,17 @@ template <typename T, typename C>
 int whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const double* inverse_factor, double* norms,
                    double* errors, double* scratch, void* stream) {
   if (m == 0 || d == 0) return 0;
-  double *weights = scratch, *scale = weights + m;
+  C* packed = reinterpret_cast<C*>(scratch);  // first: it is read in packets
+  double *weights = scratch + whitened_norms_scratch(m) - 2 * m - 2, *scale = weights + m;
   C* relative = reinterpret_cast<C*>(scale + 2);
-  int error = MFAC_LAUNCH(error_weights_kernel<C>, dim3(unsigned(ceil_div(m, kWhitenWarps))), dim3(kWhitenThreads),
-                          stream, inverse_factor, m, weights);
+  const int64_t whole_bands = ceil_div(m, kBandRows) * kBandRows;
+  int error = MFAC_LAUNCH(pack_factor_kernel<C>, dim3(unsigned(ceil_div(whole_bands, kWeightWarps))),
+                          dim3(kWeightThreads), stream, inverse_factor, m, packed, weights);
   if (error == 0)
-    error = MFAC_LAUNCH(relative_weights_kernel<C>, dim3(1), dim3(kWhitenThreads), stream, weights, m, relative, scale);
+    error = MFAC_LAUNCH(relative_weights_kernel<C>, dim3(1), dim3(kWeightThreads), stream, weights, m, relative, scale);
   if (error == 0)
-    error =
-        MFAC_LAUNCH((whitened_norms_kernel<T, C>), dim3(unsigned(ceil_div(d, kWhitenSide * kWhitenColumns<C>))),
-                    dim3(kWhitenThreads), stream, window, stride, m, d, inverse_factor, relative, scale, norms, errors);
+    error = MFAC_LAUNCH((whitened_norms_kernel<T, C>), dim3(unsigned(ceil_div(d, kWhitenColumns<C>))),
+                        dim3(kWhitenThreads), stream, window, stride, m, d, packed, relative, scale, norms, errors);
   return error;
 }
 

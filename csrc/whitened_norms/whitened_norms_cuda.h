@@ -5,12 +5,22 @@
 
 namespace mfac::cuda {
 
-// Float64 scratch memory: a weight a row (whitened_norms_bound.h), the same in arithmetic of the products, and two
-// numbers.
-inline int64_t whitened_norms_scratch(int64_t m) { return 2 * m + 2; }
+constexpr int kPanelRows = 256;  // of L⁻¹ that a block of threads takes at a time
+
+// Where the entry (i, 0) of L⁻¹ lies among those that are packed for the product: panels of kPanelRows rows, [m,
+// kPanelRows] each.
+MFAC_HOST_DEVICE inline int64_t packed_factor(int64_t i, int64_t m) {
+  return i / kPanelRows * kPanelRows * m + i % kPanelRows;
+}
+
+// Float64 scratch memory: L⁻¹ packed for the product, a weight a row (whitened_norms_bound.h), the same in arithmetic
+// of the products, and two numbers.
+inline int64_t whitened_norms_scratch(int64_t m) {
+  return (m + kPanelRows - 1) / kPanelRows * kPanelRows * m + 2 * m + 2;
+}
 
 // norms, errors [d] <- ‖U_:j‖² with U = L⁻¹G in arithmetic of type C, and bounds on their errors.
-// scratch: whitened_norms_scratch(m) float64
+// scratch: whitened_norms_scratch(m) float64, aligned to 16 bytes
 template <typename T, typename C>
 int whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const double* inverse_factor, double* norms,
                    double* errors, double* scratch, void* stream);
