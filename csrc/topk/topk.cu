@@ -42,13 +42,15 @@ int find_boundaries(const uint16_t* offsets, const TopKLayout& layout, uint16_t*
                      dim3(kBoundaryThreads), stream, offsets, layout, scratch);
 }
 
+// Over some blocks of columns, from `first_block` on.
 template <typename T, typename Output>
-int launch_combine(const T* values, const uint16_t* offsets, const TopKLayout& layout, const uint16_t* boundaries,
-                   const double* coefficients, int64_t k, int64_t newest, const Output& output, void* stream) {
-  if (layout.blocks == 0) return 0;
-  return MFAC_LAUNCH((topk_combine_kernel<T, Output>), dim3(unsigned(layout.blocks * layout.tiles() * k)),
-                     dim3(kTopKCombineWarps * kWarp), stream, values, offsets, layout, boundaries, coefficients, k,
-                     newest, output);
+int launch_combine(const T* values, const uint16_t* offsets, const TopKLayout& layout, int64_t first_block,
+                   int64_t blocks, const uint16_t* boundaries, const double* coefficients, int64_t k, int64_t newest,
+                   const Output& output, void* stream) {
+  if (blocks == 0) return 0;
+  return MFAC_LAUNCH((topk_combine_kernel<T, Output>), dim3(unsigned(blocks * layout.tiles() * k)),
+                     dim3(kTopKCombineWarps * kWarp), stream, values, offsets, layout, first_block, boundaries,
+                     coefficients, k, newest, output);
 }
 
 }  // namespace
@@ -74,7 +76,7 @@ int topk_combine(const T* values, const uint16_t* offsets, const TopKShape& shap
   if (k == 0) return 0;
   const int error = find_boundaries(offsets, shape.layout, scratch, boundaries, stream);
   if (error != 0) return error;
-  return launch_combine(values, offsets, shape.layout, boundaries, coefficients, k, -1,
+  return launch_combine(values, offsets, shape.layout, 0, shape.layout.blocks, boundaries, coefficients, k, -1,
                         Combination<V>{out, out_stride, alpha, beta}, stream);
 }
 
@@ -84,10 +86,11 @@ int topk_descend(const T* values, const uint16_t* offsets, const TopKShape& shap
                  void* stream) {
   const int error = find_boundaries(offsets, shape.layout, scratch, boundaries, stream);
   if (error != 0) return error;
-  // Blocks of a run other than its own return at once: tiles do not begin at multiples of anything.
-  return for_runs(descent, shape.layout.dim, shape.layout.dim, [&](int64_t, int64_t, const Descent<V>& output) {
-    return launch_combine(values, offsets, shape.layout, boundaries, coefficients, 1, newest, output, stream);
-  });
+  return for_runs(descent, shape.layout.dim, shape.layout.block_size,
+                  [&](int64_t first_block, int64_t blocks, const Descent<V>& output) {
+                    return launch_combine(values, offsets, shape.layout, first_block, blocks, boundaries, coefficients,
+                                          1, newest, output, stream);
+                  });
 }
 
 template <typename T, typename V>

@@ -111,19 +111,21 @@ struct TopKRow {
   }
 };
 
-// output(i, j, Σ_r coefficients[i, r]·G[r, j], whether row `newest` carries j) over the columns j of one tile
+// output(i, j, Σ_r coefficients[i, r]·G[r, j], whether row `newest` carries j) over the columns j of one tile of
+// the blocks from `first_block` on
 // A block owns a tile of columns and one output; a warp every fourth row, one after the other, with sums of its own; a
 // lane every 32nd of a row's entries in the tile; shared memory: four sums a column, and what is carried.
 template <typename T, typename Output>
 MFAC_KERNEL(kTopKCombineWarps* kWarp, 1)
 topk_combine_kernel(const T* __restrict__ values, const uint16_t* __restrict__ offsets, TopKLayout layout,
-                    const uint16_t* __restrict__ boundaries, const double* __restrict__ coefficients, int64_t k,
-                    int64_t newest, const MFAC_GRID_CONSTANT Output output) {
+                    int64_t first_block, const uint16_t* __restrict__ boundaries,
+                    const double* __restrict__ coefficients, int64_t k, int64_t newest,
+                    const MFAC_GRID_CONSTANT Output output) {
   MFAC_SHARED(double, sums, [kTopKCombineWarps][kTopKTileColumns]);
   MFAC_SHARED(bool, carried, [Output::kMoves ? kTopKTileColumns : 1]);
   const int64_t i = blockIdx.x % k, place = blockIdx.x / k;  // the outputs' blocks find a tile's entries in L2
   const int tiles = layout.tiles();
-  const int64_t b = place / tiles, m = layout.rank;
+  const int64_t b = first_block + place / tiles, m = layout.rank;
   const int tile = int(place % tiles), first = tile * kTopKTileColumns, columns_left = int(layout.cols(b)) - first;
   if (columns_left <= 0) return;  // of a last block with fewer columns
   const int width = columns_left < kTopKTileColumns ? columns_left : kTopKTileColumns;
@@ -135,24 +137,28 @@ topk_combine_kernel(const T* __restrict__ values, const uint16_t* __restrict__ o
   __syncwarp();
 
   const int count = int(layout.count(b));
+  const auto row_in_tile = [&](int64_t row) {
+    const int begin = tile > 0 ? int(boundaries[layout.boundary(row, b, tile)]) : 0;
+    const int end = tile + 1 < tiles ? int(boundaries[layout.boundary(row, b, tile + 1)]) : count;
+    return TopKRow{begin, end < count ? end : count, coefficients[i * m + row]};
+  };
   if constexpr (Output::kMoves) {
     if (warp == 0) {
       for (int j = lane; j < width; j += kWarp) carried[j] = false;
       __syncwarp();
-      const bool carries = output.average != nullptr && coefficients[newest] != 0;  // not where it was refused
-      for (int p = lane; carries && p < count; p += kWarp) {
-        TopKEntry<T> entry;
-        entry.load(values, offsets, layout.entry(newest, b) + p, true);
-        if (entry.is_within(first, width) && widen(entry.value) != 0) carried[entry.column - first] = true;
+      if (output.average != nullptr) {
+        const TopKRow row = row_in_tile(newest);
+        for (int p = row.begin + lane; row.coefficient != 0 && p < row.end; p += kWarp) {  // zero: it was refused
+          TopKEntry<T> entry;
+          entry.load(values, offsets, layout.entry(newest, b) + p, true);
+          if (entry.is_within(first, width) && widen(entry.value) != 0) carried[entry.column - first] = true;
+        }
       }
     }
   }
   const auto rows_from = [&](int64_t base) {  // one a lane
     const int64_t row = base + kTopKCombineWarps * lane;
-    if (row >= m) return TopKRow{0, 0, 0};
-    const int begin = tile > 0 ? int(boundaries[layout.boundary(row, b, tile)]) : 0;
-    const int end = tile + 1 < tiles ? int(boundaries[layout.boundary(row, b, tile + 1)]) : count;
-    return TopKRow{begin, end < count ? end : count, coefficients[i * m + row]};
+    return row < m ? row_in_tile(row) : TopKRow{0, 0, 0};
   };
   TopKRow later = rows_from(warp);
   for (int64_t base = warp; base < m; base += kTopKCombineWarps * kWarp) {
