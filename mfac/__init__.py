@@ -13,6 +13,7 @@ except ImportError as error:
         f"it needs torch >= 2.10. Found torch {torch.__version__}: {error}"
     ) from error
 from mfac.damping import RelativeDamping, relative
+from mfac.descent import Descent
 from mfac.fisher import EmpiricalFisher, ihvp
 from mfac.gradients import collect_gradients
 from mfac.optimizer import MFAC
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MFAC",
+    "Descent",
     "EmpiricalFisher",
     "GradientWindow",
     "PruningReport",

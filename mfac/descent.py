@@ -11,7 +11,19 @@ from torch import Tensor
 
 @dataclass
 class Descent:
-    """w <- decay·w - rate·v for several parameters, of which v holds the directions.
+    """w <- decay·w - rate·v for several parameters, of which v holds the directions; for `GradientWindow.descend_`.
+
+    Example:
+        >>> import torch, mfac
+        >>> window = mfac.GradientWindow(rank=4, dim=6, damping=0.1)
+        >>> window.push(torch.ones(6))
+        >>> weights, bias = torch.zeros(2, 2), torch.zeros(2)
+        >>> descent = mfac.Descent()
+        >>> descent.add(weights, column=0, rate=0.5, decay=1.0)
+        >>> descent.add(bias, column=4, rate=0.5, decay=1.0)
+        >>> window.descend_(descent)
+        >>> torch.allclose(bias, -0.5 * window.precondition()[4:])
+        True
 
     Attributes:
         parameters: Each w, in the order of their columns.
