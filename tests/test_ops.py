@@ -111,7 +111,7 @@ def test_whitened_norms_values(dim: int, dtype: torch.dtype, single: bool):
         assert_norms_are_right(window(rank, dim, norm=3.0, dtype=dtype, seed=rank), single)
 
 
-@pytest.mark.parametrize("rank", [63, 64, 65, 130, 256, 257, 530])
+@pytest.mark.parametrize("rank", [63, 64, 65, 130, 200, 256, 257, 530])
 @pytest.mark.parametrize(("dtype", "single"), [(F32, True), (F32, False), (F64, False)])
 def test_whitened_norms_values_of_several_tiles_of_rows(rank: int, dtype: torch.dtype, single: bool):
     for dim in (1, 64, 131):

@@ -146,13 +146,12 @@ topk_combine_kernel(const T* __restrict__ values, const uint16_t* __restrict__ o
     if (warp == 0) {
       for (int j = lane; j < width; j += kWarp) carried[j] = false;
       __syncwarp();
-      if (output.average != nullptr) {
-        const TopKRow row = row_in_tile(newest);
-        for (int p = row.begin + lane; row.coefficient != 0 && p < row.end; p += kWarp) {  // zero: it was refused
-          TopKEntry<T> entry;
-          entry.load(values, offsets, layout.entry(newest, b) + p, true);
-          if (entry.is_within(first, width) && widen(entry.value) != 0) carried[entry.column - first] = true;
-        }
+      const bool carries = output.average != nullptr && coefficients[newest] != 0;  // not where it was refused
+      const TopKRow row = carries ? row_in_tile(newest) : TopKRow{0, 0, 0};
+      for (int p = row.begin + lane; p < row.end; p += kWarp) {
+        TopKEntry<T> entry;
+        entry.load(values, offsets, layout.entry(newest, b) + p, true);
+        if (entry.is_within(first, width) && widen(entry.value) != 0) carried[entry.column - first] = true;
       }
     }
   }

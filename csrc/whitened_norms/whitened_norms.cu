@@ -8,7 +8,7 @@ int whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const 
                    double* errors, double* scratch, void* stream) {
   if (m == 0 || d == 0) return 0;
   C* packed = reinterpret_cast<C*>(scratch);  // first: it is read in packets
-  double *weights = scratch + whitened_norms_scratch(m) - 2 * m - 2, *scale = weights + m;
+  double *weights = scratch + packed_factor_size(m), *scale = weights + m;
   C* relative = reinterpret_cast<C*>(scale + 2);
   const int64_t whole_bands = ceil_div(m, kBandRows) * kBandRows;
   int error = MFAC_LAUNCH(pack_factor_kernel<C>, dim3(unsigned(ceil_div(whole_bands, kWeightWarps))),

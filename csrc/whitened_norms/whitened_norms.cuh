@@ -16,9 +16,9 @@ constexpr int kWhitenThreads = 512, kWhitenWarps = kWhitenThreads / kWarp;
 constexpr int kBandRows = 16, kPanelBands = kPanelRows / kBandRows;
 static_assert(kPanelRows % kBandRows == 0);
 // Two warps side by side have two bands, the first and the last of those that are left: together as much of the
-// triangle as any others. Of either band a thread has four rows, and of U's columns a packet.
+// triangle as any others. Of either band a thread has kOwnRows rows, and of U's columns a packet.
 constexpr int kWarpsAside = 2, kWarpsDown = kWhitenWarps / kWarpsAside;
-constexpr int kThreadsDown = kBandRows / 4, kThreadsAside = kWarp / kThreadsDown;
+constexpr int kOwnRows = 4, kThreadsDown = kBandRows / kOwnRows, kThreadsAside = kWarp / kThreadsDown;
 static_assert(2 * kWarpsDown == kPanelBands);
 template <typename C>
 constexpr int kWhitenColumns = kWarpsAside * kThreadsAside * kPacket<C>;
@@ -84,7 +84,7 @@ whitened_norms_kernel(const T* __restrict__ window, int64_t stride, int64_t m, i
                       const C* __restrict__ relative, const double* __restrict__ scale, double* __restrict__ norms,
                       double* __restrict__ errors) {
   constexpr int kPack = kPacket<C>, kWidth = kWhitenColumns<C>, kDepth = kWhitenDepth<C>;
-  constexpr int kPanelPacks = kPanelRows / kPack, kRowPacks = 4 / kPack;
+  constexpr int kPanelPacks = kPanelRows / kPack, kRowPacks = kOwnRows / kPack;
   constexpr int kFactorStep = kWhitenThreads / kPanelPacks, kFactorLoads = kDepth / kFactorStep;
   constexpr int kLoaders = kWarpsDown, kWindowLoads = kDepth / kLoaders;
   static_assert(kSingleDepth % kDepth == 0 && kLoaders * kWidth <= kWhitenThreads);
@@ -137,7 +137,7 @@ whitened_norms_kernel(const T* __restrict__ window, int64_t stride, int64_t m, i
         if (end == m) squares += window_ahead[q] * window_ahead[q];  // the last panel meets all of the window
       }
     };
-    C total[2][4][kPack] = {}, sum[2][4][kPack] = {};
+    C total[2][kOwnRows][kPack] = {}, sum[2][kOwnRows][kPack] = {};
     fetch(0);
     keep(0);
     __syncthreads();
@@ -148,7 +148,7 @@ whitened_norms_kernel(const T* __restrict__ window, int64_t stride, int64_t m, i
 #pragma unroll
       for (int band = 0; band < 2; ++band) {
         if (!has_entries(bands[band], from)) continue;
-        const int pack = (bands[band] * kBandRows + y * 4) / kPack;
+        const int pack = (bands[band] * kBandRows + y * kOwnRows) / kPack;
 #pragma unroll
         for (int k = 0; k < kDepth; ++k) {
           Operands<C> a[kRowPacks];
@@ -156,7 +156,7 @@ whitened_norms_kernel(const T* __restrict__ window, int64_t stride, int64_t m, i
 #pragma unroll
           for (int p = 0; p < kRowPacks; ++p) a[p] = factor_tile[buffer][k][pack + p];
 #pragma unroll
-          for (int r = 0; r < 4; ++r)
+          for (int r = 0; r < kOwnRows; ++r)
 #pragma unroll
             for (int c = 0; c < kPack; ++c) sum[band][r][c] += a[r / kPack].x[r % kPack] * b.x[c];
         }
@@ -168,19 +168,19 @@ whitened_norms_kernel(const T* __restrict__ window, int64_t stride, int64_t m, i
 #pragma unroll
       for (int band = 0; band < 2; ++band)
 #pragma unroll
-        for (int r = 0; r < 4; ++r)
+        for (int r = 0; r < kOwnRows; ++r)
 #pragma unroll
           for (int c = 0; c < kPack; ++c) {
             total[band][r][c] += sum[band][r][c];
             sum[band][r][c] = 0;
           }
     }
-    C weight[2][4];
+    C weight[2][kOwnRows];
 #pragma unroll
     for (int band = 0; band < 2; ++band)
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const int64_t i = first + bands[band] * kBandRows + y * 4 + r;
+      for (int r = 0; r < kOwnRows; ++r) {
+        const int64_t i = first + bands[band] * kBandRows + y * kOwnRows + r;
         weight[band][r] = i < m ? relative[i] : C(0);
       }
     // The rows of threads of a warp join by shuffles, and the sums of those before in shared memory: registers are
@@ -191,7 +191,7 @@ whitened_norms_kernel(const T* __restrict__ window, int64_t stride, int64_t m, i
 #pragma unroll
       for (int band = 0; band < 2; ++band)
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
+        for (int r = 0; r < kOwnRows; ++r) {
           const C u = total[band][r][c];
           norm += u * u;
           weighted += weight[band][r] * (u < 0 ? -u : u);

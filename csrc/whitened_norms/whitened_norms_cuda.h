@@ -13,11 +13,12 @@ MFAC_HOST_DEVICE inline int64_t packed_factor(int64_t i, int64_t m) {
   return i / kPanelRows * kPanelRows * m + i % kPanelRows;
 }
 
-// Float64 scratch memory: L⁻¹ packed for the product, a weight a row (whitened_norms_bound.h), the same in arithmetic
-// of the products, and two numbers.
-inline int64_t whitened_norms_scratch(int64_t m) {
-  return (m + kPanelRows - 1) / kPanelRows * kPanelRows * m + 2 * m + 2;
-}
+// Entries of all panels.
+inline int64_t packed_factor_size(int64_t m) { return (m + kPanelRows - 1) / kPanelRows * kPanelRows * m; }
+
+// Float64 scratch memory: L⁻¹ packed for the product, a weight a row (whitened_norms_bound.h), two numbers, and the
+// weights in arithmetic of the products.
+inline int64_t whitened_norms_scratch(int64_t m) { return packed_factor_size(m) + 2 * m + 2; }
 
 // norms, errors [d] <- ‖U_:j‖² with U = L⁻¹G in arithmetic of type C, and bounds on their errors.
 // scratch: whitened_norms_scratch(m) float64, aligned to 16 bytes
