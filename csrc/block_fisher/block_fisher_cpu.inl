@@ -102,8 +102,7 @@ MFAC_INLINE void substitute_tile(const double* upper, int64_t stride, int64_t ro
   constexpr int64_t kWidth = kPanelWidth<double>;
   f64v sum[rows][2] = {};
   double inverse_pivots[rows];
-  if (row > first)
-    add_products<rows, 2, double>(sum, upper + first * stride + row, stride, x + first * kWidth, kWidth, row - first);
+  if (row > first) add_products(sum, upper + first * stride + row, stride, x + first * kWidth, kWidth, row - first);
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
     inverse_pivots[r] = 1 / upper[(row + r) * (stride + 1)];

@@ -22,7 +22,7 @@ template <int vectors>
 MFAC_INLINE void cholesky_columns(double* a, int64_t stride, int64_t row, int64_t column,
                                   const double* inverse_pivots) {
   f64v sum[kTileRows][vectors] = {};
-  add_products<kTileRows, vectors, double>(sum, a + row, stride, a + column, stride, row);
+  add_products(sum, a + row, stride, a + column, stride, row);
   double* to = a + row * stride + column;
 #pragma GCC unroll 8
   for (int r = 0; r < kTileRows; ++r) {

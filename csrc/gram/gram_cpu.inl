@@ -46,31 +46,42 @@ void gram_pack(const T* window, int64_t stride, int64_t rows, int64_t cols, C* p
 }
 
 MFAC_INLINE void add_to(double* sums, f64v x) { store(sums, load(sums) + x); }
+MFAC_INLINE void add_to(double* sums, f32v x) { add_to(sums, widen(x)); }
 MFAC_INLINE void add_to(double* sums, f32w x) {
   f32v half[2];
   __builtin_memcpy(half, &x, sizeof(x));
-  add_to(sums, widen(half[0]));
-  add_to(sums + kLanes, widen(half[1]));
+  add_to(sums, half[0]);
+  add_to(sums + kLanes, half[1]);
 }
 
-// One register tile: kTileRows rows of panel a, the first rows of panel b.
-template <int vectors, typename C>
+// One register tile: kTileRows rows of panel a, as many columns of panel b as `vectors` vectors V have.
+template <int vectors, typename V, typename C>
 MFAC_INLINE void gram_tile(const C* a, const C* b, int64_t depth, double* sums, int64_t stride) {
-  vector_of<C> sum[kTileRows][vectors] = {};
-  add_sums_of_products<kTileRows, vectors, C>(sum, a, kPanelWidth<C>, b, kPanelWidth<C>, depth);
+  V sum[kTileRows][vectors] = {};
+  add_sums_of_products(sum, a, kPanelWidth<C>, b, kPanelWidth<C>, depth);
 #pragma GCC unroll 8
   for (int64_t r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) add_to(sums + r * stride + v * kLanesOf<C>, sum[r][v]);
+    for (int v = 0; v < vectors; ++v) add_to(sums + r * stride + v * (sizeof(V) / sizeof(C)), sum[r][v]);
   }
 }
 
-// sums[i, j] += Σ_k a[k, i]·b[k, j], a square of kPanelWidth<C>. On the diagonal (a = b) a tile stops at the last
-// vector that holds an entry with j <= i.
+// sums[i, j] += Σ_k a[k, first + i]·b[k, j] for kTileRows rows i. Where a and b are the same panel, at least the
+// entries with j <= first + i: as many vectors as hold them, of which the last may be half a vector in float32.
+template <typename C>
+void gram_rows(const C* a, const C* b, int64_t first, int64_t depth, double* sums, int64_t stride) {
+  constexpr int64_t kVector = kLanesOf<C>;
+  const int64_t columns = a == b ? first + kTileRows : kPanelWidth<C>;
+  if (columns > kVector + kVector / 2) return gram_tile<2, vector_of<C>>(a + first, b, depth, sums, stride);
+  if (columns > kVector / 2) gram_tile<1, vector_of<C>>(a + first, b, depth, sums, stride);
+  if constexpr (std::is_same_v<C, float>) {
+    const int64_t rest = columns > kVector ? kVector : 0;
+    if (columns - rest <= kVector / 2) gram_tile<1, f32v>(a + first, b + rest, depth, sums + rest, stride);
+  }
+}
+
+// sums[i, j] += Σ_k a[k, i]·b[k, j], a square of kPanelWidth<C>
 template <typename C>
 void gram_panels(const C* a, const C* b, int64_t depth, double* sums, int64_t stride) {
-  for (int64_t i = 0; i < kPanelWidth<C>; i += kTileRows) {
-    if (a == b && i + kTileRows <= kLanesOf<C>) gram_tile<1, C>(a + i, b, depth, sums + i * stride, stride);
-    else gram_tile<2, C>(a + i, b, depth, sums + i * stride, stride);
-  }
+  for (int64_t i = 0; i < kPanelWidth<C>; i += kTileRows) gram_rows<C>(a, b, i, depth, sums + i * stride, stride);
 }

@@ -33,18 +33,19 @@ void accumulate_slab(const T* window, int64_t stride, int64_t m, int64_t cols, d
   for (int64_t tile = 0; tile < cols; tile += kTileColumns) {
     const int64_t width = std::min(kTileColumns, cols - tile), next = std::min(kTileColumns, cols - tile - width);
     TilePrefetch ahead(window + tile + width, stride * sizeof(T), m, next * sizeof(T),
-                       ceil_div(width, kDepth<C>) * panels * (panels + 1) / 2);
+                       ceil_div(width, kDepth<C>) * panels * (panels + 1) / 2 * (panel_rows / kernel.tile_rows));
     for (int64_t p = 0; p < panels; ++p)
       kernel.pack(window + p * panel_rows * stride + tile, stride, std::min(panel_rows, m - p * panel_rows), width,
                   packed.data() + p * panel_rows * width);
     for (int64_t k = 0; k < width; k += kDepth<C>) {
       double* square = sums;
       for (int64_t p = 0; p < panels; ++p)
-        for (int64_t q = 0; q <= p; ++q, square += panel_rows * panel_rows) {
-          ahead.step();
-          kernel.panels(packed.data() + (p * width + k) * panel_rows, packed.data() + (q * width + k) * panel_rows,
+        for (int64_t q = 0; q <= p; ++q)
+          for (int64_t i = 0; i < panel_rows; i += kernel.tile_rows, square += kernel.tile_rows * panel_rows) {
+            ahead.step();
+            kernel.rows(packed.data() + (p * width + k) * panel_rows, packed.data() + (q * width + k) * panel_rows, i,
                         std::min(kDepth<C>, width - k), square, panel_rows);
-        }
+          }
     }
   }
 }

@@ -43,12 +43,12 @@ struct Magnitude {
 // G Gᵀ in arithmetic of type C; layouts stand in gram/.
 template <typename T, typename C>
 struct GramKernels {
-  int64_t panel_rows;
+  int64_t panel_rows, tile_rows;
   // Packs columns of `panel_rows` rows as [cols][panel_rows], zero below the last row.
   void (*pack)(const T* window, int64_t stride, int64_t rows, int64_t cols, C* panel);
-  // sums[i, j] += Σ_k a[k, i]·b[k, j] for two packed panels, [panel_rows, panel_rows]; where a and b are the same
-  // panel, at least the entries with j <= i. `stride` is that of sums.
-  void (*panels)(const C* a, const C* b, int64_t depth, double* sums, int64_t stride);
+  // sums[i, j] += Σ_k a[k, first + i]·b[k, j] for two packed panels, [tile_rows, panel_rows]; where a and b are the
+  // same panel, at least the entries with j <= first + i. `stride` is that of sums.
+  void (*rows)(const C* a, const C* b, int64_t first, int64_t depth, double* sums, int64_t stride);
 };
 
 // Squared column norms of L⁻¹G in arithmetic of type C; layouts stand in whitened_norms/.

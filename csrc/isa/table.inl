@@ -59,7 +59,7 @@ constexpr TypedKernels<T> typed_kernels() {
 
 template <typename T, typename C>
 constexpr GramKernels<T, C> gram_kernels_of() {
-  return {kPanelWidth<C>, gram_pack<T, C>, gram_panels<C>};
+  return {kPanelWidth<C>, kTileRows, gram_pack<T, C>, gram_rows<C>};
 }
 
 template <typename T, typename C>

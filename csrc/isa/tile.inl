@@ -32,14 +32,14 @@ MFAC_INLINE void store_bits(C* p, vector_of<C> x) {
   __builtin_memcpy(p, &x, sizeof(x));
 }
 
-// sum[r][v] += Σ_{k<depth} a[k·a_stride + r]·b[k·b_stride + v·lanes ...]
-template <int rows, int vectors, typename C>
-MFAC_INLINE void add_products(vector_of<C> (&sum)[rows][vectors], const C* a, int64_t a_stride, const C* b,
-                              int64_t b_stride, int64_t depth) {
+// sum[r][v] += Σ_{k<depth} a[k·a_stride + r]·b[k·b_stride + v·lanes ...], V a vector of C
+template <int rows, int vectors, typename V, typename C>
+MFAC_INLINE void add_products(V (&sum)[rows][vectors], const C* a, int64_t a_stride, const C* b, int64_t b_stride,
+                              int64_t depth) {
   for (int64_t k = 0; k < depth; ++k) {
-    vector_of<C> y[vectors];
+    V y[vectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) y[v] = load_bits<vector_of<C>>(b + k * b_stride + v * kLanesOf<C>);
+    for (int v = 0; v < vectors; ++v) y[v] = load_bits<V>(b + k * b_stride + v * (sizeof(V) / sizeof(C)));
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 2
@@ -50,13 +50,13 @@ MFAC_INLINE void add_products(vector_of<C> (&sum)[rows][vectors], const C* a, in
 
 // The same with kSingleDepth products summed before their sum is added: no chain of roundings is longer than that and
 // one for each such sum.
-template <int rows, int vectors, typename C>
-MFAC_INLINE void add_sums_of_products(vector_of<C> (&total)[rows][vectors], const C* a, int64_t a_stride, const C* b,
+template <int rows, int vectors, typename V, typename C>
+MFAC_INLINE void add_sums_of_products(V (&total)[rows][vectors], const C* a, int64_t a_stride, const C* b,
                                       int64_t b_stride, int64_t depth) {
   for (int64_t k = 0; k < depth; k += kSingleDepth) {
-    vector_of<C> sum[rows][vectors] = {};
-    add_products<rows, vectors, C>(sum, a + k * a_stride, a_stride, b + k * b_stride, b_stride,
-                                   depth - k < kSingleDepth ? depth - k : kSingleDepth);
+    V sum[rows][vectors] = {};
+    add_products(sum, a + k * a_stride, a_stride, b + k * b_stride, b_stride,
+                 depth - k < kSingleDepth ? depth - k : kSingleDepth);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 2

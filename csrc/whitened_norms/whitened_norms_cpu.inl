@@ -6,14 +6,14 @@
 template <typename T, typename C>
 void whiten_pack(const T* window, int64_t stride, int64_t rows, int64_t cols, C* panels) {
   constexpr int64_t kWidth = kPanelWidth<C>;
-  for (int64_t r = 0; r < rows; ++r) {
-    const T* x = window + r * stride;
-    for (int64_t j = 0; j < cols; j += kWidth) {
-      C* to = panels + (j * rows + r * kWidth);
+  for (int64_t j = 0; j < cols; j += kWidth) {
+    C* to = panels + j * rows;
+    for (int64_t r = 0; r < rows; ++r, to += kWidth) {
+      const T* x = window + r * stride + j;
       if (j + kWidth <= cols) {
-        for (int64_t i = 0; i < kWidth; ++i) to[i] = C(x[j + i]);
+        for (int64_t i = 0; i < kWidth; ++i) to[i] = C(x[i]);
       } else {
-        for (int64_t i = 0; i < kWidth; ++i) to[i] = j + i < cols ? C(x[j + i]) : C(0);
+        for (int64_t i = 0; i < kWidth; ++i) to[i] = j + i < cols ? C(x[i]) : C(0);
       }
     }
   }
@@ -34,7 +34,7 @@ void whiten_squares(const C* panel, int64_t rows, C* squares) {
 template <typename C>
 void whiten_tile(const C* inverse_factor, const C* panel, int64_t depth, const C* weights, C* norms, C* weighted) {
   vector_of<C> u[kTileRows][2] = {}, norm[2], magnitude[2];
-  add_sums_of_products<kTileRows, 2, C>(u, inverse_factor, kTileRows, panel, kPanelWidth<C>, depth);
+  add_sums_of_products(u, inverse_factor, kTileRows, panel, kPanelWidth<C>, depth);
   __builtin_memcpy(norm, norms, sizeof(norm));
   __builtin_memcpy(magnitude, weighted, sizeof(magnitude));
 #pragma GCC unroll 8

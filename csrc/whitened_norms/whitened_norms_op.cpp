@@ -2,7 +2,8 @@
 // (1 - s)/λ, and a bound on its rounding errors, both [d] float64. m²d flops, as L⁻¹ is triangular; U is never stored.
 // In float64, or for float32 windows in float32.
 //
-// A task is a tile of columns: packed once into the thread's L2, then a panel at a time against all of L⁻¹.
+// A task is a tile of columns, a panel of it at a time packed into L1 and multiplied with all of L⁻¹, while the next
+// tile comes into L2.
 #include <numeric>
 #include <tuple>
 
@@ -47,21 +48,21 @@ void whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const
   Buffer<C> relative(ceil_div(m, rows) * rows, C(0));
   for (int64_t i = 0; i < m; ++i) relative[i] = C(weights[i] / unit);
   parallel_tasks(ceil_div(d, kTileColumns), m * m * kTileColumns, [&](int64_t begin, int64_t end) {
-    Buffer<C> panels(m * kTileColumns), squares(width), norms(width), weighted(width);
+    Buffer<C> panel(m * width), squares(width), norms(width), weighted(width);
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t column = tile * kTileColumns, cols = std::min(kTileColumns, d - column);
       const int64_t next = tile + 1 < end ? std::min(kTileColumns, d - column - cols) : 0;
       TilePrefetch ahead(window + column + cols, stride * sizeof(T), m, next * sizeof(T),
                          ceil_div(cols, width) * ceil_div(m, rows));
-      kernel.pack(window + column, stride, m, cols, panels.data());
       for (int64_t j = 0; j < cols; j += width) {
+        kernel.pack(window + column + j, stride, m, std::min(width, cols - j), panel.data());
+        kernel.squares(panel.data(), m, squares.data());
         std::fill(norms.begin(), norms.end(), C(0));
         std::fill(weighted.begin(), weighted.end(), C(0));
-        kernel.squares(panels.data() + j * m, m, squares.data());
         for (int64_t i = 0; i < m; i += rows) {
           ahead.step();
-          kernel.tile(packed.data() + i * m, panels.data() + j * m, std::min(i + rows, m), relative.data() + i,
-                      norms.data(), weighted.data());
+          kernel.tile(packed.data() + i * m, panel.data(), std::min(i + rows, m), relative.data() + i, norms.data(),
+                      weighted.data());
         }
         for (int64_t i = 0; i < std::min(width, cols - j); ++i) {
           out[column + j + i] = norms[i];
