@@ -1,6 +1,5 @@
 // The block-diagonal Fisher: one task a block, start to end in one thread's cache.
 #include "block_fisher/block_fisher_checks.h"
-#include "huge_pages.h"
 
 namespace mfac {
 namespace {
@@ -45,7 +44,6 @@ std::tuple<Tensor, Tensor> block_factor_cpu(const Tensor& window, int64_t block_
   Tensor factors = empty_f64(window, {count, order, order});
   Tensor info = torch::stable::new_empty(window, {count}, ScalarType::Long);
   double* factor = factors.mutable_data_ptr<double>();
-  prefer_huge_pages(factor, sizeof(double) * factors.numel());
   int64_t* failed = info.mutable_data_ptr<int64_t>();
   dispatch_float(window, [&](auto* type) {
     using T = element_t<decltype(type)>;

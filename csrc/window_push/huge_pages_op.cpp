@@ -1,10 +1,29 @@
 // prefer_huge_pages_(memory): large pages for a window before its first write. Its passes follow eight rows at a time,
-// which lie in as many pages, and wait less for their addresses.
+// which lie in as many pages, and wait less for their addresses. Not for results that are written once: a large page
+// that a virtual machine has handed back takes longer to come again than the small ones (docs/benchmarks.md).
+#include <cstdint>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "adapter.h"
-#include "huge_pages.h"
 
 namespace mfac {
 namespace {
+
+// Asks for large pages in the part of [p, p + bytes) that can hold them. A hint: where it is not taken, nothing
+// changes.
+void prefer_huge_pages(void* p, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(p) + kHugePage - 1) & ~(kHugePage - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(p) + bytes) & ~(kHugePage - 1);
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)p, (void)bytes;
+#endif
+}
 
 void prefer_huge_pages_cpu(Tensor memory) {
   STD_TORCH_CHECK(memory.is_contiguous(), "prefer_huge_pages_: Parameter `memory` should be contiguous.");
