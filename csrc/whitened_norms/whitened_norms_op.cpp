@@ -2,7 +2,7 @@
 // (1 - s)/λ, and a bound on its rounding errors, both [d] float64. m²d flops, as L⁻¹ is triangular; U is never stored.
 // In float64, or for float32 windows in float32.
 //
-// A task is a tile of columns, a panel of it at a time packed into L1 and multiplied with all of L⁻¹, while the next
+// A task is a tile of columns, a panel of it at a time packed and multiplied with all of L⁻¹, while the next
 // tile comes into L2.
 #include <numeric>
 #include <tuple>

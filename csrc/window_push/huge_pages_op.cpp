@@ -1,6 +1,6 @@
 // prefer_huge_pages_(memory): large pages for a window before its first write. Its passes follow eight rows at a time,
-// which lie in as many pages, and wait less for their addresses. Not for results that are written once: a large page
-// that a virtual machine has handed back takes longer to come again than the small ones (docs/benchmarks.md).
+// which lie in as many pages, and wait less for their addresses. Not for results that are written once: large pages
+// can take longer to come than small ones (docs/benchmarks.md).
 #include <cstdint>
 
 #if defined(__linux__)
