@@ -17,7 +17,7 @@ class TilePrefetch {
   void step() {
     constexpr int64_t kLine = 64;
     for (int64_t i = 0; i < per_step_ && rows_ > 0; ++i, --rows_, row_ += stride_)
-      for (int64_t offset = 0; offset <= bytes_; offset += kLine)  // one line more, as rows may begin within one
+      for (int64_t offset = 0; offset < bytes_ + kLine; offset += kLine)  // rows may begin within a line
         __builtin_prefetch(row_ + offset, 0, 2);
   }
 

@@ -67,17 +67,15 @@ MFAC_INLINE void gram_tile(const C* a, const C* b, int64_t depth, double* sums, 
 }
 
 // sums[i, j] += Σ_k a[k, first + i]·b[k, j] for kTileRows rows i. Where a and b are the same panel, at least the
-// entries with j <= first + i: as many vectors as hold them, of which the last may be half a vector in float32.
+// entries with j <= first + i: as many whole vectors as they fill, and in float32 half a vector for what is left.
 template <typename C>
 void gram_rows(const C* a, const C* b, int64_t first, int64_t depth, double* sums, int64_t stride) {
-  constexpr int64_t kVector = kLanesOf<C>;
-  const int64_t columns = a == b ? first + kTileRows : kPanelWidth<C>;
-  if (columns > kVector + kVector / 2) return gram_tile<2, vector_of<C>>(a + first, b, depth, sums, stride);
-  if (columns > kVector / 2) gram_tile<1, vector_of<C>>(a + first, b, depth, sums, stride);
-  if constexpr (std::is_same_v<C, float>) {
-    const int64_t rest = columns > kVector ? kVector : 0;
-    if (columns - rest <= kVector / 2) gram_tile<1, f32v>(a + first, b + rest, depth, sums + rest, stride);
-  }
+  static_assert(kTileRows % kLanes == 0, "kLanes are half a vector of float32 and a whole one of float64");
+  const int64_t columns = a == b ? first + kTileRows : kPanelWidth<C>, whole = columns / kLanesOf<C> * kLanesOf<C>;
+  if (whole == 2 * kLanesOf<C>) gram_tile<2, vector_of<C>>(a + first, b, depth, sums, stride);
+  else if (whole > 0) gram_tile<1, vector_of<C>>(a + first, b, depth, sums, stride);
+  if constexpr (std::is_same_v<C, float>)
+    if (whole < columns) gram_tile<1, f32v>(a + first, b + whole, depth, sums + whole, stride);
 }
 
 // sums[i, j] += Σ_k a[k, i]·b[k, j], a square of kPanelWidth<C>

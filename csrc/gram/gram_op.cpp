@@ -24,6 +24,16 @@ int64_t slab_count(int64_t m, int64_t d) {
   return std::min(affordable, std::max<int64_t>(1, ceil_div(d, 4 * kTileColumns)));
 }
 
+// square [panel_rows, panel_rows] += the products of two packed panels, the next tile being asked for in between
+template <typename T, typename C>
+void add_pair(const GramKernels<T, C>& kernel, const C* a, const C* b, int64_t depth, double* square,
+              TilePrefetch& ahead) {
+  for (int64_t i = 0; i < kernel.panel_rows; i += kernel.tile_rows) {
+    ahead.step();
+    kernel.rows(a, b, i, depth, square + i * kernel.panel_rows, kernel.panel_rows);
+  }
+}
+
 // sums [pairs, panel_rows, panel_rows] += the products over the slab's columns
 template <typename T, typename C>
 void accumulate_slab(const T* window, int64_t stride, int64_t m, int64_t cols, double* sums) {
@@ -40,12 +50,9 @@ void accumulate_slab(const T* window, int64_t stride, int64_t m, int64_t cols, d
     for (int64_t k = 0; k < width; k += kDepth<C>) {
       double* square = sums;
       for (int64_t p = 0; p < panels; ++p)
-        for (int64_t q = 0; q <= p; ++q)
-          for (int64_t i = 0; i < panel_rows; i += kernel.tile_rows, square += kernel.tile_rows * panel_rows) {
-            ahead.step();
-            kernel.rows(packed.data() + (p * width + k) * panel_rows, packed.data() + (q * width + k) * panel_rows, i,
-                        std::min(kDepth<C>, width - k), square, panel_rows);
-          }
+        for (int64_t q = 0; q <= p; ++q, square += panel_rows * panel_rows)
+          add_pair(kernel, packed.data() + (p * width + k) * panel_rows, packed.data() + (q * width + k) * panel_rows,
+                   std::min(kDepth<C>, width - k), square, ahead);
     }
   }
 }

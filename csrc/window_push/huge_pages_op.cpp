@@ -12,22 +12,16 @@
 namespace mfac {
 namespace {
 
-// Asks for large pages in the part of [p, p + bytes) that can hold them. A hint: where it is not taken, nothing
-// changes.
-void prefer_huge_pages(void* p, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(p) + kHugePage - 1) & ~(kHugePage - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(p) + bytes) & ~(kHugePage - 1);
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)p, (void)bytes;
-#endif
-}
-
+// A hint, for the part of the memory that can hold large pages: where it is not taken, nothing changes.
 void prefer_huge_pages_cpu(Tensor memory) {
   STD_TORCH_CHECK(memory.is_contiguous(), "prefer_huge_pages_: Parameter `memory` should be contiguous.");
-  prefer_huge_pages(memory.mutable_data_ptr(), memory.numel() * memory.element_size());
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr());
+  const uintptr_t begin = (address + kHugePage - 1) & ~(kHugePage - 1);
+  const uintptr_t end = (address + memory.numel() * memory.element_size()) & ~(kHugePage - 1);
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
 }
 
 }  // namespace
