@@ -60,9 +60,9 @@ def columns_in_float64() -> Generator[dict[str, int], None, None]:
     counts = {"gram": 0, "whitened_norms": 0}
     gram, norms = ops.gram, ops.whitened_norms
 
-    def counting_gram(window: Tensor, single: bool = False) -> Tensor:
+    def counting_gram(window: Tensor, single: bool = False, squared_norms: Tensor | None = None) -> Tensor:
         counts["gram"] += 0 if single else window.shape[1]
-        return gram(window, single)
+        return gram(window, single, squared_norms)
 
     def counting_norms(window: Tensor, inverse_factor: Tensor, single: bool) -> tuple[Tensor, Tensor]:
         counts["whitened_norms"] += 0 if single else window.shape[1]

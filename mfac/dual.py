@@ -133,7 +133,9 @@ class DualFisher:
         return single_factor(self.window, self.squared_norms, self.num_terms * self.damping)
 
     def _factored(self, gram: Tensor | None) -> Tensor:
-        return factor_capacitance(ops.gram(self.window) if gram is None else gram, self.num_terms * self.damping)
+        if gram is None:
+            gram = ops.gram(self.window, squared_norms=self.squared_norms)
+        return factor_capacitance(gram, self.num_terms * self.damping)
 
     def _surely_positive(self) -> bool:
         """Whether nλ is above all that rounding can do to C, so that its factorisation cannot fail."""

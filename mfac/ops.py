@@ -32,9 +32,19 @@ def squared_norms(window: Tensor) -> Tensor:
     return result
 
 
-def gram(window: Tensor, single: bool = False) -> Tensor:
-    """G Gᵀ in float64, [m, m]. O(m²d), extra memory O(m²). `single`: products, and sums of 256 of them, in float32."""
-    result: Tensor = _ops.gram(window, single)
+def gram(window: Tensor, single: bool = False, squared_norms: Tensor | None = None) -> Tensor:
+    """G Gᵀ in float64, [m, m]. O(m²d), extra memory O(m²). `single`: products, and sums of 256 of them, in float32.
+
+    Args:
+        window: G, [m, d] float32 or float64.
+        single: For a float32 window.
+        squared_norms: ‖g_i‖², [m] float64. Where they are known they save a pass over the window: rows are scaled by
+            them for products in pairs, which some processors do faster (csrc/isa/paired.inl). About right will do.
+
+    Returns:
+        [m, m]. Off by at most about u Σ|g_ik g_jk| times the longest chain of sums; in pairs by that of ‖g_i‖ ‖g_j‖.
+    """
+    result: Tensor = _ops.gram(window, single, squared_norms)
     return result
 
 
@@ -216,7 +226,7 @@ def _(window: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("mfac::gram")
-def _(window: Tensor, single: bool = False) -> Tensor:
+def _(window: Tensor, single: bool = False, squared_norms: Tensor | None = None) -> Tensor:
     return _float64(window, window.shape[0], window.shape[0])
 
 

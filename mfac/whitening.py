@@ -24,7 +24,10 @@ from mfac import ops
 _U = 2.0**-24  # unit roundoff of float32
 _SMALLEST_NORMAL = 2.0**-126
 _SINGLE_ERROR = 2.0**-18  # relative error of 1 - s that float32 arithmetic may have by its bound
-_GRAM_ROUNDINGS = 64 + 4  # the longest chain in float32: kSingleDepth products, four sums of them (csrc/gram/)
+# The longest chain in float32 is one of 64 products and four sums of them (csrc/gram/), 68 roundings. In pairs
+# (csrc/isa/paired.inl) it is one of 20 terms, two additions in one and seven sums, 29, relative to at most
+# ½‖a‖² + ‖a‖ ‖b‖ + ½‖b‖² <= 9/4 ‖a‖ ‖b‖, as norms are scaled into [√½, √2).
+_GRAM_ROUNDINGS = 68
 _SMALLEST_LIMIT = 1e-4  # of s, below which a float32 C is not tried
 _ONE_UNCERTAIN_IN = 8  # columns, at most, or all are done in float64
 _COLUMNS_AT_ONCE = 1024  # gathered at a time
@@ -83,7 +86,7 @@ def single_factor(window: Tensor, squared_norms: Tensor, shift: float) -> Single
     trace = float(squared_norms.sum())
     if not _sample_allows(window, trace, shift):
         return None
-    factor, failed = shifted_cholesky(ops.gram(window, True), shift)
+    factor, failed = shifted_cholesky(ops.gram(window, True, squared_norms), shift)
     if int(failed):
         return None
     inverse = _inverse(factor)
@@ -116,8 +119,8 @@ def _inverse(factor: Tensor) -> Tensor:
 
 def _gram_error(factor: Tensor, trace: float, dim: int) -> float:
     """ε: s from a C whose products were summed in float32 is off by at most εs."""
-    # Sums with at most 68 roundings each are off by 68u Σ|g_ik g_jk| <= 68u ‖g_i‖ ‖g_j‖, K therefore by 68u tr K in the
-    # Frobenius norm; s = gᵀC⁻¹g by at most that times ‖C⁻¹‖ of itself, ‖C⁻¹‖ being known from the C that was formed.
+    # Sums are off by at most 68u ‖g_i‖ ‖g_j‖, K therefore by 68u tr K in the Frobenius norm; s = gᵀC⁻¹g by at most that
+    # times ‖C⁻¹‖ of itself, ‖C⁻¹‖ being known from the C that was formed.
     # Where the processor takes subnormal numbers for zero, each of the d products may lose 2⁻¹²⁶ besides.
     error = (_GRAM_ROUNDINGS + 1) * _U * trace + factor.shape[0] * dim * _SMALLEST_NORMAL
     inverse_norm = float(torch.cholesky_inverse(factor).abs().sum(0).max())  # >= its 2-norm, as it is symmetric

@@ -84,9 +84,9 @@ def grams(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
     """Records the arithmetic and the number of columns of every Gram matrix."""
     calls: list[tuple[bool, int]] = []
 
-    def recording(G: torch.Tensor, single: bool = False) -> torch.Tensor:
+    def recording(G: torch.Tensor, single: bool = False, squared_norms: torch.Tensor | None = None) -> torch.Tensor:
         calls.append((single, G.shape[1]))
-        return torch.ops.mfac.gram(G, single)
+        return torch.ops.mfac.gram(G, single, squared_norms)
 
     monkeypatch.setattr(ops, "gram", recording)
     return calls

@@ -1,11 +1,14 @@
 """Values of the window operators against float64 compositions in torch, at sizes around vectors, tiles and chunks."""
 
+import math
+
 import pytest
 import torch
 from rounding import U, assert_sums_agree
 from samplers import KINDS, normal, strided, window
 
-from mfac import ops
+import mfac
+from mfac import ops, whitening
 
 SIZES = (1, 3, 4, 5, 31, 32, 33, 257, 1000, 2049)
 RANKS = (1, 2, 3, 4, 5, 8, 15, 33, 70)
@@ -15,25 +18,39 @@ F32, F64 = torch.float32, torch.float64
 DTYPES = [(F32, F32), (F32, F64), (F64, F32), (F64, F64)]
 
 
-ROUNDINGS = 64 + 4  # the longest chain in float32 of a Gram matrix: kSingleDepth products, four sums of them
+# Products in pairs (csrc/isa/paired.inl): errors are relative to ‖a‖² + ‖b‖² of vectors scaled to like norms.
+PAIRED = mfac.build_info()["isa_chosen"] == "zen4"
+# The longest chain in float32 of a Gram matrix: 64 products and four sums of them; of 30 products ten pairs and ten
+# others, two additions in a pair, and eight sums of which the first is exact.
+ROUNDINGS = 20 + 2 + 7 if PAIRED else 64 + 4
+
+
+def gram_magnitudes(wide: torch.Tensor) -> torch.Tensor:
+    """What the errors of a Gram matrix are relative to: Σ|g_ik g_jk|; in pairs a bound on ½‖a‖² + ‖a‖ ‖b‖ + ½‖b‖²."""
+    norms = wide.norm(dim=1)
+    return 2.25 * norms.outer(norms) if PAIRED else wide.abs() @ wide.abs().T
 
 
 def assert_single_gram_is_right(G: torch.Tensor) -> None:
     wide = G.double()
-    K, absolute = ops.gram(G, True), wide.abs() @ wide.abs().T
+    K = ops.gram(G, True, ops.squared_norms(G))
     assert K.dtype == F64
     assert torch.equal(K, K.T)
-    # In float32 sums of 256 products, whose error is 68u of the sum of their magnitudes; those below 1e-38 may vanish.
-    bound = (ROUNDINGS + 1) * U[F32] * absolute + G.shape[1] * torch.finfo(F32).tiny
-    assert bool(((K - wide @ wide.T).abs() <= bound).all())
+    # In float32 sums of 256 products; those below 1e-38 may vanish.
+    error, vanished = (K - wide @ wide.T).abs(), G.shape[1] * torch.finfo(F32).tiny
+    assert bool((error <= (ROUNDINGS + 1) * U[F32] * gram_magnitudes(wide) + vanished).all())
+    norms = wide.norm(dim=1)  # the bound that the diagonal is held to, on every processor
+    assert bool((error <= (whitening._GRAM_ROUNDINGS + 1) * U[F32] * norms.outer(norms) + vanished).all())
 
 
 def assert_gram_is_right(G: torch.Tensor) -> None:
     wide = G.double()
-    K = ops.gram(G)
-    assert K.dtype == F64
-    assert torch.equal(K, K.T)
-    assert_sums_agree(K, wide @ wide.T, G.shape[1], wide.abs() @ wide.abs().T)
+    for norms in (None, ops.squared_norms(G)):
+        K = ops.gram(G, squared_norms=norms)
+        assert K.dtype == F64
+        assert torch.equal(K, K.T)
+        # Of a group of three products the sum takes two roundings, its pair's additions two, the sum of its pairs one.
+        assert_sums_agree(K, wide @ wide.T, G.shape[1] + (3 if PAIRED else 0), gram_magnitudes(wide))
 
 
 @pytest.mark.parametrize("dim", SIZES)
@@ -86,20 +103,28 @@ def test_squared_norms_values_show_what_is_not_finite(dtype: torch.dtype, bad: f
 
 def assert_norms_are_right(G: torch.Tensor, single: bool) -> None:
     # An entry of L⁻¹G is off by at most (m + 2)u of the sum of magnitudes, the rounding of L⁻¹ included; its square by
-    # twice that, and the sum of m squares by m·u more.
+    # twice that, and the sum of m squares by m·u more. In pairs (csrc/whitened_norms/whitened_norms_bound.h) by so many
+    # roundings of the product of norms.
     m = G.shape[0]
     factor = normal(m, m, seed=3).tril() + 2 * torch.eye(m, dtype=F64)
     u = U[F32] if single else U[F64]
-    magnitudes = (factor.abs() @ G.double().abs()).square().sum(0)
+    block, sums = min(m, 64), -(-m // 64)
+    roundings = 1 + block + sums
+    terms, magnitudes = 3 * m + 8, (factor.abs() @ G.double().abs()).square().sum(0)
+    if PAIRED:
+        depth = 30 if single else 120
+        block, sums = min(m, depth), -(-m // depth)
+        groups, half = block // 3, math.sqrt(0.5)
+        roundings = math.ceil((1 + 1.5 * half) * (block - groups + 1 + sums) + half * (groups + sums + 2) + 5)
+        terms, magnitudes = 2 * roundings + m, (factor.norm(dim=1)[:, None] * G.double().norm(dim=0)).square().sum(0)
     found, bound = ops.whitened_norms(G, factor, single)
     assert found.dtype == bound.dtype == F64
     error = (found - (factor @ G.double()).square().sum(0)).abs()
-    assert bool((error <= (3 * m + 8) * u * magnitudes + torch.finfo(G.dtype).tiny).all())
+    assert bool((error <= terms * u * magnitudes + torch.finfo(G.dtype).tiny).all())
     if single:  # in float64 the expected values are no better
         assert bool((error <= bound + torch.finfo(G.dtype).tiny).all())
     assert bool((bound >= m * u * found).all())
     # By Cauchy and Schwarz, and twice what may be lost to γ_i <= γ_m and to the squares of errors.
-    roundings = min(m, 64) + -(-m // 64) + 1
     largest = 4 * roundings * u * factor.norm() * G.double().norm(dim=0) * found.sqrt() + 2 * m * u * found
     assert bool((bound <= largest + 2 * (roundings * u * factor.norm() * G.double().norm(dim=0)).square()).all())
 

@@ -29,7 +29,7 @@ def arguments(block_size: int = BLOCK) -> dict[str, tuple[Any, ...]]:
     vectors, coefficients = normal(COUNT, DIM), normal(COUNT, RANK)
     return {
         "squared_norms": (strided(G),),
-        "gram": (G, True),
+        "gram": (G, True, gram.diagonal().contiguous()),
         "window_dot": (G, vectors),
         "window_combine_": (strided(vectors.float()), G, coefficients, 0.5, 2.0),
         "window_descend_": (
@@ -131,6 +131,8 @@ REFUSED = [
     ("gram", 0, half, "gram: Parameter `window` should be float32 or float64."),
     ("gram", 0, torch.Tensor.double, "gram: Parameter `single` should be False for a float64 window."),
     ("gram", 0, spread, "gram: Parameter `window` should have contiguous rows."),
+    ("gram", 2, narrower, "gram: Parameter `squared_norms` should have size 5. Found 4."),
+    ("gram", 2, torch.Tensor.float, "gram: Parameter `squared_norms` should be float64."),
     ("window_dot", 0, torch.Tensor.int, "Parameter `window` should be float32, float64, bfloat16, float16 or int8."),
     ("window_dot", 0, torch.Tensor.char, "window_dot: Parameter `scales` should be given for an int8 window"),
     (

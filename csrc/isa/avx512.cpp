@@ -1,4 +1,5 @@
-// The kernels for avx512. Compiled on every x86-64 machine, chosen at run time (dispatch.cpp).
+// The kernels for avx512, and for zen4, which has an addition beside every product. Compiled on every x86-64 machine,
+// chosen at run time (dispatch.cpp).
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -9,6 +10,7 @@
 #include "isa/kernels.h"
 
 #define MFAC_ISA avx512
+#define MFAC_PAIRED_ISA zen4
 #define MFAC_LANES 8
 #define MFAC_TILE_ROWS 8
 #define MFAC_HAS_VNNI

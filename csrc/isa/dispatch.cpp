@@ -13,6 +13,7 @@ const Kernels* const kBuilt[] = {
 #if defined(__x86_64__)
     &kernels_avx2,
     &kernels_avx512,
+    &kernels_zen4,
 #endif
 };
 
@@ -20,7 +21,8 @@ bool machine_has(const Kernels& table) {
 #if defined(__x86_64__)
   if (&table == &kernels_avx2)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (&table == &kernels_avx512)
+  if (&table == &kernels_zen4 && !__builtin_cpu_is("amd")) return false;  // all of AMD's with AVX-512 have the adders
+  if (&table == &kernels_avx512 || &table == &kernels_zen4)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vnni");
@@ -48,7 +50,7 @@ const Kernels& kernels() {
 
 const char* isas_built() {
 #if defined(__x86_64__)
-  return "portable,avx2,avx512";
+  return "portable,avx2,avx512,zen4";
 #else
   return "portable";
 #endif

@@ -44,29 +44,44 @@ struct Magnitude {
 template <typename T, typename C>
 struct GramKernels {
   int64_t panel_rows, tile_rows;
-  // Packs columns of `panel_rows` rows as [cols][panel_rows], zero below the last row.
-  void (*pack)(const T* window, int64_t stride, int64_t rows, int64_t cols, C* panel);
+  // Packs columns of `panel_rows` rows as [cols][panel_rows], zero below the last row. Where pair sums are wanted
+  // (below) row r is multiplied by scales[r]; otherwise `scales` is not read.
+  void (*pack)(const T* window, int64_t stride, int64_t rows, int64_t cols, const C* scales, C* panel);
   // sums[i, j] += Σ_k a[k, first + i]·b[k, j] for two packed panels, [tile_rows, panel_rows]; where a and b are the
   // same panel, at least the entries with j <= first + i. `stride` is that of sums.
   void (*rows)(const C* a, const C* b, int64_t first, int64_t depth, double* sums, int64_t stride);
+  // sums[i] += what `rows` adds too much for row i of a panel, both as a row of a and as one of b (isa/paired.inl).
+  // Null: nothing. Depths before the last are multiples of kPairedDepth<C>.
+  void (*add_pair_sums)(const C* panel, int64_t depth, double* sums);
+};
+
+// What whiten_tile takes for its rows.
+template <typename C>
+struct WhitenRows {
+  const C *inverse_factor, *weights;
+  const C *norms, *pair_sums;  // of the rows of L⁻¹, which are divided by them; null unless pair sums are wanted
 };
 
 // Squared column norms of L⁻¹G in arithmetic of type C; layouts stand in whitened_norms/.
 template <typename T, typename C>
 struct WhitenKernels {
   int64_t panel_columns, tile_rows;
-  void (*pack)(const T* window, int64_t stride, int64_t rows, int64_t cols, C* panels);
-  // squares[j] = Σ_k panel[k, j]²
-  void (*squares)(const C* panel, int64_t rows, C* squares);
+  // Packs columns, and squares[j] <- Σ_k g_kj². Where pair sums are wanted column j is multiplied by scales[j], which
+  // is set, as are pair_sums [ceil(rows / tile_rows)][panel_columns]; otherwise both are left alone.
+  void (*pack)(const T* window, int64_t stride, int64_t rows, int64_t cols, C* panel, C* squares, C* scales,
+               C* pair_sums);
   // With U_rj = Σ_{k<depth} inverse_factor[k, r]·panel[k, j] for the tile's rows r: norms[j] += Σ_r U_rj² and
-  // weighted[j] += Σ_r weights[r]·|U_rj|.
-  void (*tile)(const C* inverse_factor, const C* panel, int64_t depth, const C* weights, C* norms, C* weighted);
+  // weighted[j] += Σ_r weights[r]·|U_rj|. `pair_sums`: those of the tile.
+  void (*tile)(const WhitenRows<C>& rows, int64_t depth, const C* panel, const C* pair_sums, C* norms, C* weighted);
+  // sums[r] += the pair sums of a tile of L⁻¹. Null: none are wanted.
+  void (*add_pair_sums)(const C* inverse_factor, int64_t depth, double* sums);
 };
 
 // The static kernels for a window of type T in arithmetic of type C.
 template <typename T, typename C>
 struct StaticKernels {
   GramKernels<T, C> gram;
+  GramKernels<T, C> gram_unpaired;  // of which no pair sums are wanted
   WhitenKernels<T, C> whiten;
 };
 
@@ -158,7 +173,7 @@ struct Kernels {
 };
 
 // The table for this machine: the best instruction set that was built and that the CPU has, or the
-// one that the environment variable MFAC_CPU_ISA names (portable, avx2, avx512).
+// one that the environment variable MFAC_CPU_ISA names (portable, avx2, avx512, zen4).
 const Kernels& kernels();
 
 // Names of the instruction sets built, separated by commas, best last.
@@ -168,6 +183,7 @@ extern const Kernels kernels_portable;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_zen4;  // AVX-512 where additions have units of their own (isa/paired.inl)
 #endif
 
 template <typename T>

@@ -1,5 +1,6 @@
 // Instantiates every kernel for one instruction set and fills its table. Included by <isa>.cpp,
-// which defines MFAC_LANES, MFAC_TILE_ROWS and MFAC_ISA and sets the target pragma.
+// which defines MFAC_LANES, MFAC_TILE_ROWS and MFAC_ISA and sets the target pragma. MFAC_PAIRED_ISA: a second table
+// with paired products (isa/paired.inl).
 
 namespace mfac {
 namespace {
@@ -7,6 +8,8 @@ namespace {
 #include "isa/vec.inl"
 
 #include "isa/tile.inl"
+
+#include "isa/paired.inl"
 
 #include "window_dot/window_dot_cpu.inl"
 
@@ -57,14 +60,48 @@ constexpr TypedKernels<T> typed_kernels() {
   return {block_factor<T>, block_ihvp<T>, block_matvec<T>, block_inverse_diagonal<T>};
 }
 
-template <typename T, typename C>
-constexpr GramKernels<T, C> gram_kernels_of() {
-  return {kPanelWidth<C>, kTileRows, gram_pack<T, C>, gram_rows<C>};
+template <typename T, typename C, bool paired>
+constexpr StaticKernels<T, C> static_kernels_of() {
+  StaticKernels<T, C> kernels = {
+      {kPanelWidth<C>, kTileRows, gram_pack<T, C, paired>, gram_rows<C, paired>, nullptr},
+      {kPanelWidth<C>, kTileRows, gram_pack<T, C, false>, gram_rows<C, false>, nullptr},
+      {kPanelWidth<C>, kTileRows, whiten_panel<T, C>, whiten_tile<C, paired>, nullptr},
+  };
+  if constexpr (paired) {
+    kernels.gram.add_pair_sums = add_pair_sums<kPanelWidth<C>, C>;
+    kernels.whiten.pack = whiten_paired_panel<T, C>;
+    kernels.whiten.add_pair_sums = add_pair_sums<kTileRows, C>;
+  }
+  return kernels;
 }
 
-template <typename T, typename C>
-constexpr WhitenKernels<T, C> whiten_kernels_of() {
-  return {kPanelWidth<C>, kTileRows, whiten_pack<T, C>, whiten_squares<C>, whiten_tile<C>};
+template <bool paired>
+constexpr Kernels table_of(const char* isa) {
+  return {
+      isa,
+      typed_kernels<float>(),
+      typed_kernels<double>(),
+      window_table_of<float>(),
+      window_table_of<double>(),
+      window_table_of<bf16>(),
+      window_table_of<f16>(),
+      window_table_of<int8_t>(),
+      descend_columns<float>,
+      descend_columns<double>,
+      vector_magnitude<float>,
+      vector_magnitude<double>,
+      quantize_row,
+      int8_dot_rows,
+      squared_norms_rows<float>,
+      squared_norms_rows<double>,
+      nm_mask_groups<float>,
+      nm_mask_groups<double>,
+      static_kernels_of<float, float, paired>(),
+      static_kernels_of<float, double, paired>(),
+      static_kernels_of<double, double, paired>(),
+      symmetric_matvec_rows,
+      symmetric_rank2_rows,
+  };
 }
 
 }  // namespace
@@ -74,30 +111,9 @@ constexpr WhitenKernels<T, C> whiten_kernels_of() {
 #define MFAC_JOIN(a, b) a##b
 #define MFAC_TABLE_OF(isa) MFAC_JOIN(kernels_, isa)
 
-extern const Kernels MFAC_TABLE_OF(MFAC_ISA) = {
-    MFAC_NAME(MFAC_ISA),
-    typed_kernels<float>(),
-    typed_kernels<double>(),
-    window_table_of<float>(),
-    window_table_of<double>(),
-    window_table_of<bf16>(),
-    window_table_of<f16>(),
-    window_table_of<int8_t>(),
-    descend_columns<float>,
-    descend_columns<double>,
-    vector_magnitude<float>,
-    vector_magnitude<double>,
-    quantize_row,
-    int8_dot_rows,
-    squared_norms_rows<float>,
-    squared_norms_rows<double>,
-    nm_mask_groups<float>,
-    nm_mask_groups<double>,
-    {gram_kernels_of<float, float>(), whiten_kernels_of<float, float>()},
-    {gram_kernels_of<float, double>(), whiten_kernels_of<float, double>()},
-    {gram_kernels_of<double, double>(), whiten_kernels_of<double, double>()},
-    symmetric_matvec_rows,
-    symmetric_rank2_rows,
-};
+extern const Kernels MFAC_TABLE_OF(MFAC_ISA) = table_of<false>(MFAC_NAME(MFAC_ISA));
+#if defined(MFAC_PAIRED_ISA)
+extern const Kernels MFAC_TABLE_OF(MFAC_PAIRED_ISA) = table_of<true>(MFAC_NAME(MFAC_PAIRED_ISA));
+#endif
 
 }  // namespace mfac

@@ -27,6 +27,11 @@ constexpr int64_t kTileRows = MFAC_TILE_ROWS;
 template <typename C>
 constexpr int64_t kPanelWidth = 2 * kLanesOf<C>;
 
+// Entries of a window as a vector of C
+MFAC_INLINE f64v load_as(const float* p, double) { return load(p); }
+MFAC_INLINE f64v load_as(const double* p, double) { return load(p); }
+MFAC_INLINE f32w load_as(const float* p, float) { return load_bits<f32w>(p); }
+
 template <typename C>
 MFAC_INLINE void store_bits(C* p, vector_of<C> x) {
   __builtin_memcpy(p, &x, sizeof(x));
@@ -44,23 +49,6 @@ MFAC_INLINE void add_products(V (&sum)[rows][vectors], const C* a, int64_t a_str
     for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) sum[r][v] += a[k * a_stride + r] * y[v];
-    }
-  }
-}
-
-// The same with kSingleDepth products summed before their sum is added: no chain of roundings is longer than that and
-// one for each such sum.
-template <int rows, int vectors, typename V, typename C>
-MFAC_INLINE void add_sums_of_products(V (&total)[rows][vectors], const C* a, int64_t a_stride, const C* b,
-                                      int64_t b_stride, int64_t depth) {
-  for (int64_t k = 0; k < depth; k += kSingleDepth) {
-    V sum[rows][vectors] = {};
-    add_products(sum, a + k * a_stride, a_stride, b + k * b_stride, b_stride,
-                 depth - k < kSingleDepth ? depth - k : kSingleDepth);
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) total[r][v] += sum[r][v];
     }
   }
 }

@@ -1,18 +1,9 @@
 // squared_norms(window) -> ‖g_i‖², [m] float64: one pass over the window, in window_dot's tasks. Not finite if and only
 // if an entry is not, or if it overflows.
-#include "window_dot/window_dot.h"
+#include "squared_norms/squared_norms.h"
 
 namespace mfac {
 namespace {
-
-template <typename T>
-void squared_norms(const T* window, int64_t stride, int64_t m, int64_t d, double* out) {
-  for_each_chunk(m, d, 1, out, [&](int64_t, int64_t row, int64_t rows, int64_t column, int64_t cols, double* sums) {
-    const T* x = window + row * stride + column;
-    if constexpr (std::is_same_v<T, float>) kernels().squared_norms_f32(x, stride, rows, cols, sums);
-    else kernels().squared_norms_f64(x, stride, rows, cols, sums);
-  });
-}
 
 Tensor squared_norms_cpu(const Tensor& window) {
   check_rows("squared_norms", "window", window);
