@@ -27,8 +27,8 @@ void block_capacitance(const Block<T>& block, double* panels, double* a, int64_t
   for (int64_t begin = 0; begin < block.cols; begin += kBlockTileColumns) {
     const int64_t width = block.cols - begin < kBlockTileColumns ? block.cols - begin : kBlockTileColumns;
     for (int64_t r = 0; r < size; r += kPanel)
-      gram_pack<T, double>(block.window + r * block.stride + begin, block.stride, block.rows - r, width,
-                           nullptr, panels + r * width);
+      gram_pack<T, double>(block.window + r * block.stride + begin, block.stride, block.rows - r, width, nullptr,
+                           panels + r * width);
     block_products(panels, width, size, a);
   }
   block_reflect(a, size);
