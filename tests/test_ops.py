@@ -70,6 +70,24 @@ def test_gram_values_of_every_kind_of_window(kind: str, scale: float):
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
+def test_gram_values_of_rows_of_unlike_norms(dtype: torch.dtype):
+    G = window(200, 700, dtype=dtype) * torch.logspace(-12, 12, 200, dtype=dtype)[:, None]
+    assert_gram_is_right(G)
+    if dtype == F32:
+        assert_single_gram_is_right(G)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_gram_values_for_squared_norms_that_are_about_right(dtype: torch.dtype):
+    G = window(200, 700, dtype=dtype).double()
+    norms, exact = G.norm(dim=1), G @ G.T
+    for factor in (torch.full((200,), 100.0, dtype=F64), torch.logspace(-2, 2, 200, dtype=F64)):
+        error = (ops.gram(G.to(dtype), squared_norms=factor * ops.squared_norms(G)) - exact).abs()
+        # Scaled norms a, b differ by at most 200: ½(a² + b²) + ab <= 101 ab, and 95 roundings of it, of pair sums fewer.
+        assert bool((error <= 150 * 101 * U[F64] * norms.outer(norms)).all())
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
 def test_gram_values_of_long_and_of_tall_windows(dtype: torch.dtype):
     assert_gram_is_right(window(9, LONG, dtype=dtype))
     assert_gram_is_right(window(300, 1100, dtype=dtype))
@@ -141,6 +159,11 @@ def test_whitened_norms_values(dim: int, dtype: torch.dtype, single: bool):
 def test_whitened_norms_values_of_several_tiles_of_rows(rank: int, dtype: torch.dtype, single: bool):
     for dim in (1, 64, 131):
         assert_norms_are_right(window(rank, dim, norm=3.0, dtype=dtype), single)
+
+
+@pytest.mark.parametrize(("dtype", "single"), [(F32, True), (F32, False), (F64, False)])
+def test_whitened_norms_values_of_columns_of_unlike_norms(dtype: torch.dtype, single: bool):
+    assert_norms_are_right(window(70, 301, dtype=dtype) * torch.logspace(-12, 12, 301, dtype=dtype), single)
 
 
 @pytest.mark.parametrize("kind", KINDS)
