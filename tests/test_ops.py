@@ -83,7 +83,7 @@ def test_gram_values_for_squared_norms_that_are_about_right(dtype: torch.dtype):
     norms, exact = G.norm(dim=1), G @ G.T
     for factor in (torch.full((200,), 100.0, dtype=F64), torch.logspace(-2, 2, 200, dtype=F64)):
         error = (ops.gram(G.to(dtype), squared_norms=factor * ops.squared_norms(G)) - exact).abs()
-        # Scaled norms a, b differ by at most 200: ½(a² + b²) + ab <= 101 ab, and 95 roundings of it, of pair sums fewer.
+        # Scaled norms a, b differ by at most 200: ½(a² + b²) + ab <= 101 ab; 95 roundings of it, fewer of pair sums.
         assert bool((error <= 150 * 101 * U[F64] * norms.outer(norms)).all())
 
 
