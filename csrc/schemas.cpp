@@ -9,7 +9,7 @@
 STABLE_TORCH_LIBRARY(MFAC_LIBRARY, m) {
   // -> squared row norms, [m]
   m.def("squared_norms(Tensor window) -> Tensor");
-  // G Gᵀ -> [m, m]; `single`: products, and sums of 256 of them, in float32
+  // G Gᵀ -> [m, m]; `single`: products, and sums of 240 of them, in float32
   m.def("gram(Tensor window, bool single=False, Tensor? squared_norms=None) -> Tensor");
   // inverse_factor [m, m] = L⁻¹ -> squared column norms of L⁻¹G, [d], and bounds on their rounding errors, [d];
   // `single`: in float32 arithmetic

@@ -36,7 +36,7 @@ def assert_single_gram_is_right(G: torch.Tensor) -> None:
     K = ops.gram(G, True, ops.squared_norms(G))
     assert K.dtype == F64
     assert torch.equal(K, K.T)
-    # In float32 sums of 256 products; those below 1e-38 may vanish.
+    # In float32 sums of 240 products; those below 1e-38 may vanish.
     error, vanished = (K - wide @ wide.T).abs(), G.shape[1] * torch.finfo(F32).tiny
     assert bool((error <= (ROUNDINGS + 1) * U[F32] * gram_magnitudes(wide) + vanished).all())
     norms = wide.norm(dim=1)  # the bound that the diagonal is held to, on every processor
@@ -75,6 +75,33 @@ def test_gram_values_of_rows_of_unlike_norms(dtype: torch.dtype):
     assert_gram_is_right(G)
     if dtype == F32:
         assert_single_gram_is_right(G)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_gram_values_of_rows_beyond_the_range_of_squares(dtype: torch.dtype):
+    G = window(4, 700, dtype=F64)
+    for small, large in ((1e-164, 1e140), (1e-163, 1e-40), (1e-150, 1e155)):
+        scaled = G * torch.tensor([small, large, 1.0, 0.0], dtype=F64)[:, None]
+        if dtype == F32:
+            scaled = (G * torch.tensor([1e-30, 1e30, 1.0, 0.0], dtype=F64)[:, None]).float()
+        norms = scaled.double().abs().amax(dim=1)
+        unit = scaled.double() / torch.where(norms == 0, 1, norms)[:, None]
+        K = ops.gram(scaled, squared_norms=ops.squared_norms(scaled))
+        limit = 1e-6 * norms.outer(norms) * G.shape[1] + torch.finfo(F64).tiny
+        error = (K - (unit @ unit.T) * norms[:, None] * norms).abs()
+        at_range = (norms[:, None] * norms > 1e300) | (norms[:, None] * norms < 1e-300)
+        assert bool((error <= limit)[~at_range].all())
+        assert bool((K[3] == 0).all()) and bool((K[:, 3] == 0).all())
+
+
+@pytest.mark.parametrize(("dtype", "single"), [(F32, True), (F32, False), (F64, False)])
+def test_whitened_norms_values_where_units_are_far_apart(dtype: torch.dtype, single: bool):
+    for rank, entry, diagonal in ((8, 5e18, 2e-23), (256, 1e18, 1e-21), (8, 1e-20, 1e20)):
+        G = torch.full((rank, 16), entry, dtype=dtype)
+        found, bound = ops.whitened_norms(G, diagonal * torch.eye(rank, dtype=F64), single)
+        expected = rank * (G[0, 0].double() * diagonal) ** 2
+        assert bool(((found - expected).abs() <= bound).all())
+        assert bool((bound <= 1e-3 * expected).all()) or entry < 1e-19  # below it float32 squares of columns vanish
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -132,8 +159,9 @@ def assert_norms_are_right(G: torch.Tensor, single: bool) -> None:
     if PAIRED:
         depth = 30 if single else 120
         block, sums = min(m, depth), -(-m // depth)
-        groups, half = block // 3, math.sqrt(0.5)
-        roundings = math.ceil((1 + 1.5 * half) * (block - groups + 1 + sums) + half * (groups + sums + 2) + 5)
+        groups, of_row, half = block // 3, 1 if single else 1 + m // 3, math.sqrt(0.5)
+        of_products, of_pair_sums = block - groups + 1 + sums, groups + sums + of_row
+        roundings = math.ceil((1 + 1.5 * half) * of_products + half * (of_pair_sums + 1) + 5)
         terms, magnitudes = 2 * roundings + m, (factor.norm(dim=1)[:, None] * G.double().norm(dim=0)).square().sum(0)
     found, bound = ops.whitened_norms(G, factor, single)
     assert found.dtype == bound.dtype == F64

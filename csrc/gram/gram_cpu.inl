@@ -1,7 +1,8 @@
 // G Gᵀ as a sum over packed panels (the layout of a BLIS micro-kernel), in arithmetic of type C with sums in float64. A
 // panel holds kPanelWidth<C> rows of the window, converted to C and transposed: [cols][kPanelWidth<C>]. `paired`:
-// scaled besides, and with pair sums to be subtracted (isa/paired.inl). Exchanges the off-diagonal h x h blocks of a
-// pair of rows; doing so for h = lanes/2, ..., 1 transposes a square.
+// scaled besides, and with pair sums to be subtracted (isa/paired.inl).
+
+// Exchanges the off-diagonal h x h blocks of a pair of rows; doing so for h = lanes/2, ..., 1 transposes a square.
 template <int h, typename V, int... lane>
 MFAC_INLINE void exchange(V& a, V& b, std::integer_sequence<int, lane...>) {
   constexpr int kWidth = sizeof...(lane);

@@ -68,14 +68,18 @@ void accumulate_slab(const GramKernels<T, C>& kernel, const T* window, int64_t s
   }
 }
 
-// Powers of two that bring the rows' norms into [√½, √2), as far as they and their inverses are normal numbers of C.
+// Powers of two that bring the rows' norms into [√½, √2), as far as C's normal numbers reach. Where squares underflow
+// to zero or overflow, those that the norm may then have are not far from balanced, and none overflows.
 template <typename C>
 Buffer<C> row_scales(const std::vector<double>& squared_norms, int64_t size) {
-  constexpr int kMost = std::numeric_limits<C>::max_exponent - 2;
+  constexpr int kMost = std::numeric_limits<C>::max_exponent - 2, kUnderflown = 537, kOverflown = -520;
   Buffer<C> scales(size, C(1));
   for (size_t i = 0; i < squared_norms.size(); ++i) {
-    if (!std::isfinite(squared_norms[i])) continue;
-    const int exponent = squared_norms[i] > 0 ? -((std::ilogb(squared_norms[i]) + 1) >> 1) : kMost;
+    const double square = squared_norms[i];
+    if (std::isnan(square)) continue;
+    const int exponent = square <= 0             ? kUnderflown
+                         : std::isfinite(square) ? -((std::ilogb(square) + 1) >> 1)
+                                                 : kOverflown;
     scales[i] = std::ldexp(C(1), std::clamp(exponent, -kMost, kMost));
   }
   return scales;
@@ -101,13 +105,22 @@ void accumulate(const GramKernels<T, C>& kernel, const T* window, int64_t stride
     for (int64_t i = 0; i < size; ++i) sums[i] += sums[s * size + i];
     for (int64_t i = 0; i < m; ++i) pair_sums[i] += pair_sums[s * rows + i];
   }
+  // Scales are undone. Products of a row of zeros are zero: of pairs, whose sums are rounded one way and the pair sums
+  // another, a little would be left.
+  const bool paired = kernel.add_pair_sums != nullptr;
+  std::vector<double> factors(m);
+  for (int64_t i = 0; i < m; ++i) {
+    const int64_t p = i / panel_rows, r = i % panel_rows;
+    const double diagonal = sums[((p + 1) * (p + 2) / 2 - 1) * panel_rows * panel_rows + r * panel_rows + r];
+    factors[i] = paired && diagonal == 0 && pair_sums[i] == 0 ? 0 : 1 / double(scales[i]);
+  }
   const double* square = sums.data();
   for (int64_t p = 0; p < panels; ++p)
     for (int64_t q = 0; q <= p; ++q, square += panel_rows * panel_rows)
       for (int64_t i = p * panel_rows; i < std::min((p + 1) * panel_rows, m); ++i)
         for (int64_t j = q * panel_rows; j < std::min((q + 1) * panel_rows, i + 1); ++j) {
           const double sum = square[(i % panel_rows) * panel_rows + j % panel_rows] - (pair_sums[i] + pair_sums[j]);
-          gram[i * m + j] = gram[j * m + i] = sum / scales[i] / scales[j];
+          gram[i * m + j] = gram[j * m + i] = sum * factors[i] * factors[j];
         }
 }
 

@@ -66,13 +66,14 @@ struct WhitenRows {
 template <typename T, typename C>
 struct WhitenKernels {
   int64_t panel_columns, tile_rows;
-  // Packs columns, and squares[j] <- Σ_k g_kj². Where pair sums are wanted column j is multiplied by scales[j], which
-  // is set, as are pair_sums [ceil(rows / tile_rows)][panel_columns]; otherwise both are left alone.
-  void (*pack)(const T* window, int64_t stride, int64_t rows, int64_t cols, C* panel, C* squares, C* scales,
+  // Packs columns, and squares[j] <- Σ_k g_kj². Where pair sums are wanted column j is divided by units[j], a power of
+  // two, which is set, as are pair_sums [ceil(rows / tile_rows)][panel_columns]; otherwise both are left alone.
+  void (*pack)(const T* window, int64_t stride, int64_t rows, int64_t cols, C* panel, C* squares, C* units,
                C* pair_sums);
   // With U_rj = Σ_{k<depth} inverse_factor[k, r]·panel[k, j] for the tile's rows r: norms[j] += Σ_r U_rj² and
   // weighted[j] += Σ_r weights[r]·|U_rj|. `pair_sums`: those of the tile.
-  void (*tile)(const WhitenRows<C>& rows, int64_t depth, const C* panel, const C* pair_sums, C* norms, C* weighted);
+  void (*tile)(const WhitenRows<C>& rows, int64_t depth, const C* panel, const C* units, const C* pair_sums, C* norms,
+               C* weighted);
   // sums[r] += the pair sums of a tile of L⁻¹. Null: none are wanted.
   void (*add_pair_sums)(const C* inverse_factor, int64_t depth, double* sums);
 };

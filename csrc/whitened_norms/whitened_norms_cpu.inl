@@ -77,28 +77,36 @@ MFAC_INLINE void whiten_scale(const T* x, int64_t stride, int64_t rows, C* panel
 
 // The same with columns scaled, and the pair sums [ceil(rows / kTileRows)][kPanelWidth] that whiten_tile takes.
 template <typename T, typename C>
-void whiten_paired_panel(const T* window, int64_t stride, int64_t rows, int64_t cols, C* panel, C* squares, C* scales,
+void whiten_paired_panel(const T* window, int64_t stride, int64_t rows, int64_t cols, C* panel, C* squares, C* units,
                          C* pair_sums) {
   const bool whole = cols == kPanelWidth<C>;
   if (whole) whiten_squares(window, stride, rows, squares);
-  else whiten_panel<T, C>(window, stride, rows, cols, panel, squares, scales, pair_sums);
-  for (int64_t j = 0; j < kPanelWidth<C>; ++j) scales[j] = balancing_scale(squares[j]);
+  else whiten_panel<T, C>(window, stride, rows, cols, panel, squares, units, pair_sums);
+  C scales[kPanelWidth<C>];
+  for (int64_t j = 0; j < kPanelWidth<C>; ++j) {
+    scales[j] = balancing_scale(squares[j]);
+    units[j] = 1 / scales[j];
+  }
   if (whole) whiten_scale(window, stride, rows, panel, scales, pair_sums);
   else whiten_scale(panel, kPanelWidth<C>, rows, panel, scales, pair_sums);
 }
 
 // The rows of one tile of L⁻¹, which is zero from `depth` on, times a panel.
 template <typename C, bool paired>
-void whiten_tile(const WhitenRows<C>& row, int64_t depth, const C* panel, const C* pair_sums, C* norms, C* weighted) {
-  vector_of<C> u[kTileRows][2] = {}, norm[2], magnitude[2], of_columns[2];
+void whiten_tile(const WhitenRows<C>& row, int64_t depth, const C* panel, const C* units, const C* pair_sums, C* norms,
+                 C* weighted) {
+  vector_of<C> u[kTileRows][2] = {}, norm[2], magnitude[2], of_columns[2], unit[2];
   add_sums_of_products<paired>(u, row.inverse_factor, kTileRows, panel, kPanelWidth<C>, depth);
   __builtin_memcpy(norm, norms, sizeof(norm));
   __builtin_memcpy(magnitude, weighted, sizeof(magnitude));
-  if constexpr (paired) __builtin_memcpy(of_columns, pair_sums, sizeof(of_columns));
+  if constexpr (paired) {
+    __builtin_memcpy(of_columns, pair_sums, sizeof(of_columns));
+    __builtin_memcpy(unit, units, sizeof(unit));
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < kTileRows; ++r)
     for (int v = 0; v < 2; ++v) {
-      if constexpr (paired) u[r][v] = (u[r][v] - of_columns[v] - row.pair_sums[r]) * row.norms[r];
+      if constexpr (paired) u[r][v] = (u[r][v] - of_columns[v] - row.pair_sums[r]) * unit[v] * row.norms[r];
       norm[v] += u[r][v] * u[r][v];
       magnitude[v] += row.weights[r] * magnitudes(u[r][v]);
     }

@@ -34,9 +34,11 @@ PackedFactor<C> pack_factor(const double* inverse_factor, int64_t m) {
   PackedFactor<C> packed{Buffer<C>(size * m, C(0)), Buffer<C>(size, C(1)), Buffer<C>(size, C(0))};
   for (int64_t i = 0; i < m; ++i) {
     const double* row = inverse_factor + i * m;
-    if (paired)
-      packed.norms[i] =
-          std::max(C(std::sqrt(std::inner_product(row, row + i + 1, row, 0.0))), std::numeric_limits<C>::min());
+    if (paired) {  // not below the largest entry, where squares underflow
+      double norm = std::sqrt(std::inner_product(row, row + i + 1, row, 0.0));
+      for (int64_t k = 0; k <= i; ++k) norm = std::max(norm, std::abs(row[k]));
+      packed.norms[i] = std::max(C(norm), std::numeric_limits<C>::min());
+    }
     for (int64_t k = 0; k <= i; ++k)
       packed.tiles[i / rows * rows * m + k * rows + i % rows] = C(row[k] / packed.norms[i]);
   }
@@ -75,7 +77,7 @@ void whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const
   Buffer<C> relative(ceil_div(m, rows) * rows, C(0));
   for (int64_t i = 0; i < m; ++i) relative[i] = C(weights[i] / unit);
   parallel_tasks(ceil_div(d, kTileColumns), m * m * kTileColumns, [&](int64_t begin, int64_t end) {
-    Buffer<C> panel(m * width), pair_sums(ceil_div(m, rows) * width), scales(width, C(1));
+    Buffer<C> panel(m * width), pair_sums(ceil_div(m, rows) * width), units(width);
     Buffer<C> squares(width), norms(width), weighted(width);
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t column = tile * kTileColumns, cols = std::min(kTileColumns, d - column);
@@ -84,20 +86,19 @@ void whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const
                          ceil_div(cols, width) * ceil_div(m, rows));
       for (int64_t j = 0; j < cols; j += width) {
         kernel.pack(window + column + j, stride, m, std::min(width, cols - j), panel.data(), squares.data(),
-                    scales.data(), pair_sums.data());
+                    units.data(), pair_sums.data());
         std::fill(norms.begin(), norms.end(), C(0));
         std::fill(weighted.begin(), weighted.end(), C(0));
         for (int64_t i = 0; i < m; i += rows) {
           ahead.step();
           const WhitenRows<C> tile_rows{packed.tiles.data() + i * m, relative.data() + i, packed.norms.data() + i,
                                         packed.pair_sums.data() + i};
-          kernel.tile(tile_rows, std::min(i + rows, m), panel.data(), pair_sums.data() + i / rows * width, norms.data(),
-                      weighted.data());
+          kernel.tile(tile_rows, std::min(i + rows, m), panel.data(), units.data(), pair_sums.data() + i / rows * width,
+                      norms.data(), weighted.data());
         }
         for (int64_t i = 0; i < std::min(width, cols - j); ++i) {
-          const double unscaled = 1 / double(scales[i]), s = norms[i] * unscaled * unscaled;
-          out[column + j + i] = s;
-          errors[column + j + i] = error_bound<C>(m, squares[i], s, weighted[i] * unscaled, unit, squared_weights);
+          out[column + j + i] = norms[i];
+          errors[column + j + i] = error_bound<C>(m, squares[i], norms[i], weighted[i], unit, squared_weights);
         }
       }
     }
