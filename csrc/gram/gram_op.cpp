@@ -35,8 +35,8 @@ int64_t slab_count(int64_t m, int64_t d) {
 
 // square [panel_rows, panel_rows] += the products of two packed panels, the next tile being asked for in between
 template <typename T, typename C>
-void add_pair(const GramKernels<T, C>& kernel, const C* a, const C* b, int64_t depth, double* square,
-              TilePrefetch& ahead) {
+void add_panels(const GramKernels<T, C>& kernel, const C* a, const C* b, int64_t depth, double* square,
+                TilePrefetch& ahead) {
   for (int64_t i = 0; i < kernel.panel_rows; i += kernel.tile_rows) {
     ahead.step();
     kernel.rows(a, b, i, depth, square + i * kernel.panel_rows, kernel.panel_rows);
@@ -62,8 +62,8 @@ void accumulate_slab(const GramKernels<T, C>& kernel, const T* window, int64_t s
       double* square = sums;
       for (int64_t p = 0; p < panels; ++p)
         for (int64_t q = 0; q <= p; ++q, square += panel_rows * panel_rows)
-          add_pair(kernel, packed.data() + (p * width + k) * panel_rows, packed.data() + (q * width + k) * panel_rows,
-                   std::min(kDepth<C>, width - k), square, ahead);
+          add_panels(kernel, packed.data() + (p * width + k) * panel_rows, packed.data() + (q * width + k) * panel_rows,
+                     std::min(kDepth<C>, width - k), square, ahead);
     }
   }
 }
