@@ -20,9 +20,9 @@ from torch import Tensor, nn
 import mfac
 from bench.fashion import load_fashion_mnist
 from bench.peers.tasks import ResNet20
-from mfac import ops
 from mfac.bench.recurrence import StaticRecurrence
 from mfac.bench.timing import describe_machine, medians
+from mfac.core import ops
 
 RANK, BATCH_SIZE, TRAINING_STEPS = 256, 16, 100
 DAMPINGS = (1e-7, 1e-5, 1e-3, 1e-1)

@@ -23,11 +23,11 @@ from torch import Tensor
 
 import mfac
 from bench.plain import PaperStep, combine, dot, push
-from mfac import ops
 from mfac.bench.measurement import BLOCK_SIZE, DAMPING, HEADER, Measurement
 from mfac.bench.ops import FORMATS, MOMENTUM, descent_of, plain_descent, step
 from mfac.bench.pruning import LAYERS, plain_mask, plain_saliency
 from mfac.bench.timing import check, describe_machine, relative_error
+from mfac.core import ops
 
 NAMES = ("float32", "bfloat16", "int8", "top-k 1%")
 ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "int8": 0.02}  # int8: of normal draws, a 127th of four deviations

@@ -24,7 +24,6 @@ ROOT = Path(__file__).parents[1]
 TIME = {"build": 110, "tests": 220, "sanitizers": 90, "benchmark": 60}  # seconds
 ON_GPU = {"MFAC_TEST_DEVICE": "cuda"}
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider")
-ROOMS = ("ops", "ops_descend", "ops_window_push", "ops_block", "ops_capacitance", "ops_topk", "ops_pruning")
 SMALL = "values and (33 or layout1 or layout4) and not every and not long"  # layouts of sparse rows
 FIND_GPU = """
 import torch
@@ -91,7 +90,7 @@ def tests() -> str:
         except PartError as failed:
             return PartError(f"{path.name}: {failed}")
 
-    files = sorted((ROOT / "tests").glob("test_*.py"), key=lambda path: -path.stat().st_size)
+    files = sorted((ROOT / "tests").rglob("test_*.py"), key=lambda path: -path.stat().st_size)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         outcomes = list(pool.map(one, files))
     if failures := [outcome for outcome in outcomes if isinstance(outcome, PartError)]:
@@ -110,7 +109,7 @@ def sanitizers() -> str:
     options = run("--help", program=tool, seconds=20)
     named = next((f"--{name}" for name in ("kernel-name", "kernel-regex") if f"--{name}" in options), None)
     ours = (named, "kns=mfac") if named else ()
-    files = [f"tests/test_{room}.py" for room in ROOMS]
+    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_ops*.py"))]
     for check in ("memcheck", "racecheck"):
         settings = ("--tool", check, "--error-exitcode", "86", *ours, sys.executable)
         env = {**ON_GPU, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # every tensor has its own end

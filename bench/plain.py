@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mfac.bench.ops import plain_combine, plain_dot
 from mfac.bench.recurrence import DynamicRecurrence
-from mfac.rows import Int8Rows, Rows, TopKRows
+from mfac.window.formats import Int8Rows, Rows, TopKRows
 
 
 class PaperStep(DynamicRecurrence):

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "isa/kernels.h"
+#include "cpu/kernels.h"
 
 #define MFAC_STRINGIFY(...) #__VA_ARGS__  // a list of architectures has commas
 #define MFAC_VALUE(...) MFAC_STRINGIFY(__VA_ARGS__)

@@ -1,5 +1,5 @@
 // Every operator of torch.ops.mfac, in one place. Shapes: window [m, d] with contiguous rows, float32 or
-// float64; everything m x m is float64. Fake implementations: mfac/ops.py.
+// float64; everything m x m is float64. Fake implementations: mfac/core/ops.py.
 #include <torch/csrc/stable/library.h>
 
 #if !defined(MFAC_LIBRARY)

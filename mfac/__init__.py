@@ -12,14 +12,14 @@ except ImportError as error:
         "mfac's compiled core could not be loaded. In a clone, build it with `pip install --no-build-isolation -e .`; "
         f"it needs torch >= 2.10. Found torch {torch.__version__}: {error}"
     ) from error
-from mfac.damping import RelativeDamping, relative
-from mfac.descent import Descent
-from mfac.fisher import EmpiricalFisher, ihvp
-from mfac.gradients import collect_gradients
-from mfac.optimizer import MFAC
-from mfac.pruner import prune
-from mfac.report import PruningReport, PruningStep
-from mfac.window import GradientWindow
+from mfac.curvature.damping import RelativeDamping, relative
+from mfac.curvature.fisher import EmpiricalFisher, ihvp
+from mfac.gradients.collecting import collect_gradients
+from mfac.optim.mfac import MFAC
+from mfac.pruning.pruner import prune
+from mfac.pruning.report import PruningReport, PruningStep
+from mfac.window.descent import Descent
+from mfac.window.window import GradientWindow
 
 __version__ = "0.1.0"
 

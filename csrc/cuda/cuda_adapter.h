@@ -5,7 +5,7 @@
 // that execute their kernels there.
 #pragma once
 
-#include "adapter.h"
+#include "common/adapter.h"
 
 #if defined(MFAC_EMULATED)
 #define MFAC_CUDA_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(mfac_emulated, CPU, m)

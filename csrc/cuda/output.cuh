@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "cuda/simt.h"
-#include "descent.h"
+#include "window/window_combine/descent.h"
 
 namespace mfac::cuda {
 

@@ -4,8 +4,8 @@
 
 #include <type_traits>
 
+#include "common/formats.h"
 #include "cuda/simt.h"
-#include "formats.h"
 #if defined(__CUDACC__)
 #include <cuda_fp16.h>
 #endif

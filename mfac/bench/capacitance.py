@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import torch
 
-from mfac import ops
 from mfac.bench.measurement import DAMPING, READ, Measurement, Setting
 from mfac.bench.recurrence import DynamicRecurrence
 from mfac.bench.timing import check, relative_error
-from mfac.capacitance import InverseCapacitance
+from mfac.core import ops
+from mfac.window.capacitance import InverseCapacitance
 
 
 def capacitance(setting: Setting) -> list[Measurement]:

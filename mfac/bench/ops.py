@@ -8,14 +8,14 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from mfac import ops
 from mfac.bench.measurement import DAMPING, READ, Measurement, Setting
 from mfac.bench.recurrence import DynamicRecurrence
 from mfac.bench.timing import check, relative_error
-from mfac.descent import Descent
-from mfac.dual import window_dot
-from mfac.rows import DenseRows, Rows, TopKRows
-from mfac.window import GradientWindow
+from mfac.core import ops
+from mfac.curvature.dual import window_dot
+from mfac.window.descent import Descent
+from mfac.window.formats import DenseRows, Rows, TopKRows
+from mfac.window.window import GradientWindow
 
 FORMATS: dict[str, tuple[torch.dtype, float]] = {
     "float32": (torch.float32, 1.0),

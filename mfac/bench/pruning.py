@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mfac import ops
 from mfac.bench.measurement import READ, Measurement, Setting
 from mfac.bench.timing import check, relative_error
+from mfac.core import ops
 
 PATTERNS = ((2, 4), (4, 8), (16, 32))
 LAYERS = {"Linear": (512, 512, 1), "conv": (256, 256, 9)}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mfac import ops
 from mfac.bench.measurement import BLOCK_SIZE, DAMPING, GEMM_DOUBLE, GEMM_SINGLE, READ, Measurement, Setting
 from mfac.bench.recurrence import BatchedRecurrence, StaticRecurrence
 from mfac.bench.timing import check, relative_error
-from mfac.dual import column_tiles
-from mfac.fisher import EmpiricalFisher
+from mfac.core import ops
+from mfac.curvature.dual import column_tiles
+from mfac.curvature.fisher import EmpiricalFisher
 
 _MOST_BLOCKS = 2048
 

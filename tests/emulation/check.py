@@ -17,16 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from emulation.build import ROOT, build, environment
 
-OPERATORS = [
-    "test_ops.py",
-    "test_ops_descend.py",
-    "test_ops_window_push.py",
-    "test_ops_block.py",
-    "test_ops_capacitance.py",
-    "test_ops_topk.py",
-    "test_ops_pruning.py",
-]
-TWINS = ["test_cuda_twins.py"]  # which reaches every instance of every kernel
+OPERATORS = [str(path) for path in sorted((ROOT / "tests").rglob("test_ops*.py"))]
+TWINS = [str(ROOT / "tests" / "cuda" / "test_cuda_twins.py")]  # which reaches every instance of every kernel
 
 
 class Mode(NamedTuple):
@@ -62,7 +54,6 @@ def run(mode: str) -> None:
     """Runs the tests of values in a mode; exits if one fails or a kernel is not launched."""
     sanitizer, order, tests, shapes = MODES[mode]
     build(sanitizer)
-    files = [str(ROOT / "tests" / name) for name in tests]
     report_of(mode).unlink(missing_ok=True)
     settings = {
         **{"MFAC_SIMT_ORDER": order, "MFAC_SIMT_LAUNCHES": str(report_of(mode))},
@@ -70,7 +61,7 @@ def run(mode: str) -> None:
     }
     started = time.monotonic()
     outcome = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-s", *files],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-s", *tests],
         capture_output=True,
         text=True,
         cwd=ROOT,

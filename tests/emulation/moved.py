@@ -28,7 +28,7 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def chunks(m: int, d: int, rows: int) -> int:
-    """P, of `rows` rows a block (csrc/window_dot/window_dot_cuda.h)."""
+    """P, of `rows` rows a block (csrc/window/window_dot/window_dot_cuda.h)."""
     tiles = ceil_div(d, 1024)
     return ceil_div(tiles, ceil_div(tiles, max(1, 2048 // ceil_div(m, rows))))
 

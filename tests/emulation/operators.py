@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from emulation.build import build
-from mfac import cuda_ops, ops
+from mfac.core import cuda_ops, ops
 
 ON_THE_CPU_ONLY = {"prefer_huge_pages_"}
 MADE_OF_ATEN = {"gram": cuda_ops.gram}

@@ -1,0 +1,68 @@
+// The bound on the rounding errors of whitened_norms, which every twin computes along with s = ‖U_:j‖², U = L⁻¹G.
+//
+// With unit roundoff u an entry of U is a sum that is off by at most γ_i Σ_k |L⁻¹_ik g_kj| <= γ_i ‖L⁻¹_i:‖ ‖g_j‖,
+// γ_i = (the longest chain of roundings) u, so that with w_i = γ_i ‖L⁻¹_i:‖, known beforehand, s is off by at most
+//   2 ‖g_j‖ Σ_i w_i |U_ij| + ‖g_j‖² Σ_i w_i² + m u s.
+#pragma once
+
+#include <cmath>
+#include <type_traits>
+
+#include "common/formats.h"
+
+#if defined(__CUDACC__)
+#define MFAC_ON_BOTH __host__ __device__
+#else
+#define MFAC_ON_BOTH
+#endif
+
+namespace mfac {
+
+// Of arithmetic in C.
+template <typename C>
+constexpr double kRoundoff = std::is_same_v<C, float> ? 0x1p-24 : 0x1p-53;
+template <typename C>
+constexpr double kSmallest = std::is_same_v<C, float> ? 0x1p-126 : 0x1p-1022;  // a product below it may vanish
+
+// w_i, from Σ_k (L⁻¹_ik)²: the rounding of L⁻¹_ik to C, a chain of products, and a chain of sums of kSingleDepth of
+// them.
+template <typename C>
+MFAC_ON_BOTH inline double error_weight(int64_t i, int64_t m, double squares) {
+  const int64_t depth = i + 1, sums = (depth + kSingleDepth - 1) / kSingleDepth;
+  const int64_t roundings = 1 + (depth < kSingleDepth ? depth : kSingleDepth) + sums;
+  return double(roundings) * kRoundoff<C> * std::sqrt(squares + double(m) * kSmallest<double>);
+}
+
+// The same where products are paired (cpu/paired.inl), to a depth that includes the zeros at the end of the row. Rows x
+// of L⁻¹ have norm 1, columns y norms in [√½, √2), so that ½‖x‖² and ½‖y‖² are at most ‖x‖ ‖y‖/√2. In these units of
+// ‖x‖ ‖y‖ the products come to 1 + (½ + 1)/√2 at most, in a chain of groups and single ones, the two additions of a
+// pair and the sums; column pair sums to 1/√2, in a chain as long as groups and sums; a row's to 1/√2, summed in
+// float64 in one chain, which for float32 is rounded once; the two subtractions of pair sums to 1 + 1/√2 and 1; and the
+// roundings of L⁻¹, of its norm and of U by that to 1 each.
+template <typename C>
+inline double paired_error_weight(int64_t depth, int64_t m, double squares) {
+  constexpr double kHalf = 0.70710679;  // >= 1/√2
+  const int64_t block = depth < kPairedDepth<C> ? depth : kPairedDepth<C>, groups = block / kPairGroup;
+  const int64_t sums = (depth + kPairedDepth<C> - 1) / kPairedDepth<C>, chain = block - groups + 2 + sums - 1;
+  const int64_t row_chain = sizeof(C) == 4 ? 1 : 1 + depth / kPairGroup;
+  const double roundings =
+      (1 + 1.5 * kHalf) * double(chain) + kHalf * double(groups + sums + row_chain) + (2 + kHalf) + 3;
+  return roundings * kRoundoff<C> * std::sqrt(squares + double(m) * kSmallest<double>);
+}
+
+// Weights are kept in units of the largest, in which none that matters is too small for C.
+MFAC_ON_BOTH inline double weight_unit(double largest) {
+  constexpr double kLeast = 0x1p-1000;
+  return largest < kLeast ? kLeast : largest;
+}
+
+// The bound for a column, from Σ_k g_kj², s, and Σ_i w_i |U_ij| in units of `unit`.
+template <typename C>
+MFAC_ON_BOTH inline double error_bound(int64_t m, double squares, double s, double weighted, double unit,
+                                       double squared_weights) {
+  const double m_roundoffs = double(m) * kRoundoff<C>, slack = 1 + 4 * m_roundoffs;  // of the bound's own sums
+  const double vanishing = double(m) * kSmallest<C>, square = slack * (squares + vanishing);
+  return slack * (2 * std::sqrt(square) * unit * weighted + square * squared_weights + m_roundoffs * s) + vanishing;
+}
+
+}  // namespace mfac

@@ -1,0 +1,1 @@
+"""What every room stands on: operators and their fakes, devices, checks of arguments."""

@@ -1,0 +1,368 @@
+"""The compiled operators `torch.ops.mfac.*` as typed functions, and their fake implementations.
+
+Importing this module loads the extension. Schemas: csrc/schemas.cpp. The functions below add nothing but types;
+arguments are checked by their callers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mfac import _C
+from mfac.core import cuda_ops
+
+_WANTED_ISA = os.environ.get("MFAC_CPU_ISA")
+if _WANTED_ISA and _C.build_info()["isa_chosen"] != _WANTED_ISA:
+    raise ImportError(
+        "Environment variable MFAC_CPU_ISA should name an instruction set that was built, one of "
+        f"{_C.build_info()['isas_built']}, and that this CPU has. Found {_WANTED_ISA!r}."
+    )
+
+torch.library.impl("mfac::gram", "CUDA", cuda_ops.gram)
+
+_ops = torch.ops.mfac
+
+
+def squared_norms(window: Tensor) -> Tensor:
+    """‖g_i‖² in float64, [m]; not finite if an entry is not. One pass."""
+    result: Tensor = _ops.squared_norms(window)
+    return result
+
+
+def gram(window: Tensor, single: bool = False, squared_norms: Tensor | None = None) -> Tensor:
+    """G Gᵀ in float64, [m, m]. O(m²d), extra memory O(m²). `single`: products, and sums of 240 of them, in float32.
+
+    Args:
+        window: G, [m, d] float32 or float64.
+        single: For a float32 window.
+        squared_norms: ‖g_i‖², [m] float64. Where they are known they save a pass over the window: rows are scaled by
+            them for products in pairs, which some processors do faster (csrc/cpu/paired.inl). Within a factor of 100
+            will do; errors grow as the ratio of one row's factor to another's.
+
+    Returns:
+        [m, m]. Off by at most u Σ|g_ik g_jk| times the longest chain of sums; in pairs by 9/4 u ‖g_i‖ ‖g_j‖ times that.
+    """
+    result: Tensor = _ops.gram(window, single, squared_norms)
+    return result
+
+
+def whitened_norms(window: Tensor, inverse_factor: Tensor, single: bool) -> tuple[Tensor, Tensor]:
+    """Squared column norms of L⁻¹G and bounds on their errors, [d] float64. O(m²d); `single`: in float32."""
+    norms, errors = _ops.whitened_norms(window, inverse_factor, single)
+    return norms, errors
+
+
+def window_dot(window: Tensor, vectors: Tensor, scales: Tensor | None = None) -> Tensor:
+    """Products of `vectors` [k, d] with every row of the window, accumulated in float64: [k, m]. One pass."""
+    result: Tensor = _ops.window_dot(window, vectors, scales)
+    return result
+
+
+def window_combine_(
+    out: Tensor, window: Tensor, coefficients: Tensor, alpha: float, beta: float, scales: Tensor | None = None
+) -> Tensor:
+    """In place: out [k, d] <- alpha · out + beta · coefficients [k, m] G, in float64 or (int8) integers. One pass."""
+    _ops.window_combine_(out, window, coefficients, alpha, beta, scales)
+    return out
+
+
+def window_descend_(
+    parameters: Sequence[Tensor],
+    average: Tensor | None,
+    window: Tensor,
+    coefficients: Tensor,
+    beta: float,
+    momentum: float,
+    columns: Sequence[int],
+    rates: Sequence[float],
+    decays: Sequence[float],
+    scales: Tensor | None = None,
+) -> None:
+    """In place: weights, columns[i] and on of the window, become decays[i] · w - rates[i] · v, in the pass for v.
+
+    v is beta · coefficients [1, m] G, or `average` [d], which becomes momentum · average + (1 - momentum) · that.
+    """
+    _ops.window_descend_(parameters, average, window, coefficients, beta, momentum, columns, rates, decays, scales)
+
+
+def zeros_in_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor of zeros on the CPU, in large pages where the system has them to give."""
+    memory = torch.empty(tuple(shape), dtype=dtype, device="cpu")
+    _ops.prefer_huge_pages_(memory)
+    return memory.zero_()
+
+
+def window_push_(window: Tensor, row: int, gradient: Tensor, scales: Tensor | None = None) -> Tensor:
+    """Rounds a gradient [d] into a row; its products with all rows, [m]. NaN, and nothing written, if not finite."""
+    result: Tensor = _ops.window_push_(window, row, gradient, scales)
+    return result
+
+
+def topk_dot(values: Tensor, indices: Tensor, vectors: Tensor, block_size: int) -> Tensor:
+    """`window_dot` for sparse rows: values and uint16 offsets [m, blocks, kept] within blocks of columns. O(mk)."""
+    result: Tensor = _ops.topk_dot(values, indices, vectors, block_size)
+    return result
+
+
+def topk_combine_(
+    out: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    coefficients: Tensor,
+    alpha: float,
+    beta: float,
+    block_size: int,
+    boundaries: Tensor | None = None,
+) -> Tensor:
+    """`window_combine_` for sparse rows; a GPU finds their boundaries in another pass where it is not given them."""
+    _ops.topk_combine_(out, values, indices, coefficients, alpha, beta, block_size, boundaries)
+    return out
+
+
+def topk_descend_(
+    parameters: Sequence[Tensor],
+    average: Tensor | None,
+    values: Tensor,
+    indices: Tensor,
+    coefficients: Tensor,
+    beta: float,
+    momentum: float,
+    newest: int,
+    columns: Sequence[int],
+    rates: Sequence[float],
+    decays: Sequence[float],
+    dim: int,
+    block_size: int,
+    boundaries: Tensor | None = None,
+) -> None:
+    """`window_descend_` for sparse rows; what row `newest` carries moves along v itself and starts with no average."""
+    _ops.topk_descend_(
+        *(parameters, average, values, indices, coefficients, beta, momentum, newest),
+        *(columns, rates, decays, dim, block_size, boundaries),
+    )
+
+
+def topk_push_(
+    values: Tensor,
+    indices: Tensor,
+    error: Tensor,
+    row: int,
+    gradient: Tensor,
+    block_size: int,
+    boundaries: Tensor | None = None,
+) -> Tensor:
+    """`window_push_` for sparse rows: the largest entries of error + gradient become the row, the rest the error."""
+    result: Tensor = _ops.topk_push_(values, indices, error, row, gradient, block_size, boundaries)
+    return result
+
+
+def capacitance_replace_(inverse: Tensor, gram: Tensor, row: int, products: Tensor, shift: float) -> Tensor:
+    """Replaces a row and column of K and updates (shift·I + K)⁻¹, both lower triangles, in place. O(m²)."""
+    pivot: Tensor = _ops.capacitance_replace_(inverse, gram, row, products, shift)
+    return pivot
+
+
+def capacitance_solve(inverse: Tensor, gram: Tensor, vectors: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+    """(shift·I + K)⁻¹ times `vectors` [k, m], from that inverse and refined with K; the largest backward error, [1]."""
+    solutions, error = _ops.capacitance_solve(inverse, gram, vectors, shift)
+    return solutions, error
+
+
+def block_factor(window: Tensor, block_size: int, damping: float, num_terms: float) -> tuple[Tensor, Tensor]:
+    """Upper Cholesky factors of every diagonal block, [blocks, r, r], and the failing pivot of each or -1."""
+    factors, failed = _ops.block_factor(window, block_size, damping, num_terms)
+    return factors, failed
+
+
+def block_ihvp(
+    window: Tensor, factors: Tensor, vectors: Tensor, block_size: int, damping: float, num_terms: float
+) -> Tensor:
+    """Block-diagonal F⁻¹ times float64 `vectors` [k, d]. One pass over the window."""
+    result: Tensor = _ops.block_ihvp(window, factors, vectors, block_size, damping, num_terms)
+    return result
+
+
+def block_matvec(window: Tensor, vectors: Tensor, block_size: int, damping: float, num_terms: float) -> Tensor:
+    """Block-diagonal F times float64 `vectors` [k, d]. One pass over the window."""
+    result: Tensor = _ops.block_matvec(window, vectors, block_size, damping, num_terms)
+    return result
+
+
+def block_inverse_diagonal(
+    window: Tensor, factors: Tensor, block_size: int, damping: float, num_terms: float
+) -> Tensor:
+    """The diagonal of the block-diagonal F⁻¹, [d] float64."""
+    result: Tensor = _ops.block_inverse_diagonal(window, factors, block_size, damping, num_terms)
+    return result
+
+
+def obs_saliency(weights: Tensor, inverse_diagonal: Tensor) -> Tensor:
+    """w²/(2 (F⁻¹)_pp) in float64, [d]. One pass."""
+    result: Tensor = _ops.obs_saliency(weights, inverse_diagonal)
+    return result
+
+
+def nm_mask(scores: Tensor, keep: int, group: int) -> Tensor:
+    """Which of `scores` [outer, axis, inner] are the `keep` highest of each `group` <= 64 along the axis. One pass."""
+    result: Tensor = _ops.nm_mask(scores, keep, group)
+    return result
+
+
+def _float64(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape, dtype=torch.float64)
+
+
+def _block_order(window: Tensor, block_size: int) -> tuple[int, int]:
+    rank, dim = window.shape
+    size = max(1, min(block_size, dim))
+    return -(-dim // size), min(rank, size)
+
+
+@torch.library.register_fake("mfac::squared_norms")
+def _(window: Tensor) -> Tensor:
+    return _float64(window, window.shape[0])
+
+
+@torch.library.register_fake("mfac::gram")
+def _(window: Tensor, single: bool = False, squared_norms: Tensor | None = None) -> Tensor:
+    return _float64(window, window.shape[0], window.shape[0])
+
+
+@torch.library.register_fake("mfac::whitened_norms")
+def _(window: Tensor, inverse_factor: Tensor, single: bool) -> tuple[Tensor, Tensor]:
+    return _float64(window, window.shape[1]), _float64(window, window.shape[1])
+
+
+@torch.library.register_fake("mfac::window_dot")
+def _(window: Tensor, vectors: Tensor, scales: Tensor | None = None) -> Tensor:
+    return _float64(vectors, vectors.shape[0], window.shape[0])
+
+
+@torch.library.register_fake("mfac::window_combine_")
+def _(
+    out: Tensor, window: Tensor, coefficients: Tensor, alpha: float, beta: float, scales: Tensor | None = None
+) -> None:
+    return None
+
+
+@torch.library.register_fake("mfac::window_descend_")
+def _(
+    parameters: Sequence[Tensor],
+    average: Tensor | None,
+    window: Tensor,
+    coefficients: Tensor,
+    beta: float,
+    momentum: float,
+    columns: Sequence[int],
+    rates: Sequence[float],
+    decays: Sequence[float],
+    scales: Tensor | None = None,
+) -> None:
+    return None
+
+
+@torch.library.register_fake("mfac::prefer_huge_pages_")
+def _(memory: Tensor) -> None:
+    return None
+
+
+@torch.library.register_fake("mfac::window_push_")
+def _(window: Tensor, row: int, gradient: Tensor, scales: Tensor | None = None) -> Tensor:
+    return _float64(gradient, window.shape[0])
+
+
+@torch.library.register_fake("mfac::topk_dot")
+def _(values: Tensor, indices: Tensor, vectors: Tensor, block_size: int) -> Tensor:
+    return _float64(vectors, vectors.shape[0], values.shape[0])
+
+
+@torch.library.register_fake("mfac::topk_combine_")
+def _(
+    out: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    coefficients: Tensor,
+    alpha: float,
+    beta: float,
+    block_size: int,
+    boundaries: Tensor | None = None,
+) -> None:
+    return None
+
+
+@torch.library.register_fake("mfac::topk_descend_")
+def _(
+    parameters: Sequence[Tensor],
+    average: Tensor | None,
+    values: Tensor,
+    indices: Tensor,
+    coefficients: Tensor,
+    beta: float,
+    momentum: float,
+    newest: int,
+    columns: Sequence[int],
+    rates: Sequence[float],
+    decays: Sequence[float],
+    dim: int,
+    block_size: int,
+    boundaries: Tensor | None = None,
+) -> None:
+    return None
+
+
+@torch.library.register_fake("mfac::topk_push_")
+def _(
+    values: Tensor,
+    indices: Tensor,
+    error: Tensor,
+    row: int,
+    gradient: Tensor,
+    block_size: int,
+    boundaries: Tensor | None = None,
+) -> Tensor:
+    return _float64(gradient, values.shape[0])
+
+
+@torch.library.register_fake("mfac::capacitance_replace_")
+def _(inverse: Tensor, gram: Tensor, row: int, products: Tensor, shift: float) -> Tensor:
+    return _float64(products, 1)
+
+
+@torch.library.register_fake("mfac::capacitance_solve")
+def _(inverse: Tensor, gram: Tensor, vectors: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(vectors), _float64(vectors, 1)
+
+
+@torch.library.register_fake("mfac::block_factor")
+def _(window: Tensor, block_size: int, damping: float, num_terms: float) -> tuple[Tensor, Tensor]:
+    blocks, order = _block_order(window, block_size)
+    return _float64(window, blocks, order, order), window.new_empty((blocks,), dtype=torch.int64)
+
+
+@torch.library.register_fake("mfac::block_ihvp")
+def _(window: Tensor, factors: Tensor, vectors: Tensor, block_size: int, damping: float, num_terms: float) -> Tensor:
+    return torch.empty_like(vectors)
+
+
+@torch.library.register_fake("mfac::block_matvec")
+def _(window: Tensor, vectors: Tensor, block_size: int, damping: float, num_terms: float) -> Tensor:
+    return torch.empty_like(vectors)
+
+
+@torch.library.register_fake("mfac::block_inverse_diagonal")
+def _(window: Tensor, factors: Tensor, block_size: int, damping: float, num_terms: float) -> Tensor:
+    return _float64(window, window.shape[1])
+
+
+@torch.library.register_fake("mfac::obs_saliency")
+def _(weights: Tensor, inverse_diagonal: Tensor) -> Tensor:
+    return _float64(weights, weights.shape[0])
+
+
+@torch.library.register_fake("mfac::nm_mask")
+def _(scores: Tensor, keep: int, group: int) -> Tensor:
+    return scores.new_empty(scores.shape, dtype=torch.bool)

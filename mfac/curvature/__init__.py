@@ -1,0 +1,1 @@
+"""The static Fisher: damping, its dual, primal and block-diagonal forms, products with its inverse."""

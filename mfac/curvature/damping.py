@@ -1,0 +1,102 @@
+"""Damping: the λ of F = λI + (1/n) GᵀG, given as a number or relative to the gradients' own scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mfac.core.checks import check_number
+
+
+@dataclass(frozen=True)
+class RelativeDamping:
+    """λ = `scale` · mean of diag((1/n) GᵀG). Made by `mfac.relative`.
+
+    Attributes:
+        scale: c, a positive number without unit.
+    """
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        check_number("scale", self.scale, above=0)
+
+
+Damping = float | RelativeDamping
+
+
+def relative(scale: float) -> RelativeDamping:
+    """Damping in proportion to the mean of the Fisher's undamped diagonal.
+
+    A fixed λ means something else for every network and every batch size: 1e-5 can be sixteen times that mean or
+    a thousandth of it. A relative one does not change when the loss is scaled.
+
+    Args:
+        scale: c > 0; λ = c · mean of diag((1/n) GᵀG).
+
+    Returns:
+        A value for any parameter called `damping`.
+
+    Raises:
+        ValueError: If `scale` is not positive and finite.
+
+    Example:
+        >>> import torch, mfac
+        >>> grads = torch.full((2, 4), 3.0)
+        >>> mfac.EmpiricalFisher(grads, damping=mfac.relative(0.01)).damping
+        0.09
+    """
+    return RelativeDamping(scale)
+
+
+def check_damping(damping: Damping) -> Damping:
+    """Accepts λ > 0 or `mfac.relative(c)`.
+
+    Args:
+        damping: What was given for the parameter `damping`.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: If λ is not positive and finite.
+        TypeError: If it is neither a number nor relative.
+    """
+    if isinstance(damping, RelativeDamping):
+        return damping
+    value = check_number("damping", damping, above=0)
+    if not 1e-150 <= value <= 1e150:
+        raise ValueError(
+            f"Parameter `damping` should be between 1e-150 and 1e150, or float64 overflows. Found {value!r}."
+        )
+    return value
+
+
+def resolve_damping(damping: Damping, trace: float, num_terms: float, dim: int) -> float:
+    """The number λ.
+
+    Args:
+        damping: λ itself, or relative.
+        trace: tr(GGᵀ), the sum of the rows' squared norms.
+        num_terms: n.
+        dim: d.
+
+    Returns:
+        λ > 0.
+
+    Raises:
+        ValueError: If a relative damping meets gradients that are all zero.
+    """
+    if not isinstance(damping, RelativeDamping):
+        return float(damping)
+    if trace <= 0:
+        raise ValueError(
+            f"Parameter `damping` should be a positive number where all gradients are zero. "
+            f"Found relative({damping.scale:g}), which would be 0."
+        )
+    value = damping.scale * trace / (num_terms * dim)
+    if not 1e-150 <= value <= 1e150:
+        raise ValueError(
+            f"Parameter `damping` should give a λ between 1e-150 and 1e150. "
+            f"Found relative({damping.scale:g}) = {value!r}."
+        )
+    return value

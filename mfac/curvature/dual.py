@@ -1,0 +1,207 @@
+"""The full Fisher in its dual form, through the m x m capacitance C = nλI + GGᵀ (docs/derivation.md, "Static")."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mfac.core import ops
+from mfac.curvature.diagonal import SingleFactor, shifted_cholesky, single_factor, whitened_norms
+
+_EPS = torch.finfo(torch.float64).eps
+_TILE_ENTRIES = 1 << 19  # of a float64 column tile: 4 MiB
+_CANCELLED = 1e-6  # of 1 - ‖U_:i‖²: below this a bound is looked at
+_NORMS_AT_ONCE = 1024  # columns gathered at a time
+_MOST_FUSED_VECTORS = 4  # from 8 on a matrix product over tiles is faster (python -m mfac.bench --ops vectors)
+
+
+def column_tiles(window: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Goes over a window in tiles of columns, widened to float64.
+
+    Args:
+        window: [m, d].
+
+    Yields:
+        The columns, and the tile [m, columns] in float64; its storage may be overwritten by the next.
+    """
+    rank, dim = window.shape
+    width = max(1, min(dim, _TILE_ENTRIES // rank))
+    buffer = window.new_empty((rank, width), dtype=torch.float64)
+    for start in range(0, dim, width):
+        columns = slice(start, min(start + width, dim))
+        tile = buffer[:, : columns.stop - start]
+        tile.copy_(window[:, columns])
+        yield columns, tile
+
+
+def window_dot(window: Tensor, vectors: Tensor) -> Tensor:
+    """`vectors` [k, d] times Gᵀ, accumulated in float64: [k, m]. The fused pass, or GEMM over tiles for large k."""
+    if vectors.shape[0] <= _MOST_FUSED_VECTORS:
+        return ops.window_dot(window, vectors)
+    result = vectors.new_zeros((vectors.shape[0], window.shape[0]), dtype=torch.float64)
+    for columns, tile in column_tiles(window):
+        result.addmm_(vectors[:, columns].double(), tile.T)
+    return result
+
+
+def window_combine_(out: Tensor, window: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
+    """In place: out [k, d] <- alpha·out + beta·coefficients [k, m] G. The fused pass, or GEMM for large k."""
+    if out.shape[0] <= _MOST_FUSED_VECTORS:
+        return ops.window_combine_(out, window, coefficients, alpha, beta)
+    for columns, tile in column_tiles(window):
+        product = coefficients @ tile
+        out[:, columns] = (
+            product.mul_(beta) if alpha == 0 else product.mul_(beta).add_(out[:, columns], alpha=alpha)
+        ).to(out.dtype)
+    return out
+
+
+def factor_capacitance(gram: Tensor, shift: float) -> Tensor:
+    """The lower Cholesky factor of shift·I + K.
+
+    Args:
+        gram: K = GGᵀ, [m, m] float64; only the lower triangle is read.
+        shift: nλ.
+
+    Returns:
+        L, [m, m] float64. O(m³/3).
+
+    Raises:
+        torch.linalg.LinAlgError: If the matrix is not numerically positive definite.
+    """
+    factor, failed = shifted_cholesky(gram, shift)
+    if int(failed) != 0:
+        raise torch.linalg.LinAlgError(
+            f"The capacitance nλI + GGᵀ is not numerically positive definite at row {int(failed) - 1}: the largest "
+            f"squared row norm is {float(gram.diagonal().max()):.3g}, nλ only {shift:.3g}. Increase `damping`."
+        )
+    return factor
+
+
+class DualFisher:
+    """F⁻¹ = (I - Gᵀ C⁻¹ G)/λ for m < d.
+
+    Args:
+        window: G, [m, d], kept by reference.
+        damping: λ.
+        num_terms: n.
+        gram: K = GGᵀ, [m, m] float64, if it is known. Otherwise it is computed when C is first needed, which for the
+            diagonal alone it may not be.
+        squared_norms: ‖g_i‖², [m] float64.
+        store_columns: Whether to hold U = L⁻¹G, [m, d] float64.
+
+    Raises:
+        torch.linalg.LinAlgError: If C is not numerically positive definite.
+    """
+
+    def __init__(
+        self,
+        window: Tensor,
+        damping: float,
+        num_terms: float,
+        gram: Tensor | None,
+        squared_norms: Tensor,
+        store_columns: bool,
+    ) -> None:
+        self.window = window
+        self.damping = damping
+        self.num_terms = num_terms
+        self.squared_norms = squared_norms
+        self._factor: Tensor | None = None
+        if gram is not None or not self._surely_positive():  # in which case it should fail here and not later
+            self._factor = self._factored(gram)
+        self.stored: Tensor | None = None  # U
+        if store_columns:
+            self.stored = torch.empty_like(window, dtype=torch.float64)
+            for columns, tile in column_tiles(window):
+                self.stored[:, columns] = self._whiten(tile)
+
+    @property
+    def factor(self) -> Tensor:
+        """L, the lower Cholesky factor of C, [m, m] float64; computed when first needed."""
+        if self._factor is None:
+            self._factor = self._factored(None)
+        return self._factor
+
+    @cached_property
+    def _single(self) -> SingleFactor | None:
+        """What the diagonal alone may make do with, while there is no factor."""
+        return single_factor(self.window, self.squared_norms, self.num_terms * self.damping)
+
+    def _factored(self, gram: Tensor | None) -> Tensor:
+        if gram is None:
+            gram = ops.gram(self.window, squared_norms=self.squared_norms)
+        return factor_capacitance(gram, self.num_terms * self.damping)
+
+    def _surely_positive(self) -> bool:
+        """Whether nλ is above all that rounding can do to C, so that its factorisation cannot fail."""
+        # Cholesky of order m succeeds if the smallest eigenvalue is above about m(m + 1)u of the largest diagonal
+        # entry; K itself is off by the length of its sums times u of the trace.
+        rank, dim = self.window.shape
+        error = rank * (rank + 1 + 256 + dim / 1024) * _EPS * float(self.squared_norms.max())
+        return self.num_terms * self.damping > 4 * error
+
+    def _whiten(self, tile: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.factor, tile, upper=False)
+
+    def ihvp(self, v: Tensor) -> Tensor:
+        """F⁻¹v for float64 v [k, d]; two passes."""
+        c = torch.cholesky_solve(window_dot(self.window, v).T, self.factor)  # [m, k]
+        return window_combine_(v.clone(), self.window, c.T.contiguous(), 1 / self.damping, -1 / self.damping)
+
+    def ihvp_of_combination(self, a: Tensor) -> Tensor:
+        """F⁻¹Gᵀa = n Gᵀ C⁻¹ a for float64 a [k, m], in the push-through form, which does not subtract; one pass."""
+        c = torch.cholesky_solve(a.T, self.factor)  # [m, k]
+        out = a.new_empty((a.shape[0], self.window.shape[1]))
+        return window_combine_(out, self.window, c.T.contiguous(), 0.0, self.num_terms)
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """Fv for float64 v [k, d]; two passes."""
+        return window_combine_(v.clone(), self.window, window_dot(self.window, v), self.damping, 1 / self.num_terms)
+
+    def inverse_diagonal(self) -> Tensor:
+        """diag(F⁻¹), [d] float64, from the squared column norms of L⁻¹G; m²d flops."""
+        if self.stored is not None:
+            norms = torch.cat([tile.square().sum(0) for tile in self.stored.split(_NORMS_AT_ONCE, dim=1)])
+        else:
+            norms = self._whitened_norms()
+        rest = norms.neg_().add_(1)
+        cancelled = (rest < _CANCELLED).nonzero()[:, 0]
+        for columns in cancelled.split(_NORMS_AT_ONCE):  # (F⁻¹)_ii >= 1/F_ii, which does not subtract
+            squares = self.window[:, columns].double().square_().sum(0)
+            rest[columns] = torch.maximum(rest[columns], self.damping / (self.damping + squares / self.num_terms))
+        return rest.div_(self.damping)
+
+    def _whitened_norms(self) -> Tensor:
+        """‖U_:i‖² for every column, [d] float64."""
+        if self._factor is None and self._single is not None:
+            norms = self._single.whitened_norms(self.window)
+            if norms is not None:
+                return norms
+        return whitened_norms(self.window, self.factor)
+
+    def _columns(self, index: Tensor) -> Tensor:
+        """U[:, index], [m, len(index)]."""
+        if self.stored is not None:
+            return self.stored[:, index]
+        return self._whiten(self.window[:, index].double())
+
+    def inverse_elements(self, i: Tensor, j: Tensor) -> Tensor:
+        """(F⁻¹)_ij for index vectors of one length."""
+        dots = (self._columns(i) * self._columns(j)).sum(0)
+        return ((i == j).double() - dots) / self.damping
+
+    def inverse_submatrix(self, rows: Tensor, cols: Tensor) -> Tensor:
+        """F⁻¹[rows][:, cols]."""
+        dots = self._columns(rows).T @ self._columns(cols)
+        return ((rows[:, None] == cols[None, :]).double() - dots) / self.damping
+
+    def logdet(self) -> float:
+        """Log det F = d log λ + log det C - m log(nλ)."""
+        rank, dim = self.window.shape
+        log_det_capacitance = 2 * float(self.factor.diagonal().log().sum())
+        return dim * math.log(self.damping) + log_det_capacitance - rank * math.log(self.num_terms * self.damping)

@@ -1,0 +1,289 @@
+"""The static empirical Fisher: factor once, apply many."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mfac.core import ops
+from mfac.core.checks import check_count, check_finite_rows, check_vectors, check_window
+from mfac.curvature.block_diagonal import BlockDiagonalFisher
+from mfac.curvature.damping import Damping, RelativeDamping, check_damping, resolve_damping
+from mfac.curvature.diagonal import single_may_do
+from mfac.curvature.dual import DualFisher
+from mfac.curvature.primal import PrimalFisher
+
+_ELEMENTS_AT_ONCE = 4096
+
+
+class _Form(Protocol):
+    """What the three forms of the inverse share; everything in float64."""
+
+    def ihvp(self, v: Tensor) -> Tensor: ...
+    def matvec(self, v: Tensor) -> Tensor: ...
+    def inverse_diagonal(self) -> Tensor: ...
+    def inverse_elements(self, i: Tensor, j: Tensor) -> Tensor: ...
+    def inverse_submatrix(self, rows: Tensor, cols: Tensor) -> Tensor: ...
+    def logdet(self) -> float: ...
+
+
+class EmpiricalFisher:
+    r"""The damped empirical Fisher of m gradients and products with its inverse, without a d x d matrix.
+
+    .. math:: F = \lambda I + \frac{1}{m} \sum_{i=1}^{m} g_i g_i^\top
+              \qquad F^{-1} = \frac{1}{\lambda} \left(I - G^\top (m \lambda I + G G^\top)^{-1} G \right)
+
+    Factoring costs O(dm²) in time and O(m²) in memory beyond the gradients, an inverse-Hessian-vector product O(dm).
+    Where m >= d (or m >= B within a block) the primal matrix, the smaller of the two, is factored instead.
+    All products of rows are accumulated in float64 and everything m x m is float64, so a float32 window loses only
+    the rounding of the result; its `inverse_diagonal` alone may be computed in float32 where the error has a bound, see
+    there. A large float32 window is factored when a product first needs it; a damping too small for that is refused
+    here all the same. The gradients are kept by reference and never written to: leave them unchanged while
+    this object is in use. Costs below are those of the dual form, m < d; the primal form holds d x d matrices, no
+    larger.
+
+    Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 3.1, with the differences that
+    docs/derivation.md numbers: (1) matrix products and a Cholesky factorisation in place of the paper's m rank-one
+    steps; (2) the primal form.
+
+    Args:
+        grads: G, [m, d], one gradient a row; float32 or float64, rows contiguous.
+        damping: λ > 0, or `mfac.relative(c)`.
+        block_size: B, for a Fisher of diagonal blocks of B consecutive columns; None for the full matrix. Memory of the
+            factors is then ceil(d/B) · min(m, B)² float64.
+        store_columns: Hold U = L⁻¹G, [m, d] float64, so that an element of F⁻¹ costs O(m); otherwise each column asked
+            for costs a triangular solve, O(m²). Of use to the full dual form only.
+
+    Attributes:
+        grads: G, by reference.
+        rank: m.
+        dim: d.
+        damping: λ, a number.
+        block_size: B, or None.
+        dtype: The gradients' dtype.
+
+    Raises:
+        TypeError: If `grads` is not a float32 or float64 tensor.
+        ValueError: If it has another shape than [m, d], is empty, not contiguous in its rows or not finite, or if a
+            parameter is out of range.
+        torch.linalg.LinAlgError: If λ is so small that the matrix is not numerically positive definite.
+
+    Example:
+        >>> import torch, mfac
+        >>> grads = torch.tensor([[1.0, 0.0, 1.0], [0.0, 2.0, 0.0]])
+        >>> F = mfac.EmpiricalFisher(grads, damping=0.5)
+        >>> F.ihvp(torch.ones(3))
+        tensor([0.6667, 0.4000, 0.6667])
+        >>> F.inverse_diagonal()
+        tensor([1.3333, 0.4000, 1.3333])
+    """
+
+    def __init__(
+        self,
+        grads: Tensor,
+        damping: Damping = 1e-5,
+        block_size: int | None = None,
+        *,
+        store_columns: bool = False,
+    ) -> None:
+        window = check_window("grads", grads)
+        damping = check_damping(damping)
+        self.grads = window
+        self.rank, self.dim = window.shape
+        self.block_size = None if block_size is None else check_count("block_size", block_size, least=1)
+        self.dtype = window.dtype
+        num_terms = float(self.rank)
+        whole = self.block_size is None or self.block_size >= self.dim
+
+        # The Gram matrix, unless the diagonal of F⁻¹ may do without: then it waits until it is asked for.
+        dual = whole and self.rank < self.dim
+        gram = ops.gram(window) if dual and not single_may_do(window) else None
+        squared_norms = ops.squared_norms(window) if gram is None else gram.diagonal()  # [m]
+        check_finite_rows("grads", window, squared_norms)
+        trace = float(squared_norms.sum()) if isinstance(damping, RelativeDamping) else 0.0
+        self.damping = resolve_damping(damping, trace, num_terms, self.dim)
+
+        self._form: _Form
+        if dual:
+            self._form = DualFisher(window, self.damping, num_terms, gram, squared_norms, store_columns)
+        elif whole:
+            self._form = PrimalFisher(window, self.damping, num_terms)
+        else:
+            assert self.block_size is not None
+            self._form = BlockDiagonalFisher(window, self.block_size, self.damping, num_terms)
+
+    def __repr__(self) -> str:
+        return (
+            f"EmpiricalFisher(rank={self.rank}, dim={self.dim}, damping={self.damping:g}, block_size={self.block_size})"
+        )
+
+    def ihvp(self, v: Tensor, refine: int = 0) -> Tensor:
+        """Products F⁻¹v with the inverse Fisher, for one or many vectors.
+
+        Args:
+            v: [d] or [k, d], in the gradients' dtype.
+            refine: Steps of iterative refinement y <- y + F⁻¹(v - Fy), two more passes each. For λ below about
+                1e-6 · ‖G‖²/m, where the subtraction in F⁻¹ cancels.
+
+        Returns:
+            F⁻¹v, like `v`. For v a gradient it is in units of the parameters. Time O(kdm), and O(dm²) where nothing
+            has needed the factor before; extra memory O(kd).
+
+        Raises:
+            TypeError: If the dtype differs from the gradients'.
+            ValueError: If the shape is wrong, or `refine` negative.
+        """
+        vectors = check_vectors("v", v, self.dim, self.dtype, self.grads.device).double()  # [k, d]
+        check_count("refine", refine)
+        result = self._form.ihvp(vectors)
+        for _ in range(refine):
+            result += self._form.ihvp(vectors - self._form.matvec(result))
+        return result.to(self.dtype).reshape(v.shape)
+
+    def ihvp_of_combination(self, coefficients: Tensor) -> Tensor:
+        """Products F⁻¹Gᵀa with combinations of the gradients, in the push-through form n Gᵀ C⁻¹ a without subtraction.
+
+        Args:
+            coefficients: a, [m] or [k, m] float64.
+
+        Returns:
+            [d] or [k, d] in the gradients' dtype. Time O(kdm): one pass. Accurate at any λ.
+
+        Raises:
+            ValueError: If the Fisher is block-diagonal or the shape is wrong.
+            TypeError: If `coefficients` is not float64.
+        """
+        if not isinstance(self._form, (DualFisher, PrimalFisher)):
+            raise ValueError(
+                f"Parameter `block_size` should be None for a product with a combination. Found {self.block_size}."
+            )
+        a = check_vectors("coefficients", coefficients, self.rank, torch.float64, self.grads.device, size="m")
+        result = self._form.ihvp_of_combination(a.contiguous())
+        return result.to(self.dtype).reshape(*coefficients.shape[:-1], self.dim)
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """Products Fv = λv + Gᵀ(Gv)/m with the Fisher itself.
+
+        Args:
+            v: [d] or [k, d], in the gradients' dtype.
+
+        Returns:
+            Fv, like `v`. Time O(kdm), extra memory O(kd).
+
+        Raises:
+            TypeError: If the dtype differs from the gradients'.
+            ValueError: If the shape is wrong.
+        """
+        vectors = check_vectors("v", v, self.dim, self.dtype, self.grads.device).double()
+        return self._form.matvec(vectors).to(self.dtype).reshape(v.shape)
+
+    def inverse_diagonal(self) -> Tensor:
+        """The diagonal of F⁻¹.
+
+        Returns:
+            [d] in the gradients' dtype, positive. Time O(dm²), column tile by column tile. Of float32 gradients in
+            float32 where that is known to be wrong by at most 2⁻¹⁸ = 4e-6 of an entry, in float64 where not
+            (docs/derivation.md, "Precision"); its last bits may depend on what was asked for before.
+        """
+        return self._form.inverse_diagonal().to(self.dtype)
+
+    def inverse_element(self, i: int | Tensor, j: int | Tensor) -> Tensor:
+        """Entries (F⁻¹)_ij.
+
+        Args:
+            i: Row, an integer in [-d, d) or an integer tensor.
+            j: Column, of the same shape.
+
+        Returns:
+            A tensor of that shape (a scalar for integers) in the gradients' dtype. Time O(m) an entry with
+            `store_columns`, otherwise O(m²).
+
+        Raises:
+            TypeError: If an index is not an integer.
+            ValueError: If the shapes differ or an index is out of range.
+        """
+        rows, cols = self._check_index("i", i), self._check_index("j", j)
+        if rows.shape != cols.shape:
+            raise ValueError(
+                f"Parameter `j` should have the shape of `i`, {list(rows.shape)}. Found shape {list(cols.shape)}."
+            )
+        pieces = zip(rows.reshape(-1).split(_ELEMENTS_AT_ONCE), cols.reshape(-1).split(_ELEMENTS_AT_ONCE), strict=True)
+        values = [self._form.inverse_elements(a, b) for a, b in pieces]
+        return torch.cat(values).to(self.dtype).reshape(rows.shape)
+
+    def inverse_submatrix(self, rows: Tensor, cols: Tensor) -> Tensor:
+        """The submatrix `F⁻¹[rows][:, cols]`.
+
+        Args:
+            rows: Row indices, an integer vector.
+            cols: Column indices, an integer vector.
+
+        Returns:
+            [len(rows), len(cols)] in the gradients' dtype. Time O(m) an entry and O(m²) a row or column.
+
+        Raises:
+            TypeError: If an index is not an integer.
+            ValueError: If an index is not a vector or out of range.
+        """
+        row_index, col_index = self._check_index("rows", rows), self._check_index("cols", cols)
+        for name, index in (("rows", row_index), ("cols", col_index)):
+            if index.dim() != 1:
+                raise ValueError(f"Parameter `{name}` should be a vector of indices. Found shape {list(index.shape)}.")
+        return self._form.inverse_submatrix(row_index, col_index).to(self.dtype)
+
+    def logdet(self) -> Tensor:
+        """The log-determinant of F.
+
+        Returns:
+            A float64 scalar. Time O(m), and O(dm²) where nothing has needed the factor before.
+        """
+        return torch.tensor(self._form.logdet(), dtype=torch.float64, device="cpu")
+
+    def _check_index(self, name: str, index: int | Tensor) -> Tensor:
+        if not isinstance(index, (Integral, Tensor)) or (
+            isinstance(index, Tensor) and index.device not in {torch.device("cpu"), self.grads.device}
+        ):
+            raise TypeError(f"Parameter `{name}` should be an integer or a CPU tensor of integers. Found {index!r}.")
+        if isinstance(index, Integral) and not -self.dim <= index < self.dim:
+            raise ValueError(f"Parameter `{name}` should be in [-{self.dim}, {self.dim}). Found {index}.")
+        tensor = torch.as_tensor(index, device=self.grads.device)
+        if tensor.dtype not in {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}:
+            raise TypeError(f"Parameter `{name}` should be an integer or a tensor of integers. Found {tensor.dtype}.")
+        tensor = tensor.long()
+        outside = (tensor < -self.dim) | (tensor >= self.dim)
+        if bool(outside.any()):
+            raise ValueError(
+                f"Parameter `{name}` should be in [-{self.dim}, {self.dim}). Found {int(tensor[outside][0])}."
+            )
+        return tensor % self.dim
+
+
+def ihvp(grads: Tensor, v: Tensor, damping: Damping = 1e-5, block_size: int | None = None, refine: int = 0) -> Tensor:
+    """Inverse-Hessian-vector products with the empirical Fisher of `grads`, in one call.
+
+    Computes (λI + GᵀG/m)⁻¹ v. For more than one call on the same gradients keep an `EmpiricalFisher`.
+
+    Args:
+        grads: G, [m, d], one gradient a row; float32 or float64. Not written to.
+        v: [d] or [k, d], in the same dtype.
+        damping: λ > 0, or `mfac.relative(c)`.
+        block_size: For a block-diagonal Fisher; None for the full matrix.
+        refine: Steps of iterative refinement.
+
+    Returns:
+        Like `v`. Time O(dm² + kdm), memory beyond the gradients O(m² + kd).
+
+    Raises:
+        TypeError: If a dtype is wrong.
+        ValueError: If a shape or value is wrong.
+        torch.linalg.LinAlgError: If λ is too small for float64.
+
+    Example:
+        >>> import torch, mfac
+        >>> mfac.ihvp(torch.eye(2, 3), torch.ones(3), damping=0.5)
+        tensor([1., 1., 2.])
+    """
+    return EmpiricalFisher(grads, damping, block_size).ihvp(v, refine)

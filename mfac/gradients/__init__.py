@@ -1,0 +1,1 @@
+"""Which parameters, in which flat order, and their gradients as rows."""

@@ -1,0 +1,1 @@
+"""Which weights are kept: masks, and the patterns they may have."""

@@ -1,0 +1,1 @@
+"""Optimal Brain Surgeon: saliency, schedule, compensation, the pruner and its report."""
