@@ -15,9 +15,15 @@ except ImportError as error:
 from mfac.curvature.damping import RelativeDamping, relative
 from mfac.curvature.fisher import EmpiricalFisher, ihvp
 from mfac.gradients.collecting import collect_gradients
+from mfac.masks.patterns import NM, Candidates, Pattern, Units
 from mfac.optim.mfac import MFAC
+from mfac.pruning.allocation import Allocation, AllocationContext, Global
+from mfac.pruning.compensation import Compensation
+from mfac.pruning.context import StepContext
 from mfac.pruning.pruner import prune
 from mfac.pruning.report import PruningReport, PruningStep
+from mfac.pruning.saliency import Saliency
+from mfac.pruning.schedule import Schedule
 from mfac.window.descent import Descent
 from mfac.window.window import GradientWindow
 
@@ -25,12 +31,23 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MFAC",
+    "NM",
+    "Allocation",
+    "AllocationContext",
+    "Candidates",
+    "Compensation",
     "Descent",
     "EmpiricalFisher",
+    "Global",
     "GradientWindow",
+    "Pattern",
     "PruningReport",
     "PruningStep",
     "RelativeDamping",
+    "Saliency",
+    "Schedule",
+    "StepContext",
+    "Units",
     "build_info",
     "collect_gradients",
     "ihvp",
