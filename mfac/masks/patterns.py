@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mfac.core import ops
-from mfac.core.checks import check_number
+from mfac.core.checks.numbers import check_number
 from mfac.gradients.parameters import PRUNABLE_LAYERS
 from mfac.masks.masks import lowest, num_dropped_at
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from mfac.core.checks import check_count, check_like, check_number, check_storage
+from mfac.core.checks.choices import check_storage
+from mfac.core.checks.numbers import check_count, check_number
+from mfac.core.checks.state import check_like
 from mfac.core.devices import check_device, check_same_device
 from mfac.curvature.damping import Damping, check_damping
 from mfac.optim.momentum import Momentum

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfac.core.checks import check_choice, check_count
+from mfac.core.checks.choices import check_choice
+from mfac.core.checks.numbers import check_count
 from mfac.curvature.damping import Damping, check_damping, relative
 from mfac.curvature.fisher import EmpiricalFisher
 from mfac.gradients.batches import BatchStream

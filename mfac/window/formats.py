@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mfac.core import ops
-from mfac.core.checks import vector_dtype
+from mfac.core.checks.tensors import vector_dtype
 from mfac.curvature.dual import window_combine_, window_dot
 from mfac.window.descent import Descent
 

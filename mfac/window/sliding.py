@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfac.core.checks import vector_dtype
+from mfac.core.checks.tensors import vector_dtype
 from mfac.curvature.damping import Damping, resolve_damping
 from mfac.curvature.fisher import EmpiricalFisher
 from mfac.window.capacitance import InverseCapacitance

@@ -8,15 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfac.core.checks import (
-    check_choice,
-    check_count,
-    check_number,
-    check_out,
-    check_state,
-    check_storage,
-    check_window_vectors,
-)
+from mfac.core.checks.choices import check_choice, check_storage
+from mfac.core.checks.numbers import check_count, check_number
+from mfac.core.checks.state import check_state
+from mfac.core.checks.tensors import check_out, check_window_vectors
 from mfac.core.devices import usable_device
 from mfac.curvature.damping import Damping, check_damping
 from mfac.window.deferred import Reading
