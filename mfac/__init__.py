@@ -18,14 +18,12 @@ from mfac.gradients.collecting import collect_gradients
 from mfac.optim.mfac import MFAC
 from mfac.pruning.pruner import prune
 from mfac.pruning.report import PruningReport, PruningStep
-from mfac.window.descent import Descent
 from mfac.window.window import GradientWindow
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MFAC",
-    "Descent",
     "EmpiricalFisher",
     "GradientWindow",
     "PruningReport",
