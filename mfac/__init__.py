@@ -20,7 +20,7 @@ from mfac.pruning.pruner import prune
 from mfac.pruning.report import PruningReport, PruningStep
 from mfac.window.window import GradientWindow
 
-__version__ = "0.1.0"
+__version__ = build_info()["version"]  # of the pyproject.toml that the core was compiled from
 
 __all__ = [
     "MFAC",
