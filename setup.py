@@ -153,6 +153,7 @@ class Build(BuildExtension):
     """Compiles the CUDA part first, where there is a toolkit."""
 
     def build_extensions(self) -> None:
+        self.extensions[0].define_macros.append(("MFAC_VERSION", self.distribution.get_version()))
         toolkit = find_cuda_toolkit()
         if toolkit:
             add_cuda(self.extensions[0], toolkit)

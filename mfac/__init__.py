@@ -24,10 +24,9 @@ from mfac.pruning.pruner import prune
 from mfac.pruning.report import PruningReport, PruningStep
 from mfac.pruning.saliency import Saliency
 from mfac.pruning.schedule import Schedule
-from mfac.window.descent import Descent
 from mfac.window.window import GradientWindow
 
-__version__ = "0.1.0"
+__version__ = build_info()["version"]  # of the pyproject.toml that the core was compiled from
 
 __all__ = [
     "MFAC",
@@ -36,7 +35,6 @@ __all__ = [
     "AllocationContext",
     "Candidates",
     "Compensation",
-    "Descent",
     "EmpiricalFisher",
     "Global",
     "GradientWindow",

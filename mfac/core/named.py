@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from mfac.core.checks import names_of
+from mfac.core.checks.choices import names_of
 
 T = TypeVar("T")
 

@@ -14,10 +14,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from mfac import _C
 from mfac.core import ops
 from mfac.gradients.prunable import PrunableWeight
 
-MOST_IN_GROUP = 64  # of the operator
+MOST_IN_GROUP = _C.limits()["nm_group"]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mfac.core.checks import check_number
+from mfac.core.checks.numbers import check_number
 from mfac.core.named import resolve
 from mfac.gradients.prunable import PrunableWeight
 from mfac.masks.patterns import Units

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfac.core.checks import check_count
+from mfac.core.checks.numbers import check_count
 from mfac.core.named import resolve
 from mfac.curvature.damping import Damping, check_damping, relative
 from mfac.curvature.fisher import EmpiricalFisher

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mfac.core.checks import check_number
+from mfac.core.checks.numbers import check_number
 from mfac.gradients.prunable import PrunableWeight
 from mfac.pruning.allocation import ByLayer
 from mfac.pruning.obs import Rules
