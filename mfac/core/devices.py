@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from mfac import _C
-from mfac.core.limits import PACKET_BYTES
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,8 @@ class Capabilities:
 
 
 _CPU = Capabilities(defers=False, packet_bytes=1, keeps_boundaries=False, single_gram=True)
-_GPU = Capabilities(defers=True, packet_bytes=PACKET_BYTES, keeps_boundaries=True, single_gram=False)  # gram: cuBLAS
+_PACKET = _C.limits()["packet_bytes"]
+_GPU = Capabilities(defers=True, packet_bytes=_PACKET, keeps_boundaries=True, single_gram=False)  # gram: cuBLAS
 
 
 def capabilities(device: torch.device) -> Capabilities:

@@ -7,10 +7,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mfac import _C
 from mfac.core import ops
-from mfac.core.limits import SCALE_COLUMNS
 from mfac.window.descent import Descent
 from mfac.window.formats.base import Rows, row_stride, zero_rows
+
+_SCALE_COLUMNS = _C.limits()["scale_columns"]
 
 
 class Int8Rows(Rows):
@@ -18,7 +20,7 @@ class Int8Rows(Rows):
 
     def __init__(self, rank: int, dim: int, device: torch.device) -> None:
         super().__init__(rank, dim, torch.int8, device)
-        self.num_scales = -(-dim // SCALE_COLUMNS)  # of a row
+        self.num_scales = -(-dim // _SCALE_COLUMNS)  # of a row
 
     @property
     def nbytes(self) -> int:
@@ -38,7 +40,7 @@ class Int8Rows(Rows):
         return {"rows": self.stored, "scales": self.scales}
 
     def as_dense(self, index: Tensor | slice = slice(None)) -> Tensor:
-        scales = self.scales[index].repeat_interleave(SCALE_COLUMNS, dim=-1)[..., : self.dim]
+        scales = self.scales[index].repeat_interleave(_SCALE_COLUMNS, dim=-1)[..., : self.dim]
         return self.stored[index].float() * scales  # exact: the scales have 16 significant bits
 
     def push_(self, row: int, gradient: Tensor) -> Tensor:
