@@ -59,7 +59,3 @@ class Refusals:
                 "Parameter `gradient` should be finite and in the range of the window's dtype. Found another in the "
                 "last push: its row counts as zeros. What this call was given has not been used."
             )
-
-    def forget(self) -> None:
-        """Drops what has not been read."""
-        self._last = None
