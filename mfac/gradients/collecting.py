@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mfac.core.checks import check_count
 from mfac.gradients.batches import BatchStream
 from mfac.gradients.parameters import Selection, device_of, flatten, select_parameters, total_size
+from mfac.gradients.threads import threads_restored
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
@@ -61,7 +62,8 @@ def collect_gradients(
     check_model_and_loss(model, loss_fn)
     selected = select_parameters(model, params)
     check_count("num_gradients", num_gradients, least=1)
-    return gather_rows(model, loss_fn, BatchStream(data), selected, num_gradients, per_sample)
+    with threads_restored():
+        return gather_rows(model, loss_fn, BatchStream(data), selected, num_gradients, per_sample)
 
 
 def check_model_and_loss(model: nn.Module, loss_fn: LossFunction) -> None:
@@ -100,6 +102,8 @@ def gather_rows(
         per_sample: One gradient a sample.
         columns: Which of the d columns to keep, [d'] indices; None for all. The others are never stored.
 
+    On a CPU it may leave torch with one thread, where more do not pay: see `mfac.gradients.threads`.
+
     Returns:
         [m, d'].
 
@@ -110,8 +114,9 @@ def gather_rows(
     rows = torch.empty((num_gradients, width), dtype=window_dtype(selected), device=device_of(selected))
     filled = 0
     produce = _sample_gradients if per_sample else _batch_gradients
+    batches = stream.take(f"num_gradients={num_gradients}")
     with evaluation_mode(model):
-        for batch in stream.take(f"num_gradients={num_gradients}"):
+        for batch in stream.threads.over(batches) if rows.is_cpu else batches:
             for gradients in produce(model, loss_fn, batch, selected):  # each [k, d]
                 kept = gradients[: num_gradients - filled]
                 rows[filled : filled + kept.shape[0]] = kept if columns is None else kept[:, columns]

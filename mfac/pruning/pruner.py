@@ -18,6 +18,7 @@ from mfac.curvature.fisher import EmpiricalFisher
 from mfac.gradients.batches import BatchStream
 from mfac.gradients.collecting import LossFunction, check_model_and_loss, gather_rows, window_dtype
 from mfac.gradients.parameters import Selection, flatten, prunable_weights, select_parameters, write_flat_
+from mfac.gradients.threads import threads_restored
 from mfac.masks.masks import unflatten_mask
 from mfac.masks.patterns import Pattern, resolve_pattern
 from mfac.pruning.batchnorm import normalised_layers, reestimate_statistics
@@ -139,7 +140,7 @@ def prune(
         raise ValueError(f"Parameter `seed` should be below 2**63. Found {seed}.")
     selected = select_parameters(model, params, prunable_weights)
     zeros = resolve_pattern(pattern, sparsity, model, selected)
-    with torch.random.fork_rng(devices=[]), _restored_on_error(model):
+    with torch.random.fork_rng(devices=[]), _restored_on_error(model), threads_restored():
         torch.default_generator.manual_seed(seed)
         stream = BatchStream(data)
         report = _Pruning(model, loss_fn, stream, selected, zeros, settings).run(progress)
