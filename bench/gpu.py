@@ -24,7 +24,7 @@ from torch import Tensor
 import mfac
 from bench.plain import PaperStep, combine, dot, push
 from mfac.bench.measurement import BLOCK_SIZE, DAMPING, HEADER, Measurement
-from mfac.bench.ops import FORMATS, MOMENTUM, descent_of, plain_descent, step
+from mfac.bench.ops import FORMATS, descent_of, plain_descent, step
 from mfac.bench.pruning import LAYERS, plain_mask, plain_saliency
 from mfac.bench.timing import check, describe_machine, relative_error
 from mfac.core import ops
@@ -96,7 +96,7 @@ def filled(name: str, rank: int, dim: int) -> mfac.GradientWindow:
 
 def passes(clock: Clock, name: str, window: mfac.GradientWindow, g: Tensor) -> Iterator[Measurement]:
     """window_dot, window_combine_, window_descend_ and window_push_ of a format; of sparse rows topk_dot and so on."""
-    rank, dim, rows, kind = window.rank, window.dim, window._rows, "topk" if "top-k" in name else "window"
+    rank, dim, rows, kind = window.rank, window.dim, window.format, "topk" if "top-k" in name else "window"
     shape, vector = (rank, dim, name), g.nbytes
     v, c, out = noise(1, dim), noise(1, rank, dtype=F64), torch.empty(1, dim)
     check(f"{kind}_dot", relative_error(rows.dot(v)[0], dot(rows, v[0].double())), 1e-12)
@@ -107,14 +107,15 @@ def passes(clock: Clock, name: str, window: mfac.GradientWindow, g: Tensor) -> I
     yield clock.line(f"{kind}_combine_", shape, read + vector, ours, plain)
     average, weights = torch.zeros(2, dim)
     descent, expected = descent_of(weights, 0.5), combine(rows, c[0], dim)
-    rows.descend_(descent, None, c, 1.0, 0.0, 0)
+    rows.descend_(descent, c, 1.0, 0)
     check(f"{kind}_descend_", relative_error(weights, -0.5 * expected), 2e-7)
-    ours = partial(rows.descend_, descent, average, c, 1.0, MOMENTUM, 0)
-    plain = partial(plain_descent, partial(combine, rows, c[0].float(), dim), descent, average)
+    descent.average = average
+    ours = partial(rows.descend_, descent, c, 1.0, 0)
+    plain = partial(plain_descent, partial(combine, rows, c[0].float(), dim), descent)
     yield clock.line(f"{kind}_descend_", shape, read + 4 * vector, ours, plain)
     mine, theirs = copy.deepcopy(rows), copy.deepcopy(rows)  # what the window knows of its rows stays true
     products = mine.push_(1, g)
-    stored = mine.dense(slice(1, 2))[0].double()
+    stored = mine.as_dense(slice(1, 2))[0].double()
     check(f"{kind}_push_", relative_error(products, dot(mine, stored)), 1e-12)
     if kind == "window":
         check("window_push_, the row", relative_error(stored, g), ROUNDING[name])
@@ -125,10 +126,10 @@ def passes(clock: Clock, name: str, window: mfac.GradientWindow, g: Tensor) -> I
 def whole_step(clock: Clock, name: str, window: mfac.GradientWindow, g: Tensor) -> Measurement:
     """`push` and `precondition`, against passes and a Cholesky factorisation, and against the paper."""
     rank, dim = window.rank, window.dim
-    y, rows = step(window, g).double(), window._rows
-    newest = rows.dense(slice(window.newest, window.newest + 1))[0].double()
+    y, rows = step(window, g).double(), window.format
+    newest = rows.as_dense(slice(window.newest, window.newest + 1))[0].double()
     check("step", relative_error(DAMPING * y + combine(rows, dot(rows, y), dim) / rank, newest), 1e-5)
-    kept, gram, unit = copy.deepcopy(rows), window._capacitance.gram.clone(), torch.eye(rank, 1, dtype=F64)
+    kept, gram, unit = copy.deepcopy(rows), window.capacitance.gram.clone(), torch.eye(rank, 1, dtype=F64)
     gram = gram.tril() + gram.tril(-1).T
 
     def plain() -> Tensor:
@@ -137,7 +138,7 @@ def whole_step(clock: Clock, name: str, window: mfac.GradientWindow, g: Tensor) 
         lower = torch.linalg.cholesky_ex(gram + rank * DAMPING * torch.eye(rank, dtype=F64)).L
         return combine(kept, torch.cholesky_solve(unit, lower)[:, 0].float(), dim)
 
-    paper, row = PaperStep(rows.dense(slice(None)).clone(), DAMPING), window.newest
+    paper, row = PaperStep(rows.as_dense().float().clone(), DAMPING), window.newest
     check("the paper's step", relative_error(paper.step(row, newest.float()), y), 1e-3)
     seconds, rate = clock.time({"ours": partial(step, window, g), "plain": plain})
     theirs, _ = clock.time({"paper": partial(paper.step, row, g)}, rounds=min(3, clock.rounds))

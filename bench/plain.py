@@ -7,7 +7,9 @@ from torch import Tensor
 
 from mfac.bench.ops import plain_combine, plain_dot
 from mfac.bench.recurrence import DynamicRecurrence
-from mfac.window.formats import Int8Rows, Rows, TopKRows
+from mfac.window.formats.base import Rows
+from mfac.window.formats.int8 import Int8Rows
+from mfac.window.formats.topk import TopKRows
 
 
 class PaperStep(DynamicRecurrence):
@@ -28,12 +30,12 @@ class PaperStep(DynamicRecurrence):
 
 def dot(rows: Rows, v: Tensor) -> Tensor:
     """Plain torch for G v, [m]."""
-    return plain_dot(rows, 0, v) if isinstance(rows, TopKRows) else rows.dense(slice(None)).to(v.dtype) @ v
+    return plain_dot(rows, 0, v) if isinstance(rows, TopKRows) else rows.as_dense().to(v.dtype) @ v
 
 
 def combine(rows: Rows, c: Tensor, dim: int) -> Tensor:
     """Plain torch for Gᵀ c, [d]."""
-    return plain_combine(rows, 0, c, dim) if isinstance(rows, TopKRows) else c @ rows.dense(slice(None)).to(c.dtype)
+    return plain_combine(rows, 0, c, dim) if isinstance(rows, TopKRows) else c @ rows.as_dense().to(c.dtype)
 
 
 def in_blocks(g: Tensor, width: int) -> Tensor:
@@ -55,4 +57,4 @@ def push(rows: Rows, row: int, g: Tensor) -> Tensor:
         rows.stored[row] = (tiles / rows.scales[row, :, None]).round().flatten()[: g.numel()].to(torch.int8)
     else:
         rows.tensors()["rows"][row] = g
-    return dot(rows, rows.dense(slice(row, row + 1))[0])
+    return dot(rows, rows.as_dense(slice(row, row + 1))[0].float())

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cpu/kernels.h"
+#include "window/topk/topk_layout.h"
 
 #define MFAC_STRINGIFY(...) #__VA_ARGS__  // a list of architectures has commas
 #define MFAC_VALUE(...) MFAC_STRINGIFY(__VA_ARGS__)
@@ -24,6 +25,7 @@ std::string compiler() {
 
 py::dict build_info() {
   py::dict info;
+  info["version"] = MFAC_VALUE(MFAC_VERSION);
   info["compiler"] = compiler();
   info["cplusplus"] = static_cast<long>(__cplusplus);
   info["isas_built"] = py::str(mfac::isas_built()).attr("split")(",");
@@ -39,11 +41,25 @@ py::dict build_info() {
   return info;
 }
 
+// The sizes that Python has to agree on with the kernels.
+py::dict limits() {
+  py::dict sizes;
+  sizes["scale_columns"] = mfac::kScaleColumns;
+  sizes["packet_bytes"] = mfac::kPacketBytes;
+  sizes["topk_tile_columns"] = mfac::kTopKTileColumns;
+  sizes["topk_block_columns"] = mfac::kTopKBlockColumns;
+  sizes["nm_group"] = mfac::kMostInGroup;
+  return sizes;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled core of mfac.";
   m.def("build_info", &build_info,
-        "How this extension was built: compiler, C++ standard, CPU instruction sets built and the one chosen on this "
+        "How this extension was built: the package's version, compiler, C++ standard, CPU instruction sets built and the one chosen on this "
         "machine, oldest torch it loads under, CUDA toolkit and architectures (None and [] without).");
+  m.def("limits", &limits,
+        "Sizes of the kernels: columns of an int8 row that share a scale, bytes of a packet, columns of a tile and of "
+        "the widest block of a sparse row, most scores of an N:M group.");
 }

@@ -15,22 +15,37 @@ except ImportError as error:
 from mfac.curvature.damping import RelativeDamping, relative
 from mfac.curvature.fisher import EmpiricalFisher, ihvp
 from mfac.gradients.collecting import collect_gradients
+from mfac.masks.patterns import NM, Candidates, Pattern, Units
 from mfac.optim.mfac import MFAC
+from mfac.pruning.allocation import Allocation, AllocationContext, Global
+from mfac.pruning.compensation import Compensation
+from mfac.pruning.context import StepContext
 from mfac.pruning.pruner import prune
 from mfac.pruning.report import PruningReport, PruningStep
-from mfac.window.descent import Descent
+from mfac.pruning.saliency import Saliency
+from mfac.pruning.schedule import Schedule
 from mfac.window.window import GradientWindow
 
-__version__ = "0.1.0"
+__version__ = build_info()["version"]  # of the pyproject.toml that the core was compiled from
 
 __all__ = [
     "MFAC",
-    "Descent",
+    "NM",
+    "Allocation",
+    "AllocationContext",
+    "Candidates",
+    "Compensation",
     "EmpiricalFisher",
+    "Global",
     "GradientWindow",
+    "Pattern",
     "PruningReport",
     "PruningStep",
     "RelativeDamping",
+    "Saliency",
+    "Schedule",
+    "StepContext",
+    "Units",
     "build_info",
     "collect_gradients",
     "ihvp",

@@ -12,7 +12,6 @@
 
 namespace mfac::cuda {
 
-constexpr int kPacketBytes = 16;
 template <typename T>
 constexpr int kPacket = kPacketBytes / sizeof(T);  // elements of a packet
 

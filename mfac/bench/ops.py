@@ -14,7 +14,9 @@ from mfac.bench.timing import check, relative_error
 from mfac.core import ops
 from mfac.curvature.dual import window_dot
 from mfac.window.descent import Descent
-from mfac.window.formats import DenseRows, Rows, TopKRows
+from mfac.window.formats.base import Rows
+from mfac.window.formats.dense import DenseRows
+from mfac.window.formats.topk import TopKRows
 from mfac.window.window import GradientWindow
 
 FORMATS: dict[str, tuple[torch.dtype, float]] = {
@@ -56,7 +58,7 @@ def filled(
     window.load_state_dict(
         {
             **state,
-            "gram": gram_of(window._rows, rank),
+            "gram": gram_of(window.format, rank),
             "replaced": -1,  # the first solve factors
             "ages": torch.arange(rank),
             "pushes": rank,
@@ -78,12 +80,12 @@ def _tiles(rows: Rows, rank: int, dtype: torch.dtype) -> Iterator[tuple[slice, T
     at_once = rank if isinstance(rows, DenseRows) and rows.dtype == dtype else _ROWS_AT_ONCE
     for start in range(0, rank, at_once):
         some = slice(start, min(start + at_once, rank))
-        yield some, rows.dense(some).to(dtype)
+        yield some, rows.as_dense(some).to(dtype)
 
 
 def gram_of(rows: Rows, rank: int) -> Tensor:
     """G Gᵀ of rows in any format, [m, m] float64."""
-    stored = rows.stored if isinstance(rows, DenseRows) else rows.dense(slice(None))
+    stored = rows.stored if isinstance(rows, DenseRows) else rows.as_dense(slice(None))
     return ops.gram(stored if stored.dtype.itemsize >= 4 else stored.float())
 
 
@@ -106,25 +108,26 @@ def plain_combine(rows: Rows, rank: int, c: Tensor, dim: int) -> Tensor:
     return out
 
 
-def descent_of(weights: Tensor, rate: float) -> Descent:
+def descent_of(weights: Tensor, rate: float, average: Tensor | None = None) -> Descent:
     """A vector of weights [d] as the parameters of a network: 64 pieces, or as many as there are entries."""
-    descent, column = Descent(), 0
+    descent, column = Descent(average), 0
     for piece in weights.split(-(-weights.numel() // _PARAMETERS)):
-        descent.add(piece, column, rate, 1.0)
+        descent.add(piece, column, rate, momentum=MOMENTUM)
         column += piece.numel()
     return descent
 
 
-def plain_descent(direction: Callable[[], Tensor], descent: Descent, average: Tensor) -> None:
+def plain_descent(direction: Callable[[], Tensor], descent: Descent) -> None:
     """What plain torch would do to move weights along the average of a direction [d]."""
-    average.lerp_(direction(), 1 - MOMENTUM)
-    descent.apply_(average)
+    assert descent.average is not None
+    descent.average.lerp_(direction(), 1 - MOMENTUM)
+    Descent(None, descent.parameters, descent.columns, descent.rates, descent.decays).apply_(descent.average)
 
 
 def _check_descent(name: str, rows: Rows, c: Tensor, expected: Tensor) -> None:
     """Weights that are zero before."""
     weights = torch.zeros(expected.numel())
-    rows.descend_(descent_of(weights, 0.5), None, c, 1.0, 0.0, 0)
+    rows.descend_(descent_of(weights, 0.5), c, 1.0, 0)
     check(f"window_descend_, {name}", relative_error(weights, -0.5 * expected), 2e-7)
 
 
@@ -132,8 +135,8 @@ def _check_step(name: str, window: GradientWindow) -> None:
     """F y = g in float64, for y the preconditioned newest gradient g."""
     newest = window.newest
     assert newest is not None
-    rows, rank = window._rows, window.rank
-    g = rows.dense(torch.tensor([newest]))[0].double()
+    rows, rank = window.format, window.rank
+    g = rows.as_dense(torch.tensor([newest]))[0].double()
     y = window.precondition().double()
     found = DAMPING * y + plain_combine(rows, rank, plain_dot(rows, rank, y), window.dim) / rank
     check(f"step, {name}", relative_error(found, g), 1e-5)
@@ -167,7 +170,7 @@ def steps(setting: Setting) -> list[Measurement]:
     return [
         Measurement(
             "push + precondition",
-            *(rank, dim, name, seconds[name], 2.0 * windows[name]._rows.nbytes, rates[READ]),
+            *(rank, dim, name, seconds[name], 2.0 * windows[name].format.nbytes, rates[READ]),
             plain=plain[name],
             paper=theirs["paper"] if name == "float32" else None,
         )
@@ -183,14 +186,14 @@ def step(window: GradientWindow, g: Tensor) -> Tensor:
 
 def _plain_step(window: GradientWindow, g: Tensor) -> Callable[[], object]:
     """A pass for the products, a Cholesky factorisation, a pass for the step; storing the row is left out."""
-    rank, products = window.rank, gram_of(window._rows, window.rank)
+    rank, products = window.rank, gram_of(window.format, window.rank)
 
     def composition() -> Tensor:
-        products[0] = plain_dot(window._rows, rank, g)
+        products[0] = plain_dot(window.format, rank, g)
         products[:, 0] = products[0]
         lower = torch.linalg.cholesky(products + rank * DAMPING * torch.eye(rank, dtype=torch.float64))
         unit = torch.eye(rank, 1, dtype=torch.float64)
-        return plain_combine(window._rows, rank, torch.cholesky_solve(unit, lower)[:, 0].float(), window.dim)
+        return plain_combine(window.format, rank, torch.cholesky_solve(unit, lower)[:, 0].float(), window.dim)
 
     return composition
 
@@ -233,9 +236,9 @@ def passes(setting: Setting) -> list[Measurement]:
     rank, dim = setting.rank, setting.dim
     v, c = setting.normal(1, dim), setting.normal(1, rank, dtype=torch.float64)
     out, lines = torch.empty(1, dim), []
-    average, descent = torch.zeros(dim), descent_of(torch.zeros(dim), 1e-3)
+    descent = descent_of(torch.zeros(dim), 1e-3, torch.zeros(dim))
     for name in FORMATS:
-        rows: Rows = _window(name, rank, dim)._rows
+        rows: Rows = _window(name, rank, dim).format
         check(f"window_dot, {name}", relative_error(rows.dot(v)[0], plain_dot(rows, rank, v[0].double())), 1e-12)
         expected = plain_combine(rows, rank, c[0], dim)
         check(f"window_combine_, {name}", relative_error(rows.combine_(out, c, 0.0, 1.0)[0], expected), 2e-7)
@@ -244,7 +247,7 @@ def passes(setting: Setting) -> list[Measurement]:
             {
                 "window_dot": partial(rows.dot, v),
                 "window_combine_": partial(rows.combine_, out, c, 0.0, 1.0),
-                "window_descend_": partial(rows.descend_, descent, average, c, 1.0, MOMENTUM, 0),
+                "window_descend_": partial(rows.descend_, descent, c, 1.0, 0),
             },
             READ,
         )
@@ -253,7 +256,7 @@ def passes(setting: Setting) -> list[Measurement]:
                 "window_dot": partial(plain_dot, rows, rank, v[0]),
                 "window_combine_": partial(plain_combine, rows, rank, c[0].float(), dim),
                 "window_descend_": partial(
-                    plain_descent, partial(plain_combine, rows, rank, c[0].float(), dim), descent, average
+                    plain_descent, partial(plain_combine, rows, rank, c[0].float(), dim), descent
                 ),
             },
             rounds=setting.slow_rounds,

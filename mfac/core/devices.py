@@ -1,10 +1,62 @@
-"""Which devices there are kernels for, and whether tensors are on the same one."""
+"""Which devices there are kernels for, what each can do, and whether tensors are on the same one."""
 
 from __future__ import annotations
+
+import os
+from dataclasses import dataclass
 
 import torch
 
 from mfac import _C
+from mfac.core.limits import PACKET_BYTES
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What the kernels of a device can do and ask for.
+
+    Attributes:
+        defers: Whether a step does not wait for the numbers that it computes: the host reads them at the next.
+        packet_bytes: Rows begin at multiples of so many bytes.
+        keeps_boundaries: Whether kernels read of a sparse row one tile of columns at a time, and want to know where
+            each begins.
+        single_gram: Whether the sums of a float32 Gram matrix have an order, and with it a bound on their error.
+    """
+
+    defers: bool
+    packet_bytes: int
+    keeps_boundaries: bool
+    single_gram: bool
+
+
+_CPU = Capabilities(defers=False, packet_bytes=1, keeps_boundaries=False, single_gram=True)
+_GPU = Capabilities(defers=True, packet_bytes=PACKET_BYTES, keeps_boundaries=True, single_gram=False)  # gram: cuBLAS
+
+
+def capabilities(device: torch.device) -> Capabilities:
+    """What a device can do; the one place that decides it."""
+    return _CPU if device.type == "cpu" else _GPU
+
+
+def check_fits(names: str, nbytes: int, device: torch.device) -> None:
+    """Refuses what the machine's memory cannot hold, before the system ends the process for it.
+
+    Args:
+        names: What made it so large, for the message.
+        nbytes: Bytes wanted.
+        device: Where. Of a GPU torch's own error says it in time.
+
+    Raises:
+        MemoryError: If it is more than there is in the machine.
+    """
+    if device.type != "cpu" or not hasattr(os, "sysconf"):
+        return
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if nbytes > there:
+        raise MemoryError(
+            f"Parameters {names} should leave a window that the {there / 1e9:.1f} GB of this machine can hold. "
+            f"Found {nbytes / 1e9:.1f} GB. Rows in 16 or 8 bits, a density below 1 or fewer rows take less."
+        )
 
 
 def check_device(name: str, device: torch.device) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mfac.core.checks import check_number
+from mfac.core.checks.numbers import check_number
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mfac.core import ops
-from mfac.core.checks import check_count, check_finite_rows, check_vectors, check_window
+from mfac.core.checks.numbers import check_count
+from mfac.core.checks.tensors import check_finite_rows, check_vectors, check_window
 from mfac.curvature.block_diagonal import BlockDiagonalFisher
 from mfac.curvature.damping import Damping, RelativeDamping, check_damping, resolve_damping
 from mfac.curvature.diagonal import single_may_do

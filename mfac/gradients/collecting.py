@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfac.core.checks import check_count
+from mfac.core.checks.numbers import check_count
 from mfac.gradients.batches import BatchStream
 from mfac.gradients.parameters import Selection, device_of, flatten, select_parameters, total_size
 from mfac.gradients.threads import threads_restored

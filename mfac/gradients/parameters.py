@@ -9,26 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from mfac.core.devices import check_device, check_same_device
+from mfac.gradients.prunable import parameter_behind, weight_layouts
 
 Selection = str | Iterable[str | Tensor] | Callable[[str, nn.Parameter], bool] | None
 
-PRUNABLE_LAYERS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-
 
 def prunable_weights(model: nn.Module) -> set[str]:
-    """Names of every Linear's and convolution's weight. One that layers share counts once, under its first name."""
+    """Names of the weights that layers are known to hold. One that layers share counts once, under its first name."""
     weights = {
-        id(layer.weight)
+        id(parameter)
         for layer in model.modules()
-        if isinstance(layer, PRUNABLE_LAYERS) and isinstance(layer.weight, nn.Parameter)
+        for name, _ in weight_layouts(layer)
+        if (parameter := parameter_behind(layer, name)) is not None
     }
     return {name for name, parameter in model.named_parameters() if id(parameter) in weights}
 

@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from mfac.core.checks import check_count, check_like, check_number, check_storage
+from mfac.core.checks.choices import check_storage
+from mfac.core.checks.numbers import check_count, check_number
+from mfac.core.checks.state import check_like
 from mfac.core.devices import check_device, check_same_device
 from mfac.curvature.damping import Damping, check_damping
-from mfac.optim.momentum import Momentum
 from mfac.window.descent import Descent
+from mfac.window.formats.named import Format
 from mfac.window.window import GradientWindow
 
 _OWN_STATE = ("window", "momentum")
@@ -51,6 +53,7 @@ class MFAC(Optimizer):
         normalize: "rank" divides the sum by m from the first step on, as the paper does; "filled" by the gradients
             seen so far, which makes the first m steps smaller.
         decoupled_weight_decay: Whether weight decay stays out of the window.
+        window_format: A format of your own, as `format` of `mfac.GradientWindow`, in place of dtype and density.
 
     Raises:
         TypeError: If a type or dtype is wrong.
@@ -79,17 +82,18 @@ class MFAC(Optimizer):
         *,
         normalize: str = "rank",
         decoupled_weight_decay: bool = False,
+        window_format: Format | None = None,
     ) -> None:
         check_count("rank", rank, least=1)
         check_damping(damping)
         check_storage("window_dtype", window_dtype, density)
         self._window: GradientWindow | None = None  # while the groups are being added
-        self._momentum: Momentum | None = None  # until a step has momentum
+        self._average: Tensor | None = None  # v, [d], once a step has momentum
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.decoupled_weight_decay = decoupled_weight_decay
         parameters = self._parameters()
         dim, device = sum(parameter.numel() for parameter in parameters), parameters[0].device
-        self._window = GradientWindow(rank, dim, damping, window_dtype, density, device, normalize=normalize)
+        self._window = GradientWindow(rank, dim, damping, window_dtype, density, device, normalize, window_format)
 
     @property
     def window(self) -> GradientWindow:
@@ -151,29 +155,21 @@ class MFAC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.window.push(self._flat_gradient())
-        momenta = {group["momentum"] for group in self.param_groups}
-        if momenta == {0}:
-            self._momentum = None  # what it was is not taken up again later
-        elif self._momentum is None:
-            self._momentum = Momentum(self.window.dim, self.window.vector_dtype, self.window.device)
-        if self._momentum is None:
-            self.window.descend_(self._descent())
-        elif len(momenta) == 1 and all(parameter.grad is not None for parameter in self._parameters()):
-            self.window.descend_(self._descent(), self._momentum.average, momenta.pop())
-        else:
-            self.window.precondition(out=self._vector)  # the gradient is not needed any more
-            self._take_into(self._momentum)
-            self._descent().apply_(self._vector)
+        self.window.descend_(self._descent())
         return loss
 
     def _descent(self) -> Descent:
         """How the parameters that have a gradient move."""
-        descent, column = Descent(), 0
+        if all(group["momentum"] == 0 for group in self.param_groups):
+            self._average = None  # what it was is not taken up again later
+        elif self._average is None:
+            self._average = torch.zeros_like(self._vector)
+        descent, column = Descent(self._average), 0
         for group in self.param_groups:
             decay = 1 - group["lr"] * group["weight_decay"] if self.decoupled_weight_decay else 1.0
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    descent.add(parameter, column, float(group["lr"]), float(decay))
+                    descent.add(parameter, column, float(group["lr"]), float(decay), float(group["momentum"]))
                 column += parameter.numel()
         return descent
 
@@ -229,31 +225,14 @@ class MFAC(Optimizer):
                 torch._foreach_add_(pieces, parameters, alpha=group["weight_decay"])
         return self._vector
 
-    def _take_into(self, momentum: Momentum) -> None:
-        """In place of u = F⁻¹g in `_vector`, what the weights move along."""
-        carried = self.window.carried_columns()
-        factors, begin = [], 0
-        for group in self.param_groups:
-            first = begin
-            for parameter in group["params"]:
-                columns = slice(begin, begin + parameter.numel())
-                if parameter.grad is None:  # an average with itself is left as it is
-                    self._vector[columns] = momentum.average[columns]
-                    if carried is not None:
-                        carried = carried[(carried < columns.start) | (carried >= columns.stop)]
-                begin = columns.stop
-            factors.append((slice(first, begin), group["momentum"]))
-        momentum.step_(self._vector, factors, carried)
-
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold; torch's own would leave the window out."""
-        mine = {name: getattr(self, name) for name in ("_window", "_momentum", "decoupled_weight_decay")}
+        mine = {name: getattr(self, name) for name in ("_window", "_average", "decoupled_weight_decay")}
         return {**super().__getstate__(), **mine}
 
     def state_dict(self) -> dict[str, Any]:
         """As every torch optimizer's, with the window and the momentum under these keys; tensors by reference."""
-        momentum = None if self._momentum is None else self._momentum.average
-        return {**super().state_dict(), "window": self.window.state_dict(copy=False), "momentum": momentum}
+        return {**super().state_dict(), "window": self.window.state_dict(copy=False), "momentum": self._average}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the state of another optimizer of the same parameters and rank, to go on bit by bit as it would.
@@ -273,11 +252,10 @@ class MFAC(Optimizer):
         self.window.check_state(state_dict["window"])
         for group in state_dict.get("param_groups", ()):
             self._check_options(group)
-        momentum = None
+        average = None
         if state_dict["momentum"] is not None:
-            momentum = Momentum(self.window.dim, self.window.vector_dtype, self.window.device)
-            check_like("state_dict", "momentum", state_dict["momentum"], momentum.average)
-            momentum.average.copy_(state_dict["momentum"])
+            check_like("state_dict", "momentum", state_dict["momentum"], self._vector)
+            average = torch.empty_like(self._vector).copy_(state_dict["momentum"])
         super().load_state_dict({name: value for name, value in state_dict.items() if name not in _OWN_STATE})
         self.window.load_state_dict(state_dict["window"])
-        self._momentum = momentum
+        self._average = average

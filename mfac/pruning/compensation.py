@@ -1,81 +1,100 @@
 """Compensation: how the kept weights move when others are dropped, to keep the quadratic model's loss low.
 
-All three work on the weights still alive, with F the Fisher over them: δ is the change of the weights, δ_D = -w_D on
-the dropped set D, and the kept set S is what compensation is about (docs/derivation.md, "Pruning").
+All work on the weights still alive, with F the Fisher over them: δ is the change of the weights, δ_D = -w_D on the
+dropped set D, and the kept set S is what compensation is about (docs/derivation.md, "Pruning"). To add one, derive
+from `Compensation`, and give `prune` the object or add its name to `COMPENSATIONS` (docs/extending/compensation.md).
 """
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mfac.core import ops
 from mfac.curvature.fisher import EmpiricalFisher
+from mfac.pruning.context import StepContext
 
-COMPENSATIONS = ("joint", "summed", "none")
+CompensationName = Literal["joint", "summed", "none"]
 
 
-def joint_update(fisher: EmpiricalFisher, kept_fisher: EmpiricalFisher, weights: Tensor, dropped: Tensor) -> Tensor:
+class Compensation(ABC):
+    """Says how the weights of a step move. Derive from it: docs/extending/compensation.md.
+
+    Attributes:
+        needs_fisher: Whether gradients have to be collected for it.
+    """
+
+    needs_fisher: bool = True
+
+    @abstractmethod
+    def update(self, context: StepContext) -> Tensor:
+        """The change of the live weights.
+
+        Args:
+            context: The step, with what it drops.
+
+        Returns:
+            δ, [n] float64, with δ = -w where a weight is dropped.
+        """
+
+
+class Joint(Compensation):
     """The exact minimiser of ½ δᵀFδ over the kept weights: δ_S = F_SS⁻¹ F_SD w_D.
 
-    By push-through it is δ_S = G_Sᵀ (nλI + G_S G_Sᵀ)⁻¹ (G_D w_D), one product with a combination of the kept columns.
-
-    Args:
-        fisher: F over the live weights, full.
-        kept_fisher: F_SS: the same gradients and λ, restricted to the kept weights.
-        weights: w, [d], in the gradients' dtype.
-        dropped: Mask of D, [d].
-
-    Returns:
-        δ, [d] float64, with δ_D = -w_D. O(dm).
+    A full F takes the push-through form δ_S = G_Sᵀ (nλI + G_S G_Sᵀ)⁻¹ (G_D w_D), one product with a combination of
+    the kept columns. In a block-diagonal F the blocks stay where they are: dropped columns are zeroed within them.
     """
-    effect = ops.window_dot(fisher.grads, torch.where(dropped, weights, 0)[None])[0]  # G_D w_D, [m]
-    delta = -weights.double() * dropped
-    delta[~dropped] = kept_fisher.ihvp_of_combination(effect).double() / fisher.rank
-    return delta
+
+    def update(self, context: StepContext) -> Tensor:
+        """δ, [n] float64. O(nm), beyond factoring F over the kept weights."""
+        fisher, weights, dropped = context.fisher, context.weights, context.dropped
+        if fisher.block_size is not None:
+            return _joint_update_of_blocks(fisher, weights, dropped)
+        effect = ops.window_dot(fisher.grads, torch.where(dropped, weights, 0)[None])[0]  # G_D w_D, [m]
+        delta = -weights.double() * dropped
+        delta[~dropped] = context.kept_fisher.ihvp_of_combination(effect).double() / fisher.rank
+        return delta
 
 
-def joint_update_of_blocks(fisher: EmpiricalFisher, weights: Tensor, dropped: Tensor) -> Tensor:
-    """`joint_update` for a block-diagonal F: the blocks stay where they are, dropped columns are zeroed within them.
-
-    Args:
-        fisher: F over the live weights, block-diagonal.
-        weights: w, [d], in the gradients' dtype.
-        dropped: Mask of D, [d].
-
-    Returns:
-        δ, [d] float64, with δ_D = -w_D. O(dm · min(m, B)).
-    """
+def _joint_update_of_blocks(fisher: EmpiricalFisher, weights: Tensor, dropped: Tensor) -> Tensor:
     coupling = fisher.matvec(torch.where(dropped, weights, 0))  # on S: F_SD w_D
     kept_fisher = EmpiricalFisher(fisher.grads * ~dropped, fisher.damping, fisher.block_size)
     moved = kept_fisher.ihvp(torch.where(dropped, 0, coupling))
     return torch.where(dropped, -weights, moved).double()
 
 
-def summed_update(fisher: EmpiricalFisher, inverse_diagonal: Tensor, weights: Tensor, dropped: Tensor) -> Tensor:
+class Summed(Compensation):
     """The sum of single-weight OBS updates, as if dropped weights were independent: δ = -F⁻¹ Σ_p (w_p/(F⁻¹)_pp) e_p.
 
     Source: M-FAC's own pruner; WoodFisher and oBERT use the same sum.
-
-    Args:
-        fisher: F over the live weights.
-        inverse_diagonal: diag(F⁻¹), [d].
-        weights: w, [d].
-        dropped: Mask of D, [d].
-
-    Returns:
-        δ, [d] float64, with δ_D = -w_D. O(dm).
     """
-    delta = fisher.ihvp(torch.where(dropped, -weights / inverse_diagonal, 0)).double()
-    return torch.where(dropped, -weights.double(), delta)
+
+    def update(self, context: StepContext) -> Tensor:
+        """δ, [n] float64. O(nm)."""
+        weights, dropped = context.weights, context.dropped
+        delta = context.fisher.ihvp(torch.where(dropped, -weights / context.inverse_diagonal, 0)).double()
+        return torch.where(dropped, -weights.double(), delta)
 
 
-def no_update(weights: Tensor, dropped: Tensor) -> Tensor:
-    """δ = -w_D alone, as Optimal Brain Damage: [d] float64."""
-    return -weights.double() * dropped
+class NoCompensation(Compensation):
+    """δ = -w on the dropped weights alone, as Optimal Brain Damage."""
+
+    needs_fisher = False
+
+    def update(self, context: StepContext) -> Tensor:
+        """δ, [n] float64."""
+        return -context.weights.double() * context.dropped
+
+
+COMPENSATIONS: Mapping[str, Callable[[], Compensation]] = {"joint": Joint, "summed": Summed, "none": NoCompensation}
+"""By name; a compensation of your own is added here, or given as an object."""
 
 
 def predicted_increase(fisher: EmpiricalFisher, delta: Tensor) -> float:
-    """½ δᵀFδ, what the quadratic model says that δ costs, in units of the loss. O(dm)."""
+    """½ δᵀFδ, what the quadratic model says that δ costs, in units of the loss. O(nm)."""
     d = delta.to(fisher.dtype)
     return 0.5 * float(d.double() @ fisher.matvec(d).double())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -12,27 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mfac.core.checks import check_choice, check_count
+from mfac.core.checks.numbers import check_count
+from mfac.core.named import resolve
 from mfac.curvature.damping import Damping, check_damping, relative
 from mfac.curvature.fisher import EmpiricalFisher
 from mfac.gradients.batches import BatchStream
 from mfac.gradients.collecting import LossFunction, check_model_and_loss, gather_rows, window_dtype
 from mfac.gradients.parameters import Selection, flatten, prunable_weights, select_parameters, write_flat_
+from mfac.gradients.prunable import describe_weights
 from mfac.gradients.threads import threads_restored
 from mfac.masks.masks import unflatten_mask
 from mfac.masks.patterns import Pattern, resolve_pattern
+from mfac.pruning.allocation import Allocation, AllocationName, resolve_allocation
 from mfac.pruning.batchnorm import normalised_layers, reestimate_statistics
-from mfac.pruning.compensation import (
-    COMPENSATIONS,
-    joint_update,
-    joint_update_of_blocks,
-    no_update,
-    predicted_increase,
-    summed_update,
-)
+from mfac.pruning.compensation import COMPENSATIONS, Compensation, CompensationName
+from mfac.pruning.context import StepContext
+from mfac.pruning.obs import Rules, prune_step
 from mfac.pruning.report import PruningReport, PruningStep
-from mfac.pruning.saliency import SALIENCIES, magnitude_saliency, obs_saliency
-from mfac.pruning.schedule import geometric_schedule
+from mfac.pruning.saliency import SALIENCIES, Saliency, SaliencyName
+from mfac.pruning.schedule import SCHEDULES, Schedule, ScheduleName, check_schedule
+from mfac.pruning.target import final_count
 
 
 def prune(
@@ -41,10 +40,10 @@ def prune(
     data: Iterable[Any],
     sparsity: float | None = None,
     params: Selection = None,
-    saliency: str = "obs",
-    compensation: str = "joint",
-    pattern: str = "unstructured",
-    allocation: str = "global",
+    saliency: SaliencyName | Saliency = "obs",
+    compensation: CompensationName | Compensation = "joint",
+    pattern: str | Pattern = "unstructured",
+    allocation: AllocationName | Allocation | Mapping[str, float] = "global",
     num_gradients: int = 256,
     damping: Damping = relative(0.02),  # ruff: ignore[function-call-in-default-argument]  a frozen value
     block_size: int | None = None,
@@ -52,6 +51,7 @@ def prune(
     stages: int = 8,
     seed: int = 0,
     *,
+    schedule: ScheduleName | Schedule = "geometric",
     per_sample: bool = False,
     batchnorm_batches: int = 100,
     progress: Callable[[PruningStep], None] | None = None,
@@ -78,11 +78,13 @@ def prune(
         params: Which weights: None for those of every Linear and convolution; names or shell-style patterns, the
             parameters themselves, or a predicate of name and parameter. With an N:M pattern weights of Linears and
             convolutions only; one that layers share is grouped as in the first of them.
-        saliency: "obs", w²/(2 (F⁻¹)_pp), or "magnitude".
+        saliency: "obs", w²/(2 (F⁻¹)_pp), or "magnitude"; or a `Saliency` of your own.
         compensation: "joint", the exact minimiser over the kept weights; "summed", the sum of single-weight updates,
-            as M-FAC's own pruner; or "none".
-        pattern: "unstructured", or "N:M" with 1 <= N < M <= 64, as "2:4".
-        allocation: "global", one ranking over all layers, the only one in this version.
+            as M-FAC's own pruner; "none"; or a `Compensation`.
+        pattern: "unstructured", or "N:M" with 1 <= N < M <= 64, as "2:4"; or a `Pattern`.
+        allocation: "global", one ranking over all parameters with a floor for each (`mfac.Global`); "uniform", the
+            same density everywhere; "erk", densities by the shapes, which favour small layers; a sparsity for each
+            name or shell-style pattern, as {"head.*": 0.5, "*": 0.9}; or an `Allocation`.
         num_gradients: m, gradients of a stage.
         damping: λ > 0, or `mfac.relative(c)`, relative to the first stage's gradients and held from then on.
         block_size: For a block-diagonal Fisher over the live weights; None for the full matrix.
@@ -90,6 +92,8 @@ def prune(
         stages: How often fresh gradients are collected.
         seed: Of torch's generator while `data` is gone through, so that a shuffling loader gives the same batches each
             time; the caller's generator is not touched.
+        schedule: How the number of kept weights falls over all steps: "geometric", "cubic" or "linear"; or a
+            `Schedule`.
         per_sample: One gradient a sample in place of one a batch.
         batchnorm_batches: Batches on which the running statistics of all batch-norm layers, those in evaluation mode
             too, are re-estimated after pruning; 0 for not at all. Batches of one sample are passed over; without any
@@ -125,8 +129,13 @@ def prune(
     """
     check_model_and_loss(model, loss_fn)
     settings = _Settings(
-        saliency=check_choice("saliency", saliency, SALIENCIES),
-        compensation=check_choice("compensation", compensation, COMPENSATIONS),
+        rules=Rules(
+            resolve("saliency", saliency, SALIENCIES, Saliency),  # type: ignore[type-abstract]
+            resolve_pattern(pattern),
+            resolve_allocation(allocation),
+            resolve("compensation", compensation, COMPENSATIONS, Compensation),  # type: ignore[type-abstract]
+        ),
+        schedule=resolve("schedule", schedule, SCHEDULES, Schedule),  # type: ignore[type-abstract]
         num_gradients=check_count("num_gradients", num_gradients, least=1),
         damping=check_damping(damping),
         block_size=None if block_size is None else check_count("block_size", block_size, least=1),
@@ -134,16 +143,14 @@ def prune(
         stages=check_count("stages", stages, least=1),
         per_sample=per_sample,
     )
-    check_choice("allocation", allocation, ("global",))
     check_count("batchnorm_batches", batchnorm_batches)
     if check_count("seed", seed) >= 2**63:
         raise ValueError(f"Parameter `seed` should be below 2**63. Found {seed}.")
     selected = select_parameters(model, params, prunable_weights)
-    zeros = resolve_pattern(pattern, sparsity, model, selected)
     with torch.random.fork_rng(devices=[]), _restored_on_error(model), threads_restored():
         torch.default_generator.manual_seed(seed)
         stream = BatchStream(data)
-        report = _Pruning(model, loss_fn, stream, selected, zeros, settings).run(progress)
+        report = _Pruning(model, loss_fn, stream, selected, sparsity, settings).run(progress)
         if batchnorm_batches and report.steps and normalised_layers(model):
             reestimate_statistics(model, loss_fn, islice(stream.rest(), batchnorm_batches))
     return report
@@ -151,8 +158,8 @@ def prune(
 
 @dataclass(frozen=True)
 class _Settings:
-    saliency: str
-    compensation: str
+    rules: Rules
+    schedule: Schedule
     num_gradients: int
     damping: Damping
     block_size: int | None
@@ -161,16 +168,8 @@ class _Settings:
     per_sample: bool
 
     @property
-    def needs_fisher(self) -> bool:
-        return self.saliency == "obs" or self.compensation != "none"
-
-    @property
-    def needs_diagonal(self) -> bool:
-        return self.saliency == "obs" or self.compensation == "summed"
-
-    @property
     def total_steps(self) -> int:
-        return self.stages * self.recomputations if self.needs_fisher else 1
+        return self.stages * self.recomputations if self.rules.needs_fisher else 1
 
 
 class _Pruning:
@@ -185,27 +184,30 @@ class _Pruning:
         loss_fn: LossFunction,
         stream: BatchStream,
         selected: dict[str, nn.Parameter],
-        pattern: Pattern,
+        sparsity: float | None,
         settings: _Settings,
     ) -> None:
         self.model, self.loss_fn, self.stream = model, loss_fn, stream
-        self.selected, self.pattern, self.settings = selected, pattern, settings
+        self.selected, self.settings = selected, settings
+        self.parameters = describe_weights(model, selected)
         self.weights = flatten(selected.values(), window_dtype(selected))  # [d]
         if not bool(torch.isfinite(self.weights).all()):
             raise ValueError("Parameter `model` should have finite weights. Found a NaN or infinity.")
         self.live = self.weights != 0  # [d]
+        self.finally_kept = final_count(settings.rules, sparsity, self.parameters, self.live)
         self.damping = settings.damping
         self.fisher: EmpiricalFisher | None = None  # over the live weights, while a stage goes on
         self.report = PruningReport({})
 
     def run(self, progress: Callable[[PruningStep], None] | None) -> PruningReport:
         settings, dim = self.settings, self.weights.numel()
-        live, finally_kept, kept_after = int(self.live.sum()), self.pattern.num_kept(self.live), []
-        if live > finally_kept:  # otherwise as sparse as asked for already
-            kept_after = geometric_schedule(live, finally_kept, settings.total_steps)
+        live, kept_after = int(self.live.sum()), []
+        if live > self.finally_kept:  # otherwise as sparse as asked for already
+            kept_after = settings.schedule.kept(live, self.finally_kept, settings.total_steps)
+            check_schedule(settings.schedule, kept_after, live, self.finally_kept, settings.total_steps)
         for step, kept in enumerate(kept_after, start=1):
             start = time.perf_counter()
-            damping, increase = self._step(step, kept) if settings.needs_fisher else self._drop_by_magnitude(kept)
+            damping, increase = self._step(step, kept)
             stage = (step - 1) // settings.recomputations + 1
             reached = 1 - int(self.live.sum()) / dim
             seconds = time.perf_counter() - start
@@ -216,41 +218,19 @@ class _Pruning:
         self.report.masks = unflatten_mask(self.live, self.selected)
         return self.report
 
-    def _drop_by_magnitude(self, kept: int) -> tuple[None, None]:
-        weights = self.weights[self.live]
-        dropped = self.pattern.dropped(magnitude_saliency(weights), self.live, weights.numel() - kept)
-        self._apply(no_update(weights, dropped), dropped)
-        return None, None
-
-    def _step(self, step: int, kept: int) -> tuple[float, float]:
+    def _step(self, step: int, kept: int) -> tuple[float | None, float | None]:
         """Drops all but `kept` of the live weights and moves those; returns λ and ½ δᵀFδ."""
-        settings = self.settings
-        if (step - 1) % settings.recomputations == 0:
+        rules, stage_goes_on = self.settings.rules, step % self.settings.recomputations != 0
+        if (step - 1) % self.settings.recomputations == 0:
             self.fisher = None  # the last stage's gradients go before the next ones come
-        fisher = self.fisher or self._fresh_fisher()
-        weights = self.weights[self.live]  # over the live weights from here on, as the Fisher
-        diagonal = fisher.inverse_diagonal() if settings.needs_diagonal else torch.ones_like(weights)
-        scores = obs_saliency(weights, diagonal) if settings.saliency == "obs" else magnitude_saliency(weights)
-        dropped = self.pattern.dropped(scores, self.live, weights.numel() - kept)
-
-        # F over the kept weights is what a joint update is made of, and what the stage's next step begins with.
-        joint, stage_goes_on = settings.compensation == "joint", step % settings.recomputations != 0
-        kept_fisher = None
-        if stage_goes_on or (joint and settings.block_size is None):
-            kept_grads = fisher.grads.index_select(1, (~dropped).nonzero()[:, 0])
-            kept_fisher = EmpiricalFisher(kept_grads, fisher.damping, settings.block_size)
-        if joint and kept_fisher is not None and settings.block_size is None:
-            delta = joint_update(fisher, kept_fisher, weights, dropped)
-        elif joint:
-            delta = joint_update_of_blocks(fisher, weights, dropped)
-        elif settings.compensation == "summed":
-            delta = summed_update(fisher, diagonal, weights, dropped)
-        else:
-            delta = no_update(weights, dropped)
-        increase = predicted_increase(fisher, delta)
-        self._apply(delta, dropped)
-        self.fisher = kept_fisher
-        return fisher.damping, increase
+        if rules.needs_fisher and self.fisher is None:
+            self.fisher = self._fresh_fisher()
+        context = StepContext(self.weights[self.live], self.fisher, self.parameters, self.live)
+        outcome = prune_step(rules, context, kept, self.finally_kept)
+        damping = None if self.fisher is None else self.fisher.damping
+        self.fisher = context.kept_fisher if self.fisher is not None and stage_goes_on else None
+        self._apply(outcome.delta, outcome.dropped)
+        return damping, outcome.predicted_increase
 
     def _fresh_fisher(self) -> EmpiricalFisher:
         """F of fresh gradients at the weights as they are, over the live weights alone."""

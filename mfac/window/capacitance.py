@@ -27,6 +27,7 @@ class InverseCapacitance:
         rank: m.
         shift: nλ while the window is empty.
         device: Where.
+        defers: Whether what a step has to say of A is read at the next.
 
     Attributes:
         gram: K, [m, m], of which the lower triangle counts.
@@ -36,13 +37,13 @@ class InverseCapacitance:
         refactorisations: How often A was computed anew.
     """
 
-    def __init__(self, rank: int, shift: float, device: torch.device) -> None:
+    def __init__(self, rank: int, shift: float, device: torch.device, defers: bool = False) -> None:
         self.device = device
         self.rank = rank
         self.shift = shift
         self.replaced = 0
         self.refactorisations = 0
-        self._defers = device.type != "cpu"  # what a step has to say of A is read at the next
+        self.defers = defers
         self._pivot: Reading | None = None
         self._error: Reading | None = None
 
@@ -66,23 +67,20 @@ class InverseCapacitance:
 
         Args:
             row: Which.
-            products: G g, [m] float64, the new row's products with every row, its own squared norm included. If all are
-                NaN, as of a row that was refused, K is left as it is.
+            products: G g, [m] float64, the new row's products with every row, its own squared norm included.
             shift: nλ from now on. Where it differs from before, A is left to be computed anew by the next solve.
         """
         self.look_back()
         if self.replaced < 0 or shift != self.shift:
-            before = torch.cat([self.gram[row, :row], self.gram[row:, row]])
-            column = torch.where(products.isnan(), before, products)
-            self.gram[row, : row + 1] = column[: row + 1]
-            self.gram[row:, row] = column[row:]
+            self.gram[row, : row + 1] = products[: row + 1]
+            self.gram[row:, row] = products[row:]
             self.replaced = -1
             return
         self._pivot = Reading(ops.capacitance_replace_(self.inverse, self.gram, row, products, shift))
         self.replaced += 1
         if self.replaced >= self.rank:
             self.replaced = -1
-        elif not self._defers:
+        elif not self.defers:
             self.look_back()
 
     def solve(self, b: Tensor, shift: float) -> Tensor:
@@ -99,42 +97,32 @@ class InverseCapacitance:
             torch.linalg.LinAlgError: If C is not numerically positive definite.
         """
         self.look_back()
-        anew = self.replaced < 0 or shift != self.shift
-        if anew:
-            self._refactor(shift)
-        solutions, error = ops.capacitance_solve(self.inverse, self.gram, b, shift)
-        if not anew and not float(error) <= _GUARD:
-            self._refactor(shift)
-            solutions, _ = ops.capacitance_solve(self.inverse, self.gram, b, shift)
+        solutions, error = self._solve(b, shift)
+        if error is not None and not float(error) <= _GUARD:
+            self.replaced = -1
+            solutions, _ = self._solve(b, shift)
         return solutions
 
     def solve_unread(self, b: Tensor, shift: float) -> Tensor:
-        """The same without waiting for what the device finds: zeros where A has drifted, which the next step mends.
-
-        Args:
-            b: [k, m] float64.
-            shift: nλ.
-
-        Returns:
-            [k, m] float64. O(km²), and O(m³) where A is known to be out of date.
-
-        Raises:
-            torch.linalg.LinAlgError: As `solve` does.
-        """
-        if self.replaced < 0 or shift != self.shift:
-            self._refactor(shift)
-            return ops.capacitance_solve(self.inverse, self.gram, b, shift)[0]
-        solutions, error = ops.capacitance_solve(self.inverse, self.gram, b, shift)
+        """`solve` where nothing waits for the device: zeros where A has drifted, which the next step mends."""
+        if not self.defers:
+            return self.solve(b, shift)
+        solutions, error = self._solve(b, shift)
+        if error is None:
+            return solutions
         self._error = Reading(error)
         good = error <= _GUARD
         if self._pivot is not None:
             good = good.logical_and(self._pivot.on_device >= 0.5 * shift)
         return solutions.where(good, 0.0)
 
-    def take_back(self, replaced: int) -> None:
-        """Forgets a replacement that the device has refused; `replaced` is the count from before it."""
-        self.replaced = replaced
-        self.forget()
+    def _solve(self, b: Tensor, shift: float) -> tuple[Tensor, Tensor | None]:
+        """A product with A, refined, and its backward error; None where A had to be computed anew before."""
+        anew = self.replaced < 0 or shift != self.shift
+        if anew:
+            self._refactor(shift)
+        solutions, error = ops.capacitance_solve(self.inverse, self.gram, b, shift)
+        return solutions, None if anew else error
 
     def forget(self) -> None:
         """Drops what has not been read of the last step."""
@@ -150,10 +138,10 @@ class InverseCapacitance:
         self.forget()
 
     def state(self) -> dict[str, Any]:
-        """What `load` takes; matrices by reference."""
+        """What `load_` takes; matrices by reference."""
         return {"gram": self.gram, "inverse": self.inverse, "shift": self.shift, "replaced": self.replaced}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load_(self, state: Mapping[str, Any]) -> None:
         """Takes up the state of another of the same rank; matrices are copied."""
         self.forget()
         self.gram.copy_(state["gram"])

@@ -1,4 +1,4 @@
-"""How weights move along one vector that holds the direction of all of them."""
+"""How weights move along the direction of a window: how far, and with which momentum. Both are known here alone."""
 
 from __future__ import annotations
 
@@ -11,49 +11,68 @@ from torch import Tensor
 
 @dataclass
 class Descent:
-    """w <- decay·w - rate·v for several parameters, of which v holds the directions; for `GradientWindow.descend_`.
+    """w <- decay·w - rate·v for several parameters, with v <- βv + (1 - β)u the average of directions u = F⁻¹g.
 
-    Example:
-        >>> import torch, mfac
-        >>> window = mfac.GradientWindow(rank=4, dim=6, damping=0.1)
-        >>> window.push(torch.ones(6))
-        >>> weights, bias = torch.zeros(2, 2), torch.zeros(2)
-        >>> descent = mfac.Descent()
-        >>> descent.add(weights, column=0, rate=0.5, decay=1.0)
-        >>> descent.add(bias, column=4, rate=0.5, decay=1.0)
-        >>> window.descend_(descent)
-        >>> torch.allclose(bias, -0.5 * window.precondition()[4:])
-        True
+    Where the window's rows are sparse, what a row carries has been held back by error feedback for many steps already.
+    Averaging would hold it back once more while its gradient still points the same way, so that the same weights are
+    sent again and overshoot. Therefore the weights that the newest row carries move by all of u at once and start with
+    no momentum; the others move by v.
+
+    Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), Algorithm 2; for sparse rows the momentum factor masking of
+    Deep Gradient Compression (Lin et al., 1712.01887), section 3.2.
 
     Attributes:
+        average: v, [d]; None where there is no momentum, and v is u.
         parameters: Each w, in the order of their columns.
-        columns: The first column of v, [d], for each; the others follow, row-major.
+        columns: The first column of u, [d], for each; the others follow, row-major.
         rates: For each.
         decays: For each.
+        momenta: β for each, in [0, 1).
     """
 
+    average: Tensor | None = None
     parameters: list[Tensor] = field(default_factory=list)
     columns: list[int] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     decays: list[float] = field(default_factory=list)
+    momenta: list[float] = field(default_factory=list)
 
-    def add(self, parameter: Tensor, column: int, rate: float, decay: float) -> None:
+    def add(self, parameter: Tensor, column: int, rate: float, decay: float = 1.0, momentum: float = 0.0) -> None:
         """Moves one more, whose columns come after those of the others."""
         self.parameters.append(parameter)
         self.columns.append(column)
         self.rates.append(rate)
         self.decays.append(decay)
+        self.momenta.append(momentum)
 
-    def suits(self, dtype: torch.dtype) -> bool:
-        """Whether the pass that computes v, in `dtype`, may move them itself: it takes them for pieces of a vector."""
-        return all(p.dtype == dtype and p.is_contiguous() for p in self.parameters)
+    def fuses(self, dim: int, dtype: torch.dtype) -> bool:
+        """Whether the pass that computes u, [d] in `dtype`, may move them: it needs pieces of vectors and one β."""
+        of_all = len(set(self.momenta)) == 1 and sum(p.numel() for p in self.parameters) == dim
+        return (self.average is None or of_all) and all(p.dtype == dtype and p.is_contiguous() for p in self.parameters)
 
-    def apply_(self, move: Tensor) -> None:
-        """Moves them along v, [d], by torch: a call for all that have the same factors."""
-        moves = [
-            move[column : column + p.numel()].view(p.shape)
-            for p, column in zip(self.parameters, self.columns, strict=True)
-        ]
+    @property
+    def moved(self) -> tuple[list[Tensor], Tensor | None]:
+        """What a pass of an operator writes; autograd is told of it here, which the operator does not."""
+        written = self.parameters if self.average is None else [*self.parameters, self.average]
+        torch.autograd.graph.increment_version(written)
+        return self.parameters, self.average
+
+    @property
+    def momentum(self) -> float:
+        """The β of such a pass."""
+        return 0.0 if self.average is None else self.momenta[0]
+
+    def apply_(self, move: Tensor, carried: Tensor | None = None) -> None:
+        """Moves them by torch; columns of no parameter keep their average.
+
+        Args:
+            move: u, [d]; may be overwritten.
+            carried: Columns of the entries of the newest row if rows are sparse, [k].
+        """
+        pieces = [slice(c, c + p.numel()) for c, p in zip(self.columns, self.parameters, strict=True)]
+        if self.average is not None:
+            move = self._averaged(self.average, move, pieces, carried)
+        moves = [move[piece].view(p.shape) for piece, p in zip(pieces, self.parameters, strict=True)]
         factors = list(zip(self.rates, self.decays, strict=True))
         for (rate, decay), places in groupby(range(len(factors)), key=factors.__getitem__):
             chosen = list(places)
@@ -62,19 +81,17 @@ class Descent:
                 torch._foreach_mul_(parameters, decay)
             torch._foreach_add_(parameters, [moves[i] for i in chosen], alpha=-rate)
 
-
-def follow_average_(move: Tensor, average: Tensor, carried: Tensor | None) -> None:
-    """In place: move [d] becomes the average [d], but for what is carried; there the average becomes 0.
-
-    Args:
-        move: F⁻¹g.
-        average: With F⁻¹g in it.
-        carried: Columns of the entries of the newest row if rows are sparse, [k].
-    """
-    if carried is None:
-        move.copy_(average)
-        return
-    at_once = move[carried]
-    move.copy_(average)
-    move[carried] = at_once
-    average[carried] = 0
+    def _averaged(self, average: Tensor, move: Tensor, pieces: list[slice], carried: Tensor | None) -> Tensor:
+        """What weights move along, [d], once u has been taken into the average."""
+        for piece, momentum in zip(pieces, self.momenta, strict=True):
+            average[piece].lerp_(move[piece], 1 - momentum)
+        if carried is None:
+            return average
+        moves = torch.zeros(len(move), dtype=torch.bool, device=move.device)
+        for piece in pieces:
+            moves[piece] = True
+        carried = carried[moves[carried]]
+        along = average.clone()
+        along[carried] = move[carried]
+        average[carried] = 0
+        return along

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 _EMPTY = -1  # in place of a push, for a row that holds no gradient
-
-
-@dataclass
-class Written:
-    """A push, and what to go back to if it is refused after all."""
-
-    row: int
-    written_by: int
-    newest: int | None
 
 
 class Ring:
@@ -53,19 +43,11 @@ class Ring:
         """An empty row, or the oldest."""
         return self.written_by.index(min(self.written_by))
 
-    def write(self, row: int) -> Written:
+    def write(self, row: int) -> None:
         """Counts a push into a row."""
-        written = Written(row, self.written_by[row], self.newest)
         self.written_by[row] = self.pushes
         self.pushes += 1
         self.newest = row
-        return written
-
-    def take_back(self, written: Written) -> None:
-        """Undoes the last push."""
-        self.written_by[written.row] = written.written_by
-        self.newest = written.newest
-        self.pushes -= 1
 
     def clear(self, row: int) -> None:
         """Makes a row empty."""
@@ -74,11 +56,11 @@ class Ring:
             self.newest = None
 
     def state(self) -> dict[str, Any]:
-        """What `load` takes."""
+        """What `load_` takes."""
         ages = torch.tensor(self.written_by, dtype=torch.int64, device="cpu")
         return {"ages": ages, "pushes": self.pushes, "newest": self.newest}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load_(self, state: Mapping[str, Any]) -> None:
         """Takes up the state of another ring of the same rank."""
         self.written_by = state["ages"].tolist()
         self.pushes = int(state["pushes"])

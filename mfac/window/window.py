@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mfac.core.checks import (
-    check_choice,
-    check_count,
-    check_number,
-    check_out,
-    check_state,
-    check_storage,
-    check_window_vectors,
-)
-from mfac.core.devices import usable_device
+from mfac.core.checks.choices import check_choice, check_storage
+from mfac.core.checks.numbers import check_count
+from mfac.core.checks.state import check_state
+from mfac.core.checks.tensors import check_out, check_window_vectors
+from mfac.core.devices import capabilities, check_fits, usable_device
 from mfac.curvature.damping import Damping, check_damping
-from mfac.window.deferred import Reading
-from mfac.window.descent import Descent, follow_average_
-from mfac.window.formats import DenseRows, TopKRows
-from mfac.window.push import Push
-from mfac.window.sliding import Coefficients, SlidingFisher
+from mfac.window.capacitance import InverseCapacitance
+from mfac.window.descent import Descent
+from mfac.window.formats.named import Format, named_format
+from mfac.window.refused import Refusals
+from mfac.window.ring import Ring
+from mfac.window.sliding import SlidingFisher
 
 
-class GradientWindow(SlidingFisher):
+class GradientWindow:
     r"""The damped empirical Fisher of the last m gradients, and products with its inverse.
 
     .. math:: F = \lambda I + \frac{1}{n} \sum_i g_i g_i^\top
@@ -53,25 +48,30 @@ class GradientWindow(SlidingFisher):
         density: Share of the entries that a row keeps, in (0, 1]. Below 1, of every block of at most 16384 columns the
             largest in magnitude; what is left out is added to the next gradient (error feedback).
         device: Where the window is: "cpu", or a CUDA GPU. There a step waits for nothing it computes: a gradient
-            that is refused counts as zero, and the error comes from the next call, not from a property; where C⁻¹
-            is found to have drifted, the step is zero too, and C⁻¹ is computed anew in the next.
+            that is refused becomes a row of zeros, and the error comes from the next call, not from a property; where
+            C⁻¹ is found to have drifted, the step is zero, and C⁻¹ is computed anew in the next.
         normalize: n: "rank" divides by m from the first gradient on, as the paper does, so that while the window fills
             steps are larger, about m over the number of gradients held; "filled" divides by that number, which has the
             capacitance factored anew, O(m³), at every push until the window is full.
+        format: A format of your own, in place of `dtype` and `density`: called with m, d and the device, it gives an
+            object like `mfac.window.formats.base.Rows` (docs/extending/window_format.md).
 
     Attributes:
         rows: The window, [m, d], in ring order; read it, do not write to it. Of an int8 or sparse window a dense copy.
         num_filled: How many rows hold a gradient.
         newest: The row of the newest gradient, or None.
         nbytes: Bytes that window and capacitance take, or will take.
-        rank: m.
-        dim: d.
         damping: λ as it stands now.
         num_terms: n as it stands now.
+        rank: m.
+        dim: d.
         dtype: Of the window.
-        device: Of the window.
-        vector_dtype: Of what `precondition` returns, float32 or float64.
         density: Share of the entries that a row keeps.
+        vector_dtype: Of what `precondition` returns, float32 or float64.
+        device: Of the window.
+        format: The object that stores the rows. It and the next two are for inspection: they may change.
+        ring: Which row holds which push.
+        capacitance: The inverse capacitance.
 
     Raises:
         TypeError: If a type or dtype is wrong.
@@ -95,31 +95,63 @@ class GradientWindow(SlidingFisher):
         density: float = 1.0,
         device: str | torch.device = "cpu",
         normalize: str = "rank",
+        format: Format | None = None,
     ) -> None:
-        super().__init__(
-            check_count("rank", rank, least=1),
-            check_count("dim", dim, least=1),
-            check_damping(damping),
-            dtype,
-            check_storage("dtype", dtype, density),
-            usable_device("device", device),
-            check_choice("normalize", normalize, ("rank", "filled")),
-        )
+        check_count("rank", rank, least=1)
+        check_count("dim", dim, least=1)
+        damping = check_damping(damping)
+        density = check_storage("dtype", dtype, density)
+        if format is not None and (dtype, density) != (torch.float32, 1):
+            raise ValueError(f"Parameter `format` should be given alone. Found {dtype} and density {density:g} beside.")
+        place = usable_device("device", device)
+        check_choice("normalize", normalize, ("rank", "filled"))
+        defers = capabilities(place).defers
+
+        self.format = (format or named_format(dtype, density))(rank, dim, place)
+        self.ring = Ring(rank)
+        # A relative damping has no value yet; the first solve factors with the one it has then.
+        shift = rank * damping if isinstance(damping, float) else 1.0
+        self.capacitance = InverseCapacitance(rank, shift, place, defers)
+        self._fisher = SlidingFisher(self.format, self.ring, self.capacitance, damping, normalize)
+        self._refusals = Refusals(defers)
+        self.rank, self.dim, self.normalize = rank, dim, normalize
+        self.dtype, self.density, self.device = self.format.dtype, self.format.density, place
+        self.vector_dtype = self.format.vector_dtype
 
     def __repr__(self) -> str:
         sparse = f", density={self.density:g}" if self.density < 1 else ""
         shape = f"rank={self.rank}, dim={self.dim}, num_filled={self.num_filled}"
-        return f"GradientWindow({shape}, dtype={self.dtype}{sparse})"
+        return f"GradientWindow({shape}, dtype={self.dtype}{sparse}, nbytes={self.nbytes:.3g})"
+
+    @property
+    def num_filled(self) -> int:
+        """How many rows hold a gradient, 0 to m."""
+        return self.ring.num_filled
+
+    @property
+    def newest(self) -> int | None:
+        """The row of the newest gradient, or None."""
+        return self.ring.newest
+
+    @property
+    def num_terms(self) -> int:
+        """n, what the sum over gradients is divided by."""
+        return self._fisher.num_terms
+
+    @property
+    def damping(self) -> float:
+        """λ as it stands now."""
+        return self._fisher.damping
 
     @property
     def rows(self) -> Tensor:
         """The rows, [m, d]: the window itself, or a dense float copy of an int8 or sparse one."""
-        return self._rows.stored if isinstance(self._rows, DenseRows) else self._rows.dense(slice(None))
+        return self.format.as_dense()
 
     @property
     def nbytes(self) -> int:
         """Bytes that the window and the two m x m matrices take, known before the first push allocates them."""
-        return self._rows.nbytes + 2 * 8 * self.rank**2
+        return self.format.nbytes + 2 * 8 * self.rank**2
 
     def push(self, gradient: Tensor) -> None:
         """Writes a gradient over the oldest row, or into an empty one while there is one.
@@ -128,29 +160,23 @@ class GradientWindow(SlidingFisher):
             gradient: [d], in the window's vector dtype (see `dtype`).
 
         Raises:
+            MemoryError: If the machine cannot hold the window, at the first push.
             TypeError: If the dtype is wrong.
             ValueError: If the shape is wrong or the gradient holds a NaN or infinity; the window is as it was. On a GPU
-                also if the gradient of the push before did; then this one has not been pushed.
+                instead if the gradient of the push before did, whose row counts as zeros; this one has not been pushed.
         """
-        vectors = check_window_vectors("gradient", gradient, self.dim, self.dtype, self.device)
+        g = self._vectors("gradient", gradient)
         if gradient.dim() != 1:
             raise ValueError(
                 f"Parameter `gradient` should have shape [d={self.dim}]. Found shape {list(gradient.shape)}."
             )
-        self._settle()
-        g = vectors.view(-1)  # [d]
-        row = self._ring.next_row
-        products = self._rows.push_(row, g)
-        squared_norm = products.select(0, row)
-        if not self._defers and math.isnan(float(squared_norm)):
-            raise ValueError(
-                f"Parameter `gradient` should be finite. Found {self._why_refused(g)}; the window is unchanged."
-            )
-        written = self._ring.write(row)
-        if self._defers:
-            self._capacitance.look_back()
-            self._unsettled = Push(written, self._capacitance.replaced, Reading(squared_norm))
-        self._replace(row, products)
+        self._refusals.report()
+        if self.ring.pushes == 0:
+            check_fits("`rank` and `dim`", self.nbytes, self.device)
+        row = self.ring.next_row
+        products = self._refusals.push_(self.format, row, g[0])
+        self.ring.write(row)
+        self._fisher.replace(row, products)
 
     def remove(self, row: int) -> None:
         """Takes a gradient out of the window; its row is empty and the next to be written.
@@ -162,14 +188,14 @@ class GradientWindow(SlidingFisher):
             TypeError: If `row` is not an integer.
             ValueError: If it is out of range or the row is empty.
         """
-        self._settle()
-        if check_count("row", row) >= self.rank or not self._ring.filled[row]:
+        self._refusals.report()
+        if check_count("row", row) >= self.rank or not self.ring.filled[row]:
             raise ValueError(
                 f"Parameter `row` should be one of the {self.num_filled} filled rows of {self.rank}. Found {row}."
             )
-        self._rows.clear_(row)
-        self._ring.clear(row)
-        self._replace(row, torch.zeros(self.rank, dtype=torch.float64, device=self.device))
+        self.format.clear_(row, torch.ones((), dtype=torch.bool, device=self.device))
+        self.ring.clear(row)
+        self._fisher.replace(row, torch.zeros(self.rank, dtype=torch.float64, device=self.device))
 
     def ihvp(self, v: Tensor, refine: int = 0) -> Tensor:
         """Products F⁻¹v for any vectors.
@@ -188,14 +214,14 @@ class GradientWindow(SlidingFisher):
             ValueError: If the shape is wrong.
             torch.linalg.LinAlgError: If λ is too small for float64.
         """
-        vectors = check_window_vectors("v", v, self.dim, self.dtype, self.device).double()
+        vectors = self._vectors("v", v).double()
         check_count("refine", refine)
         self._check_filled()
         if self.num_filled >= self.dim:
-            return self._as_static(v, refine)
-        result = self._solve_any(vectors)
+            return self._fisher.by_primal(vectors, refine).to(v.dtype).reshape(v.shape)
+        result = self._fisher.solve(vectors)
         for _ in range(refine):
-            result += self._solve_any(vectors - self._multiply(result))
+            result += self._fisher.solve(vectors - self._fisher.multiply(result))
         return result.to(v.dtype).reshape(v.shape)
 
     def matvec(self, v: Tensor) -> Tensor:
@@ -212,11 +238,11 @@ class GradientWindow(SlidingFisher):
             TypeError: If the dtype is wrong.
             ValueError: If the shape is wrong.
         """
-        vectors = check_window_vectors("v", v, self.dim, self.dtype, self.device).double()
+        vectors = self._vectors("v", v).double()
         self._check_filled()
-        return self._multiply(vectors).to(v.dtype).reshape(v.shape)
+        return self._fisher.multiply(vectors).to(v.dtype).reshape(v.shape)
 
-    def precondition(self, *, out: Tensor | None = None, momentum: float = 0.0) -> Tensor:
+    def precondition(self, *, out: Tensor | None = None) -> Tensor:
         """F⁻¹g for the newest gradient g, in the push-through form, which does not subtract.
 
         The error is about ε·(‖G‖²/(nλ))^1.5 where rows are nearly dependent, with ε = 1e-16, and far less where not.
@@ -224,7 +250,6 @@ class GradientWindow(SlidingFisher):
         Args:
             out: [d], contiguous, without gradient and of the result's dtype, to be overwritten with the result in
                 place of a new tensor.
-            momentum: β; `out` becomes β·out + (1 - β)·F⁻¹g, the paper's momentum, in the same pass. 0 reads no `out`.
 
         Returns:
             [d] float64 for a float64 window, float32 for any other, in units of the parameters. One pass over the
@@ -233,55 +258,35 @@ class GradientWindow(SlidingFisher):
         Raises:
             RuntimeError: If there is no newest gradient: nothing was pushed, or it was removed.
             TypeError: If `out` is of another dtype.
-            ValueError: If `out` is of another shape, not contiguous, requires a gradient, or is part of the window; if
-                there is `momentum` but no `out`, or it is not in [0, 1).
+            ValueError: If `out` is of another shape, not contiguous, requires a gradient, or is part of the window.
             torch.linalg.LinAlgError: If λ is too small for float64.
         """
-        check_number("momentum", momentum, least=0, below=1)
         if out is None:
-            if momentum:
-                raise ValueError(f"Parameter `out` should hold what `momentum` keeps of it. Found None and {momentum}.")
             out = torch.empty(self.dim, dtype=self.vector_dtype, device=self.device)
         else:
-            check_out("out", out, self.dim, self.vector_dtype, self.device, apart_from=self._rows.tensors().values())
-        return self._take_into(out, self._solve_newest(), momentum)
+            apart = self.format.tensors().values()
+            check_out("out", out, self.dim, self.vector_dtype, self.device, apart_from=apart)
+        return self._fisher.newest_into(out, self._newest())
 
     @torch.no_grad()
-    def descend_(self, descent: Descent, average: Tensor | None = None, momentum: float = 0.0) -> None:
-        """Moves weights along v = F⁻¹g for the newest gradient g, in the pass over the window that computes it.
+    def descend_(self, descent: Descent) -> None:
+        """Moves weights along F⁻¹g for the newest gradient g, in the pass that computes it; for `mfac.MFAC` alone.
 
         Args:
-            descent: Which weights, and how far.
-            average: [d], as `out` of `precondition`: becomes β·average + (1 - β)·F⁻¹g, which then is v. Weights that
-                the newest row of a sparse window carries move along F⁻¹g itself, and start anew with an average of 0.
-            momentum: β.
+            descent: Which weights, how far, and with which momentum.
 
         Raises:
-            RuntimeError: If there is no newest gradient, or the columns of `descent` are none of the window's.
-            TypeError: If `average` is of another dtype.
-            ValueError: If `average` is of another shape, not contiguous, requires a gradient, or is part of the window;
-                if there is `momentum` but no `average`, or it is not in [0, 1).
+            RuntimeError: If there is no newest gradient.
             torch.linalg.LinAlgError: If λ is too small for float64; nothing has moved.
         """
-        check_number("momentum", momentum, least=0, below=1)
-        if average is not None:
-            apart = self._rows.tensors().values()
-            check_out("average", average, self.dim, self.vector_dtype, self.device, apart_from=apart)
-        elif momentum:
-            raise ValueError(f"Parameter `average` should hold what `momentum` keeps of it. Found None and {momentum}.")
-        newest = self._solve_newest()
-        if isinstance(newest, Coefficients) and descent.suits(self.vector_dtype):
-            torch.autograd.graph.increment_version(descent.parameters)  # the compiled pass does not
-            if average is not None:
-                torch.autograd.graph.increment_version(average)
-            self._rows.descend_(descent, average, newest.c, self.num_terms, momentum, self.newest or 0)
-            return
-        move = self._take_into(torch.empty(self.dim, dtype=self.vector_dtype, device=self.device), newest, 0.0)
-        if average is not None:
-            carried = self.carried_columns()  # which raises where the push was refused: before anything changes
-            average.lerp_(move, 1 - momentum)
-            follow_average_(move, average, carried)
-        descent.apply_(move)
+        newest = self._newest()
+        if descent.fuses(self.dim, self.vector_dtype):
+            c = self._fisher.newest_coefficients(newest)
+            if c is not None:
+                self.format.descend_(descent, c, self.num_terms, newest)
+                return
+        move = torch.empty(self.dim, dtype=self.vector_dtype, device=self.device)
+        descent.apply_(self._fisher.newest_into(move, newest), self.carried_columns())
 
     def carried_columns(self) -> Tensor | None:
         """Which entries the newest row of a sparse window carries.
@@ -289,12 +294,7 @@ class GradientWindow(SlidingFisher):
         Returns:
             Their columns, [k] int64, ascending; None where rows are dense, or there is no newest row. O(k).
         """
-        if not isinstance(self._rows, TopKRows):
-            return None
-        self._settle()
-        if self.newest is None:
-            return None
-        return self._rows.columns_of(self.newest)
+        return None if self.newest is None else self.format.carried(self.newest)
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
         """Everything that a window made with the same arguments needs to go on bit by bit as this one would.
@@ -305,8 +305,8 @@ class GradientWindow(SlidingFisher):
         Returns:
             Tensors and numbers, as `load_state_dict` takes them.
         """
-        self._settle()
-        self._capacitance.look_back()
+        self._refusals.report()
+        self.capacitance.look_back()
         state = self._state()
         return {name: value.clone() if copy and isinstance(value, Tensor) else value for name, value in state.items()}
 
@@ -322,10 +322,9 @@ class GradientWindow(SlidingFisher):
             ValueError: If a tensor is of another shape or dtype. After any of these the window is as it was.
         """
         self.check_state(state)
-        self._unsettled = None
-        self._rows.load_(state)
-        self._capacitance.load(state)
-        self._ring.load(state)
+        self._refusals.forget()
+        for part in (self.format, self.capacitance, self.ring):
+            part.load_(state)
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Refuses what `load_state_dict` would not take; changes nothing.
@@ -339,7 +338,24 @@ class GradientWindow(SlidingFisher):
             ValueError: If a tensor is of another shape or dtype, or the newest row is none of the rows.
         """
         check_state("state", state, self._state(), optional={"newest"})
-        self._rows.check_tensors(state)
+        self.format.check_tensors(state)
         newest = state["newest"]
         if newest is not None and not (0 <= newest < self.rank and state["ages"][newest] >= 0):
             raise ValueError(f"Parameter `state` should have a filled row as 'newest'. Found {newest!r}.")
+
+    def _state(self) -> dict[str, Any]:
+        """The state by reference."""
+        return {**self.format.tensors(), **self.capacitance.state(), **self.ring.state()}
+
+    def _vectors(self, name: str, vectors: Tensor) -> Tensor:
+        return check_window_vectors(name, vectors, self.dim, self.dtype, self.device)
+
+    def _check_filled(self) -> None:
+        self._refusals.report()
+        if self.num_filled == 0:
+            raise RuntimeError("The window is empty. Call push() first.")
+
+    def _newest(self) -> int:
+        if self.newest is None:
+            raise RuntimeError("The window has no newest gradient to precondition. Call push() first.")
+        return self.newest

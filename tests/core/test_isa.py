@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import mfac
+from mfac import _C
 
 pytestmark = pytest.mark.cpu_only("instruction sets of the CPU")
 
@@ -34,11 +36,33 @@ def best() -> str:
     return found.stdout.strip()
 
 
+def fields_of(name: str) -> set[str]:
+    """The keys of a dictionary of the compiled core, as users' type checkers are told."""
+    body = STUB.read_text().split(f"class {name}(TypedDict):\n")[1].split("\n\n")[0].split("\n]")[0]
+    return set(re.findall(r"^    (\w+):", body, re.MULTILINE))
+
+
+def test_the_version_is_that_of_the_project():
+    project = (TESTS.parent / "pyproject.toml").read_text()
+    assert re.search(r'^version = "(.*)"$', project, re.MULTILINE)[1] == mfac.__version__
+
+
+def test_limits():
+    limits = _C.limits()
+    assert set(limits) == fields_of("Limits")
+    assert all(size > 0 for size in limits.values())
+    assert limits["topk_block_columns"] % limits["topk_tile_columns"] == 0
+    # A group as wide as the limit is taken, a wider one is refused and told of the limit.
+    scores = torch.rand(1, 2 * limits["nm_group"], 1)
+    assert torch.ops.mfac.nm_mask(scores, 1, limits["nm_group"]).sum() == 2
+    with pytest.raises(RuntimeError, match=rf"in \[1, {limits['nm_group']}\]"):
+        torch.ops.mfac.nm_mask(scores, 1, limits["nm_group"] + 1)
+
+
 def test_build_info():
     info = mfac.build_info()
-    assert set(info) == set(
-        re.findall(r"^    (\w+):", STUB.read_text(), re.MULTILINE)
-    )  # what users' type checkers are told
+    assert set(info) == fields_of("BuildInfo")
+    assert info["version"] == mfac.__version__
     assert re.match(r"(gcc|clang) \d+", info["compiler"])
     assert info["cplusplus"] >= 202002
     assert info["isas_built"][0] == "portable"

@@ -10,7 +10,8 @@ from models import batches, classifier, cross_entropy, same_state, snapshot, tra
 from torch import Tensor, nn
 
 import mfac
-from mfac.masks.patterns import SemiStructured, Unstructured
+from mfac.gradients.prunable import PrunableWeight
+from mfac.masks.patterns import NM, Candidates
 
 SMALL = {"num_gradients": 24, "stages": 2, "recomputations": 2}
 
@@ -179,26 +180,26 @@ def random_saliencies(live: Tensor, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("layout", [(4, 10, 1), (2, 7, 9), (1, 33, 5)])
 def test_a_step_drops_the_lowest_of_what_the_pattern_would_drop(layout: tuple[int, int, int]):
-    pattern = SemiStructured(2, 4, (layout, layout))
+    pattern, size = NM(2, 4), layout[0] * layout[1] * layout[2]
+    weights = [PrunableWeight(name, torch.Size([size]), layout, "Linear") for name in ("a", "b")]
     live = torch.rand(2 * layout[0] * layout[1] * layout[2], generator=torch.Generator().manual_seed(1)) < 0.8
-    finally_kept, step = pattern.num_kept(live), 0
+    finally_kept, step = sum(pattern.least_kept(weights, live)), 0
     while int(live.sum()) > finally_kept:
         saliency = random_saliencies(live, step)
         count = min(7, int(live.sum()) - finally_kept)
-        dropped = pattern.dropped(saliency, live, count)
+        units = pattern.units(Candidates(weights, live, saliency))
+        first = min(count, units.counts[0])
+        dropped = units.lowest([first, count - first])
         scores = torch.full(live.shape, -1.0, dtype=torch.float64).masked_scatter_(live, saliency)
-        candidates = ~pattern.mask(scores)[live]
+        candidates = ~pattern.mask(weights, scores)[live]
         assert int(dropped.sum()) == count and not bool((dropped & ~candidates).any())
-        assert count == int(candidates.sum()) or saliency[dropped].max() <= saliency[candidates & ~dropped].min()
+        for piece in (slice(0, int(live[:size].sum())), slice(int(live[:size].sum()), None)):
+            gone, stay = saliency[piece][dropped[piece]], saliency[piece][(candidates & ~dropped)[piece]]
+            assert gone.numel() == 0 or stay.numel() == 0 or gone.max() <= stay.min()
         live = live.masked_scatter(live, ~dropped)
         step += 1
-        assert pattern.num_kept(live) == finally_kept
+        assert sum(pattern.least_kept(weights, live)) == finally_kept
     assert int(live.sum()) == finally_kept
-
-
-def test_unstructured_keeps_no_more_than_is_alive():
-    pattern = Unstructured(0.5, 10)
-    assert pattern.num_kept(torch.arange(10) < 3) == 3 and pattern.num_kept(torch.arange(10) < 8) == 5
 
 
 @pytest.mark.parametrize("after", [0, 30])
@@ -226,11 +227,11 @@ def with_a_bias(name: str, parameter: nn.Parameter) -> bool:
             (
                 {"pattern": pattern},
                 ValueError,
-                rf"`pattern` should be 'unstructured' or 'N:M' with 1 <= N < M <= 64. Found '{pattern}'",
+                rf"`pattern` should be 'unstructured', 'N:M' with 1 <= N < M <= 64, or a Pattern. Found '{pattern}'",
             )
             for pattern in ("4:4", "4:2", "0:4", "2:65", "2:4:8", "two:four", "2", "", " 2:4", "-1:4")
         ),
-        ({"pattern": None}, TypeError, r"`pattern` should be a string. Found NoneType"),
+        ({"pattern": None}, TypeError, r"`pattern` should be a string or a Pattern. Found NoneType"),
         (
             {"pattern": "2:4", "sparsity": 0.9},
             ValueError,
@@ -245,7 +246,7 @@ def with_a_bias(name: str, parameter: nn.Parameter) -> bool:
         (
             {"pattern": "2:4", "params": with_a_bias},
             ValueError,
-            r"`params` should select weights of Linear layers and convolutions with pattern='2:4'. Found '0.bias'",
+            r"`params` should select weights of layers whose input channels are known .* Found '0.bias'",
         ),
     ],
 )

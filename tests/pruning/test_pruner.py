@@ -19,8 +19,10 @@ from models import (
 from oracle import fisher as dense_fisher
 
 import mfac
-from mfac.pruning.compensation import joint_update, joint_update_of_blocks, predicted_increase, summed_update
-from mfac.pruning.schedule import geometric_schedule
+from mfac.gradients.prunable import PrunableWeight
+from mfac.pruning.compensation import Compensation, Joint, Summed, predicted_increase
+from mfac.pruning.context import StepContext
+from mfac.pruning.schedule import Cubic, Geometric, Linear
 
 SMALL = {"num_gradients": 24, "stages": 2, "recomputations": 2}
 
@@ -78,10 +80,11 @@ def test_obs_keeps_accuracy_where_magnitude_loses_it():
     assert pruned["obs"] > accuracy(dense, held_out) - 0.15
 
 
-def joint(fisher, weights, dropped):
-    if fisher.block_size is not None:
-        return joint_update_of_blocks(fisher, weights, dropped)
-    return joint_update(fisher, mfac.EmpiricalFisher(fisher.grads[:, ~dropped], fisher.damping), weights, dropped)
+def update(compensation: Compensation, fisher, weights, dropped):
+    weight = PrunableWeight("weight", weights.shape, None, "")
+    context = StepContext(weights, fisher, [weight], torch.ones_like(dropped))
+    context.decide(dropped)
+    return compensation.update(context)
 
 
 @pytest.mark.parametrize("block_size", [None, 5])
@@ -89,7 +92,7 @@ def test_joint_update_is_the_exact_minimiser(block_size):
     torch.manual_seed(0)
     grads, weights, damping = torch.randn(9, 23, dtype=torch.float64), torch.randn(23, dtype=torch.float64), 0.3
     dropped = torch.arange(23) % 3 == 1
-    delta = joint(mfac.EmpiricalFisher(grads, damping, block_size), weights, dropped)
+    delta = update(Joint(), mfac.EmpiricalFisher(grads, damping, block_size), weights, dropped)
     fisher = dense_fisher(grads, damping, block_size=block_size)
     kept = ~dropped
     expected = torch.linalg.solve(fisher[kept][:, kept], fisher[kept][:, dropped] @ weights[dropped])
@@ -105,8 +108,8 @@ def test_joint_is_never_predicted_to_cost_more_than_summed(count):
     fisher = mfac.EmpiricalFisher(grads, 0.1)
     for drop in range(1, 40, 6):
         dropped = torch.randperm(40) < drop
-        exact = joint(fisher, weights, dropped)
-        summed = summed_update(fisher, fisher.inverse_diagonal(), weights, dropped)
+        exact = update(Joint(), fisher, weights, dropped)
+        summed = update(Summed(), fisher, weights, dropped)
         assert predicted_increase(fisher, exact) <= predicted_increase(fisher, summed) * (1 + 1e-12)
 
 
@@ -117,17 +120,16 @@ def test_one_weight_costs_its_saliency():
     saliencies = weights.square() / (2 * fisher.inverse_diagonal())
     for p in range(15):
         dropped = torch.arange(15) == p
-        for delta in (
-            joint(fisher, weights, dropped),
-            summed_update(fisher, fisher.inverse_diagonal(), weights, dropped),
-        ):
+        for delta in (update(Joint(), fisher, weights, dropped), update(Summed(), fisher, weights, dropped)):
             assert predicted_increase(fisher, delta) == pytest.approx(float(saliencies[p]), rel=1e-10)
 
 
-def test_schedule_is_geometric_and_ends_exactly():
-    kept = geometric_schedule(1000, 100, 5)
-    assert kept == [631, 398, 251, 158, 100]
-    assert geometric_schedule(7, 5, 3)[-1] == 5
+def test_schedules_fall_as_they_say_and_end_exactly():
+    assert Geometric().kept(1000, 100, 5) == [631, 398, 251, 158, 100]
+    assert Cubic().kept(1000, 200, 4) == [538, 300, 212, 200]
+    assert Linear().kept(1000, 100, 3) == [700, 400, 100]
+    for schedule in (Geometric(), Cubic(), Linear()):
+        assert schedule.kept(7, 5, 3)[-1] == 5
 
 
 def test_same_seed_same_masks_and_the_generator_is_untouched():
@@ -303,9 +305,22 @@ def test_an_interrupt_leaves_the_model_as_it_was():
             ValueError,
             r"`sparsity` should leave at least one of the 480 prunable weights. Found 0.9999",
         ),
-        ({"saliency": "obd"}, ValueError, r"`saliency` should be 'obs' or 'magnitude'. Found 'obd'"),
-        ({"compensation": "all"}, ValueError, r"`compensation` should be 'joint', 'summed' or 'none'. Found 'all'"),
-        ({"allocation": "erk"}, ValueError, r"`allocation` should be 'global'. Found 'erk'"),
+        ({"saliency": "obd"}, ValueError, r"`saliency` should be 'obs' or 'magnitude', or a Saliency. Found 'obd'"),
+        ({"saliency": 3}, TypeError, r"`saliency` should be 'obs' or 'magnitude', or a Saliency. Found int"),
+        (
+            {"compensation": "all"},
+            ValueError,
+            r"`compensation` should be 'joint', 'summed' or 'none', or a Compensation. Found 'all'",
+        ),
+        (
+            {"allocation": "local"},
+            ValueError,
+            r"`allocation` should be 'global', 'uniform' or 'erk', or an Allocation. Found 'local'",
+        ),
+        ({"allocation": {"3.*": 0.5}}, ValueError, r"`allocation` should name weights .* Found '3.\*'"),
+        ({"allocation": {"0.*": 0.5}}, ValueError, r"`allocation` should give every weight .* for '2.weight'"),
+        ({"allocation": {"*": 1.5}}, ValueError, r"`allocation\['\*'\]` should be finite and >= 0 and <= 1. Found 1.5"),
+        ({"schedule": "slow"}, ValueError, r"`schedule` should be 'geometric', 'cubic' or 'linear', or a Schedule."),
         ({"damping": 0.0}, ValueError, r"`damping` should be finite and > 0. Found 0.0"),
         ({"block_size": 0}, ValueError, r"`block_size` should be at least 1. Found 0"),
         ({"stages": 0}, ValueError, r"`stages` should be at least 1. Found 0"),

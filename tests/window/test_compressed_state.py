@@ -70,7 +70,7 @@ def test_pickled_windows_go_on_as_before(density: float):
 
 
 def assert_boundaries_are_right(W: mfac.GradientWindow) -> None:
-    rows = W._rows
+    rows = W.format
     for tile in range(rows.boundaries.shape[1]):
         before = (rows.indices.long() < 1024 * (tile + 1)).sum(2)  # [m, blocks]
         assert torch.equal(rows.boundaries[:, tile].long(), before.T)
@@ -80,7 +80,7 @@ def test_boundaries_follow_the_rows():
     # What a GPU keeps of sparse rows besides their state: two blocks of 16 tiles.
     def made_with_boundaries(pushes: int) -> mfac.GradientWindow:
         W = made(3, 32_000, F32, 0.01)
-        before, W._rows.keeps_boundaries = W.nbytes, True
+        before, W.format.keeps_boundaries = W.nbytes, True
         if W.device.type == "cpu":
             assert W.nbytes == before + 2 * 2 * 15 * 3
         for g in gradients(W, pushes) if pushes else ():
@@ -89,12 +89,12 @@ def test_boundaries_follow_the_rows():
 
     W, without = made_with_boundaries(4), made(3, 32_000, F32, 0.01, pushes=4)
     assert_boundaries_are_right(W)
-    before = W._rows.boundaries.clone()
+    before = W.format.boundaries.clone()
     with pytest.raises(ValueError, match="Parameter `gradient` should be finite"):
         push(W, torch.full((32_000,), float("nan")))
     W.remove(1)
     without.remove(1)
-    assert torch.equal(W._rows.boundaries, before)
+    assert torch.equal(W.format.boundaries, before)
     assert "boundaries" not in W.state_dict()
 
     loaded, fresh = made_with_boundaries(2), made_with_boundaries(0)
@@ -112,14 +112,14 @@ def test_boundaries_follow_the_rows():
 def test_boundaries_of_a_last_block_filled_up_with_zeros_are_loaded_as_they_were_pushed():
     def made_with_boundaries() -> mfac.GradientWindow:
         W = made(2, 16_385, F32, 0.9999)  # blocks of 8193 and 8192 columns, rows of 8193 entries
-        W._rows.keeps_boundaries = True
+        W.format.keeps_boundaries = True
         return W
 
     W, other = made_with_boundaries(), made_with_boundaries()
     for g in gradients(W, 2):
         W.push(g)
     other.load_state_dict(W.state_dict())
-    assert torch.equal(other._rows.boundaries, W._rows.boundaries)
+    assert torch.equal(other.format.boundaries, W.format.boundaries)
 
 
 def resident() -> int:
@@ -149,7 +149,7 @@ def test_nbytes_is_what_the_tensors_take(dtype: torch.dtype, density: float, ran
     stored = sum(
         tensor.untyped_storage().nbytes() for name, tensor in held.items() if name not in {"gram", "inverse", "ages"}
     )
-    derived = getattr(W._rows, "boundaries", None)  # of sparse rows on a GPU
+    derived = getattr(W.format, "boundaries", None)  # of sparse rows on a GPU
     assert W.nbytes == known == stored + 16 * rank**2 + (0 if derived is None else derived.nbytes)
     assert held["gram"].nbytes + held["inverse"].nbytes == 16 * rank**2
 
@@ -168,7 +168,7 @@ def test_results_are_bit_identical_for_any_number_of_threads(dtype: torch.dtype,
     def compute() -> list[Tensor]:
         W = made(9, 70_001, dtype, density, pushes=12)
         v = normal(2, 70_001, dtype=W.vector_dtype)
-        return [W.precondition(), W.ihvp(v), W.matvec(v), W.rows, W._capacitance.gram.tril()]
+        return [W.precondition(), W.ihvp(v), W.matvec(v), W.rows, W.capacitance.gram.tril()]
 
     torch.set_num_threads(1)
     one = compute()

@@ -31,7 +31,7 @@ SHAPES = [(5, 300), (9, 2500), (4, 20_001), (33, 33), (40, 17)]
 def assert_exact_for_the_stored_rows(W: mfac.GradientWindow) -> None:
     """K, precondition, ihvp and matvec against float64 references of `W.rows`."""
     G = W.rows.double()
-    K = W._capacitance.gram.tril()
+    K = W.capacitance.gram.tril()
     # Sums of d terms on either side, in float64; an int8 tile's scales add two roundings.
     bound = 2 * (W.dim + 4) * U[F64] * (G.abs() @ G.abs().T)
     assert bool(((K - (G @ G.T).tril()).abs() <= bound).all())
@@ -43,7 +43,7 @@ def assert_exact_for_the_stored_rows(W: mfac.GradientWindow) -> None:
         found, expected = W.precondition(), oracle.ihvp(G, G[W.newest], W.damping, num_terms=W.num_terms)
         assert found.dtype == W.vector_dtype and found.shape == (W.dim,)
         assert relative_error(found, expected) <= 2 * u + min(1e-4, (W.rank + W.dim) * U[F64] * kappa**1.5)
-    held = G if W.normalize == "rank" else G[torch.tensor(W._ring.written_by) >= 0]
+    held = G if W.normalize == "rank" else G[torch.tensor(W.ring.written_by) >= 0]
     F, v = mfac.EmpiricalFisher(held, W.damping), normal(2, W.dim, seed=1, dtype=W.vector_dtype)
     # Both lose at most about u·κ, in sums of m and d terms; results are rounded to the vectors' dtype.
     bound = 2 * u + (W.rank + W.dim) * U[F64] * kappa
@@ -89,7 +89,7 @@ def test_rows_of_16_bits_are_torchs_rounding(dtype: torch.dtype):
     for g in G:
         W.push(g)
     assert W.rows.dtype == dtype
-    assert torch.equal(W.rows[torch.tensor(W._ring.written_by).argsort()], G[-3:].to(dtype))
+    assert torch.equal(W.rows[torch.tensor(W.ring.written_by).argsort()], G[-3:].to(dtype))
 
 
 def test_rows_of_int8_and_of_sparse_windows_are_dense_floats():

@@ -11,7 +11,7 @@ from device import push
 from samplers import normal
 
 import mfac
-from mfac.core import checks
+from mfac.core.checks import choices, numbers
 
 F64 = torch.float64
 
@@ -171,13 +171,13 @@ def test_refused_calls_leave_a_window_as_it_was():
 def test_numbers_out_of_range_are_told_the_range(bounds: dict[str, float], refused: float, words: str):
     message = f"Parameter `p` should be finite and {words}. Found {refused!r}."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        checks.check_number("p", refused, **bounds)
-    assert checks.check_number("p", 0.75, **bounds) == pytest.approx(0.75, abs=0)
-    assert type(checks.check_number("p", 1, least=0)) is float
+        numbers.check_number("p", refused, **bounds)
+    assert numbers.check_number("p", 0.75, **bounds) == pytest.approx(0.75, abs=0)
+    assert type(numbers.check_number("p", 1, least=0)) is float
 
 
 def test_choices_are_told_all():
-    assert checks.names_of(["a"]) == "'a'"
-    assert checks.names_of(["a", "b", "c"]) == "'a', 'b' or 'c'"
+    assert choices.names_of(["a"]) == "'a'"
+    assert choices.names_of(["a", "b", "c"]) == "'a', 'b' or 'c'"
     with pytest.raises(ValueError, match=re.escape("Parameter `p` should be 'a', 'b' or 'c'. Found 'd'.")):
-        checks.check_choice("p", "d", ["a", "b", "c"])
+        choices.check_choice("p", "d", ["a", "b", "c"])

@@ -18,7 +18,7 @@ def static(W: mfac.GradientWindow) -> mfac.EmpiricalFisher:
     """The static Fisher, in float64, of the rows that a window holds."""
     rows = W.rows.double()
     held = (
-        rows if W.normalize == "rank" else rows[torch.tensor(W._ring.written_by) >= 0]
+        rows if W.normalize == "rank" else rows[torch.tensor(W.ring.written_by) >= 0]
     )  # an empty row adds nothing to the sum
     return mfac.EmpiricalFisher(held, W.damping)
 
@@ -96,10 +96,10 @@ def test_any_history_equals_the_static_fisher_of_the_rows_held(
     W, model = mfac.GradientWindow(rank, dim, chosen, dtype, normalize=normalize), Model(rank)
     for kind, number in history:
         if kind == "remove":
-            rows = (torch.tensor(W._ring.written_by) >= 0).nonzero()[:, 0].tolist()
+            rows = (torch.tensor(W.ring.written_by) >= 0).nonzero()[:, 0].tolist()
             if rows:
                 row = rows[number % len(rows)]
-                older = sum(W._ring.written_by[other] < W._ring.written_by[row] for other in rows)
+                older = sum(W.ring.written_by[other] < W.ring.written_by[row] for other in rows)
                 assert torch.equal(W.rows[row], model.held.pop(older))
                 W.remove(row)
         else:
@@ -108,7 +108,7 @@ def test_any_history_equals_the_static_fisher_of_the_rows_held(
             model.push(g)
             assert torch.equal(W.rows[W.newest], g)
         assert W.num_filled == len(model.held)
-    held = W.rows[torch.tensor(W._ring.written_by).argsort(stable=True)][W.rank - W.num_filled :]
+    held = W.rows[torch.tensor(W.ring.written_by).argsort(stable=True)][W.rank - W.num_filled :]
     assert torch.equal(held, torch.stack(model.held) if model.held else held)
     if W.num_filled and W.rows.any():
         assert W.num_terms == (rank if normalize == "rank" else len(model.held))
@@ -124,7 +124,7 @@ def test_ten_thousand_pushes_do_not_drift(rank: int, dim: int, normalize: str):
         W.push(g)
         if i % 1000 == 0:
             assert_equals_static(W, seed=i)
-    assert torch.equal(W.rows[torch.tensor(W._ring.written_by).argsort()], gradients[-rank:])
+    assert torch.equal(W.rows[torch.tensor(W.ring.written_by).argsort()], gradients[-rank:])
 
 
 @pytest.mark.parametrize("kind", ["plain", "duplicate rows", "zero rows"])
@@ -183,7 +183,7 @@ def test_products_modify_no_argument_and_no_state():
         torch.equal(a, b) for a, b in zip(first, (W.ihvp(v, refine=2), W.matvec(v), W.precondition()), strict=True)
     )
     assert torch.equal(W.rows, before["rows"])
-    assert torch.equal(W._capacitance.gram.tril(), before["gram"].tril())
+    assert torch.equal(W.capacitance.gram.tril(), before["gram"].tril())
 
 
 @pytest.mark.parametrize("damping", [1e-3, 1e-9, 1e-12])
@@ -206,22 +206,34 @@ def test_what_is_written_is_known_to_autograd():
         loss.backward()
 
 
-def test_descend_refuses_what_it_cannot_average():
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("tall", [False, True])  # of full rank the primal form, and torch moves the weights
+def test_descend_moves_weights_along_the_average(dtype: torch.dtype, tall: bool):
+    W = mfac.GradientWindow(60 if tall else 3, 50, 1e-2, dtype)
+    for g in normal(60 if tall else 2, 50, dtype=dtype):
+        W.push(g)
+    weights, before = torch.ones(50, dtype=dtype), normal(50, seed=3, dtype=dtype)
+    descent = Descent(before.clone())
+    descent.add(weights, 0, rate=0.1, momentum=0.9)
+    W.descend_(descent)
+    average = 0.9 * before + 0.1 * W.precondition()
+    torch.testing.assert_close(descent.average, average)
+    torch.testing.assert_close(weights, 1 - 0.1 * average)
+
+
+def test_columns_of_no_parameter_keep_their_average():
     W = mfac.GradientWindow(3, 50, 1e-2)
-    W.push(normal(50, dtype=torch.float32))
-    weights, descent = torch.ones(50), Descent()
-    descent.add(weights, 0, 0.1, 1.0)
-    with pytest.raises(ValueError, match="Parameter `average` should hold what `momentum` keeps of it"):
-        W.descend_(descent, momentum=0.5)
-    with pytest.raises(ValueError, match="Parameter `momentum`"):
-        W.descend_(descent, torch.zeros(50), 1.0)
-    with pytest.raises(ValueError, match="Parameter `average` should have memory of its own"):
-        W.descend_(descent, W.rows[0], 0.5)
-    with pytest.raises(ValueError, match=r"Parameter `average` should be contiguous of shape \[d=50\]"):
-        W.descend_(descent, torch.zeros(49), 0.5)
-    assert bool((weights == 1).all())
-    W.descend_(descent, torch.zeros(50), 0.5)
-    torch.testing.assert_close(weights, 1 - 0.05 * W.precondition())
+    W.push(normal(50, dtype=F32))
+    before = normal(50, seed=3, dtype=F32)
+    descent = Descent(before.clone())
+    for column, momentum in ((5, 0.9), (30, 0.5)):
+        descent.add(torch.zeros(10), column, rate=1.0, momentum=momentum)
+    W.descend_(descent)
+    expected = before.clone()
+    for columns, momentum in ((slice(5, 15), 0.9), (slice(30, 40), 0.5)):
+        expected[columns] = momentum * before[columns] + (1 - momentum) * W.precondition()[columns]
+    torch.testing.assert_close(descent.average, expected)
+    torch.testing.assert_close(descent.parameters[1], -expected[30:40])
 
 
 def test_precondition_writes_where_it_is_told():
@@ -258,20 +270,3 @@ def test_precondition_refuses_what_it_cannot_write_to(out: object, error: type[E
         W.precondition(out=out)
     with pytest.raises(ValueError, match=r"`out` should have memory of its own"):
         W.precondition(out=W.rows[0])
-
-
-@pytest.mark.parametrize(("rank", "dim"), [(5, 40), (9, 6)])  # the second of full rank: by the primal form
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_momentum_is_kept_in_the_same_pass(dtype: torch.dtype, rank: int, dim: int):
-    W = mfac.GradientWindow(rank, dim, damping=1e-2, dtype=dtype)
-    for g in window(rank, dim, dtype=dtype):
-        W.push(g)
-    before, update = normal(dim, seed=3, dtype=dtype), W.precondition()
-    found = W.precondition(out=before.clone(), momentum=0.9)
-    torch.testing.assert_close(found, 0.9 * before + 0.1 * update)
-    W.push(torch.zeros(dim, dtype=dtype))
-    torch.testing.assert_close(W.precondition(out=before.clone(), momentum=0.9), 0.9 * before)
-    with pytest.raises(
-        ValueError, match=r"Parameter `out` should hold what `momentum` keeps of it\. Found None and 0\.9"
-    ):
-        W.precondition(momentum=0.9)

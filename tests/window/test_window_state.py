@@ -144,8 +144,8 @@ def test_a_wrong_inverse_is_noticed_and_computed_anew(corruption: str):
         W.push(g)
     W.precondition()  # computes the inverse anew where it is due
     W.push(normal(DIM, seed=1))  # and one update of it
-    before = W._capacitance.refactorisations
-    inverse = W._capacitance.inverse
+    before = W.capacitance.refactorisations
+    inverse = W.capacitance.inverse
     if corruption == "scaled":
         inverse *= 3
     elif corruption == "shifted":
@@ -153,19 +153,19 @@ def test_a_wrong_inverse_is_noticed_and_computed_anew(corruption: str):
     else:
         inverse.fill_(float("nan") if corruption == "nan" else 0)
     y = W.precondition()
-    assert W._capacitance.refactorisations == before + 1
+    assert W.capacitance.refactorisations == before + 1
     expected = oracle.ihvp(W.rows, W.rows[W.newest], 1e-2)
     kappa = oracle.condition(W.rows, 1e-2)
     assert relative_error(y, expected) <= 2 * U[F64] + U[F64] * kappa**1.5
     W.precondition()
-    assert W._capacitance.refactorisations == before + 1  # once was enough
+    assert W.capacitance.refactorisations == before + 1  # once was enough
 
 
 def test_a_slightly_wrong_inverse_is_refined_away():
     W = mfac.GradientWindow(RANK, DIM, 1e-2, F64)
     for g in window(RANK - 2, DIM):
         W.push(g)
-    W._capacitance.inverse *= 1 + 1e-6  # each refinement squares it: 1e-12, then below rounding
+    W.capacitance.inverse *= 1 + 1e-6  # each refinement squares it: 1e-12, then below rounding
     expected = oracle.ihvp(W.rows, W.rows[W.newest], 1e-2)
     assert relative_error(W.precondition(), expected) <= U[F64] * oracle.condition(W.rows, 1e-2) ** 1.5
 
@@ -175,7 +175,7 @@ def test_the_inverse_is_computed_anew_every_rank_pushes():
     for number, g in enumerate(normal(4 * RANK, DIM), start=1):
         W.push(g)
         W.precondition()
-        assert W._capacitance.refactorisations == number // RANK
+        assert W.capacitance.refactorisations == number // RANK
 
 
 def test_size_in_bytes():

@@ -1,48 +1,14 @@
-"""The checks of arguments that every public function shares, and the one form their errors take.
-
-Every message names the parameter, what it should be and what was found::
-
-    Parameter `v` should have last dimension d=1000. Found shape [5, 999].
-
-Shapes and values raise `ValueError`, types and dtypes `TypeError`.
-"""
+"""Checks of tensors: windows, vectors, results to be written to."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
-from numbers import Integral, Real
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from mfac.core.checks.choices import VECTOR_DTYPES, check_dtype
 from mfac.core.devices import check_device, check_same_device
-
-VECTOR_DTYPES = (torch.float32, torch.float64)
-STORAGE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8)
-
-
-def names_of(choices: Sequence[object]) -> str:
-    """Joins choices for a message: ``'a', 'b' or 'c'``."""
-    words = [
-        str(choice).removeprefix("torch.") if isinstance(choice, torch.dtype) else repr(choice) for choice in choices
-    ]
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
-
-
-def check_dtype(name: str, dtype: torch.dtype, choices: Sequence[torch.dtype] = VECTOR_DTYPES) -> None:
-    """Accepts the dtypes that have kernels.
-
-    Args:
-        name: The parameter's name.
-        dtype: What was given for it.
-        choices: The dtypes allowed.
-
-    Raises:
-        TypeError: If `dtype` is none of `choices`.
-    """
-    if dtype not in choices:
-        raise TypeError(f"Parameter `{name}` should be {names_of(choices)}. Found {dtype}.")
 
 
 def check_rows(name: str, tensor: Tensor) -> None:
@@ -160,114 +126,6 @@ def check_window_vectors(
     return check_vectors(name, vectors, dim, wanted, device).contiguous()
 
 
-def check_count(name: str, value: int, least: int = 0) -> int:
-    """Accepts an integer that is not too small.
-
-    Args:
-        name: The parameter's name.
-        value: What was given for it.
-        least: The smallest value allowed.
-
-    Returns:
-        The value.
-
-    Raises:
-        TypeError: If `value` is not an integer.
-        ValueError: If it is below `least`.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"Parameter `{name}` should be an integer. Found {value!r}.")
-    if value < least:
-        raise ValueError(f"Parameter `{name}` should be at least {least}. Found {value}.")
-    return int(value)
-
-
-def check_number(
-    name: str,
-    value: float,
-    *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
-) -> float:
-    """Accepts a finite real number in a range.
-
-    Args:
-        name: The parameter's name.
-        value: What was given for it.
-        above: The value must be greater.
-        least: The value must be at least this.
-        below: The value must be smaller.
-        most: The value must be at most this.
-
-    Returns:
-        The value, as a float.
-
-    Raises:
-        TypeError: If `value` is not a real number.
-        ValueError: If it is not finite or out of range.
-    """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"Parameter `{name}` should be a real number. Found {value!r}.")
-    bounds = [
-        f"> {above:g}" if above is not None else "",
-        f">= {least:g}" if least is not None else "",
-        f"< {below:g}" if below is not None else "",
-        f"<= {most:g}" if most is not None else "",
-    ]
-    inside = (above is None or value > above) and (least is None or value >= least)
-    inside = inside and (below is None or value < below) and (most is None or value <= most)
-    if not -1e308 < value < 1e308 or not inside:  # also NaN, and integers beyond float
-        raise ValueError(
-            f"Parameter `{name}` should be finite and {' and '.join(filter(None, bounds))}. Found {value!r}."
-        )
-    return float(value)
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
-    """Accepts one of several words.
-
-    Args:
-        name: The parameter's name.
-        value: What was given for it.
-        choices: The words allowed.
-
-    Returns:
-        The value.
-
-    Raises:
-        ValueError: If `value` is none of `choices`.
-    """
-    if value not in choices:
-        raise ValueError(f"Parameter `{name}` should be {names_of(choices)}. Found {value!r}.")
-    return value
-
-
-def check_storage(name: str, dtype: torch.dtype, density: float) -> float:
-    """Accepts a format of a window's rows.
-
-    Args:
-        name: The name of the dtype's parameter.
-        dtype: Of the stored entries.
-        density: Share of the entries stored, in (0, 1].
-
-    Returns:
-        The density, as a float.
-
-    Raises:
-        TypeError: If `dtype` has no kernels or `density` is not a number.
-        ValueError: If `density` is out of range, or below 1 for int8.
-    """
-    check_dtype(name, dtype, STORAGE_DTYPES)
-    share = check_number("density", density, above=0, most=1)
-    if share < 1 and dtype == torch.int8:
-        raise ValueError(
-            f"Parameter `density` should be 1 for an int8 window: sparse rows hold float values. Found {density!r}."
-        )
-    return share
-
-
 def check_finite_rows(name: str, window: Tensor, squared_norms: Tensor) -> None:
     """Refuses a window that holds a NaN or an infinity.
 
@@ -319,51 +177,3 @@ def check_out(
     storage = out.untyped_storage().data_ptr()
     if any(tensor.untyped_storage().data_ptr() == storage for tensor in apart_from):
         raise ValueError(f"Parameter `{name}` should have memory of its own. Found a part of the window.")
-
-
-def check_like(name: str, entry: str, found: object, expected: Tensor) -> None:
-    """Refuses an entry of a state that is no tensor of the expected shape and dtype.
-
-    Args:
-        name: Of the parameter that holds the state.
-        entry: Of the entry.
-        found: What it holds.
-        expected: A tensor like which it should be.
-
-    Raises:
-        TypeError: If it is no tensor.
-        ValueError: If its shape or dtype differs, or there are no kernels for its device.
-    """
-    if not isinstance(found, Tensor):
-        raise TypeError(f"Parameter `{name}` should have a tensor as {entry!r}. Found {type(found).__name__}.")
-    check_device(f"{name}[{entry!r}]", found.device)
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        raise ValueError(
-            f"Parameter `{name}` should have {entry!r} of shape {list(expected.shape)} and {expected.dtype}. "
-            f"Found shape {list(found.shape)} and {found.dtype}."
-        )
-
-
-def check_state(name: str, state: Mapping[str, Any], mine: Mapping[str, Any], optional: Container[str]) -> None:
-    """Refuses a state that lacks an entry or has one of another kind.
-
-    Args:
-        name: Of the parameter that holds the state.
-        state: What was given.
-        mine: A state like which it should be: tensors, floats, and counts, -1 or more.
-        optional: Entries that may be None.
-
-    Raises:
-        KeyError: If an entry is missing.
-        TypeError: If an entry is of another type.
-        ValueError: If a tensor is of another shape or dtype, or a number out of range.
-    """
-    for entry, expected in mine.items():
-        if entry not in state:
-            raise KeyError(f"Parameter `{name}` should have an entry {entry!r}. Found {sorted(state)}.")
-        if isinstance(expected, Tensor):
-            check_like(name, entry, state[entry], expected)
-        elif isinstance(expected, float):
-            check_number(f"{name}[{entry!r}]", state[entry])
-        elif state[entry] is not None or entry not in optional:
-            check_count(f"{name}[{entry!r}]", state[entry], least=-1)

@@ -1,0 +1,281 @@
+"""Allocations: how many of the weights that a step keeps each parameter gets.
+
+To add one, derive from `Allocation`, and give `prune` the object or add its name to `ALLOCATIONS`
+(docs/extending/allocation.md).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mfac.core.checks.numbers import check_number
+from mfac.core.named import resolve
+from mfac.gradients.prunable import PrunableWeight
+from mfac.masks.patterns import Units
+
+AllocationName = Literal["global", "uniform", "erk"]
+
+
+@dataclass(frozen=True)
+class AllocationContext:
+    """What an allocation is told of a step (docs/extending/allocation.md).
+
+    Attributes:
+        weights: What is known of each parameter.
+        live: How many weights of each are alive before the step.
+        least: How many of each the step leaves at least: the pattern allows no fewer.
+        units: What the step may drop, with its saliencies.
+        kept: How many weights are to be left after the step, in all.
+        finally_kept: How many after the last step.
+    """
+
+    weights: Sequence[PrunableWeight]
+    live: Sequence[int]
+    least: Sequence[int]
+    units: Units
+    kept: int
+    finally_kept: int
+
+
+class Allocation(ABC):
+    """Turns saliencies and a target into counts for each parameter. Derive from it: docs/extending/allocation.md."""
+
+    @abstractmethod
+    def kept(self, context: AllocationContext) -> list[int]:
+        """How many weights each parameter keeps in this step.
+
+        Args:
+            context: The step.
+
+        Returns:
+            A count for each parameter, between `context.least` and `context.live`, that add up to
+            `context.kept`.
+        """
+
+
+class Global(Allocation):
+    """One ranking of saliencies over all parameters, with a floor for each.
+
+    The floor keeps a parameter from being emptied, after which no gradient passes through its layer
+    and no fine-tuning can bring it back. A parameter of s weights keeps at least `floor` · density · s
+    weights and at least one, with the density that all parameters together end at. Where that is more
+    than there is to keep there is no floor.
+
+    Args:
+        floor: Share of the overall density that each parameter keeps at least, in [0, 1).
+
+    Raises:
+        ValueError: If `floor` is out of range.
+
+    Example:
+        >>> import torch, mfac
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+        >>> _ = torch.nn.init.constant_(model[1].weight, 1e-9)
+        >>> report = mfac.prune(
+        ...     model, lambda model, batch: 0, [], sparsity=0.5, saliency="magnitude", compensation="none",
+        ...     allocation=mfac.Global(floor=0.5),
+        ... )
+        >>> int(report.masks["1.weight"].sum())
+        4
+    """
+
+    def __init__(self, floor: float = 0.1) -> None:
+        self.floor = check_number("floor", floor, least=0, below=1)
+
+    def kept(self, context: AllocationContext) -> list[int]:
+        """The counts of the lowest units of all parameters; the highest of each are safe up to its floor."""
+        units, drop = context.units, sum(context.live) - context.kept
+        scores = units.scores
+        protected = self._protected(context)
+        if protected is not None:
+            scores = scores.masked_fill(protected, math.inf)
+        order = torch.argsort(scores, stable=True)
+        sizes = units.sizes
+        count = drop if sizes is None else int((sizes[order].cumsum(0) <= drop).sum())
+        chosen = torch.zeros_like(scores, dtype=torch.bool)
+        chosen[order[:count]] = True
+        dropped = [
+            int(piece.sum()) for piece in units.by_parameter(chosen if sizes is None else torch.where(chosen, sizes, 0))
+        ]
+        return [live - gone for live, gone in zip(context.live, dropped, strict=True)]
+
+    def _protected(self, context: AllocationContext) -> Tensor | None:
+        """The highest units of each parameter, up to its floor, [u]; None where there is no floor."""
+        if self.floor == 0:
+            return None
+        density = context.finally_kept / sum(weight.size for weight in context.weights)
+        floors = [max(1, math.ceil(self.floor * density * weight.size)) for weight in context.weights]
+        if sum(map(min, floors, context.live)) > context.finally_kept:
+            return None
+        units = context.units
+        protected = torch.zeros_like(units.scores, dtype=torch.bool)
+        start = 0
+        for count, floor, least in zip(units.counts, floors, context.least, strict=True):
+            safe = min(count, max(0, floor - least))
+            if safe:
+                piece = units.scores[start : start + count]
+                protected[start + torch.argsort(piece, stable=True)[count - safe :]] = True
+            start += count
+        return protected
+
+
+class Uniform(Allocation):
+    """The same density for every parameter, as far as its pattern and its live weights allow."""
+
+    def kept(self, context: AllocationContext) -> list[int]:
+        """Counts on the way to a uniform density."""
+        return towards(shares(context, [float(weight.size) for weight in context.weights]), context)
+
+
+class ERK(Allocation):
+    """Erdős-Rényi-Kernel: densities in proportion to Σ shape / Π shape, at most 1, so that small layers keep more.
+
+    Source: Evci et al., "Rigging the Lottery" (1911.11134), section 3; Mocanu et al. 2018.
+    """
+
+    def kept(self, context: AllocationContext) -> list[int]:
+        """Counts on the way to densities by the sums of the shapes."""
+        return towards(shares(context, [float(sum(weight.shape)) for weight in context.weights]), context)
+
+
+class ByLayer(Allocation):
+    """A sparsity for each parameter, by its name or a shell-style pattern; the first that matches counts.
+
+    Args:
+        sparsities: Name or pattern to share of zeros, in [0, 1].
+    """
+
+    def __init__(self, sparsities: Mapping[str, float]) -> None:
+        self.sparsities = {
+            name: check_number(f"allocation[{name!r}]", value, least=0, most=1) for name, value in sparsities.items()
+        }
+
+    def final(self, weights: Sequence[PrunableWeight]) -> list[int]:
+        """How many weights each parameter keeps in the end.
+
+        Args:
+            weights: What is known of each.
+
+        Returns:
+            A count for each.
+
+        Raises:
+            ValueError: If a parameter has no sparsity, or an entry names none.
+        """
+        for pattern in self.sparsities:
+            if not any(fnmatchcase(weight.name, pattern) for weight in weights):
+                raise ValueError(
+                    f"Parameter `allocation` should name weights that are pruned. Found {pattern!r}, which matches "
+                    f"none of {[weight.name for weight in weights]}."
+                )
+        return [weight.size - round(self._sparsity_of(weight.name) * weight.size) for weight in weights]
+
+    def _sparsity_of(self, name: str) -> float:
+        for pattern, sparsity in self.sparsities.items():
+            if fnmatchcase(name, pattern):
+                return sparsity
+        raise ValueError(
+            f"Parameter `allocation` should give every weight that is pruned a sparsity. Found none for {name!r}; "
+            f"'*' stands for all others."
+        )
+
+    def kept(self, context: AllocationContext) -> list[int]:
+        """Counts on the way to the sparsities given."""
+        return towards(self.final(context.weights), context)
+
+
+def shares(context: AllocationContext, proportions: Sequence[float]) -> list[int]:
+    """Final counts in proportion to given numbers, each at most what is alive.
+
+    Args:
+        context: The step.
+        proportions: A positive number for each parameter.
+
+    Returns:
+        Counts that add up to `context.finally_kept`.
+    """
+    return apportion(context.finally_kept, proportions, [0] * len(context.live), context.live)
+
+
+def towards(final: Sequence[int], context: AllocationContext) -> list[int]:
+    """Counts of this step on the way to final counts: every parameter goes the same share of its way.
+
+    Args:
+        final: Of each parameter after the last step.
+        context: The step.
+
+    Returns:
+        Counts that add up to `context.kept`.
+    """
+    goal = [min(count, live) for count, live in zip(final, context.live, strict=True)]
+    ways = [live - count for live, count in zip(context.live, goal, strict=True)]
+    least = [most - count for most, count in zip(context.least, goal, strict=True)]
+    rest = apportion(context.kept - sum(goal), ways, least, ways)
+    return [count + more for count, more in zip(goal, rest, strict=True)]
+
+
+def apportion(total: int, proportions: Sequence[float], least: Sequence[int], most: Sequence[int]) -> list[int]:
+    """Integers in proportion to given numbers, within bounds, that add up to a total.
+
+    Args:
+        total: Their sum; what the bounds allow where that is less or more.
+        proportions: Numbers >= 0.
+        least: Lower bounds.
+        most: Upper bounds, none below its lower bound.
+
+    Returns:
+        min(max(t · proportion, least), most) for the t that fits, rounded by largest remainder; ties go
+        to the earlier.
+    """
+    total = max(sum(least), min(total, sum(most)))
+
+    def at(scale: float) -> list[float]:
+        return [min(max(scale * p, low), high) for p, low, high in zip(proportions, least, most, strict=True)]
+
+    low, high = 0.0, 1.0
+    positive = [p for p in proportions if p > 0]
+    while positive and sum(at(high)) < total and high < max(map(float, most)) / min(positive):
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(at(middle)) < total else (low, middle)
+    wanted = at(high)
+    counts = [max(bound, math.floor(x)) for x, bound in zip(wanted, least, strict=True)]
+    order = sorted(range(len(counts)), key=lambda i: (counts[i] - wanted[i], i))
+    left = total - sum(counts)
+    for sign in (1, -1):  # by rounding `high` may be a little too much
+        while left * sign > 0:
+            before = left
+            for i in order if sign > 0 else reversed(order):
+                if left * sign > 0 and (counts[i] < most[i] if sign > 0 else counts[i] > least[i]):
+                    counts[i] += sign
+                    left -= sign
+            if left == before:
+                break
+    return counts
+
+
+ALLOCATIONS: Mapping[str, Callable[[], Allocation]] = {"global": Global, "uniform": Uniform, "erk": ERK}
+"""By name; an allocation of your own is added here, or given as an object."""
+
+
+def resolve_allocation(allocation: str | Allocation | Mapping[str, float]) -> Allocation:
+    """The allocation that was asked for.
+
+    Args:
+        allocation: A name, a sparsity for each parameter, or an object.
+
+    Returns:
+        The object.
+    """
+    if isinstance(allocation, Mapping):
+        return ByLayer(allocation)
+    return resolve("allocation", allocation, ALLOCATIONS, Allocation)  # type: ignore[type-abstract]

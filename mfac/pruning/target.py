@@ -1,0 +1,60 @@
+"""How many weights are left in the end: what sparsity, pattern and allocation ask for together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mfac.core.checks.numbers import check_number
+from mfac.gradients.prunable import PrunableWeight
+from mfac.pruning.allocation import ByLayer
+from mfac.pruning.obs import Rules
+
+DEFAULT_SPARSITY = 0.9
+
+
+def final_count(rules: Rules, sparsity: float | None, weights: Sequence[PrunableWeight], live: Tensor) -> int:
+    """How many of all d weights are kept after the last step.
+
+    Args:
+        rules: Of the run; the pattern or an allocation by layer may fix the number.
+        sparsity: Share of zeros; None for 0.9, or for what the rules fix.
+        weights: What is known of each parameter.
+        live: Weights that are alive before the first step, [d] bool.
+
+    Returns:
+        The number; no more than are alive.
+
+    Raises:
+        TypeError: If the sparsity is no number.
+        ValueError: If it is out of range, is not what the rules fix, or leaves nothing; or if the
+            pattern cannot describe a weight.
+    """
+    if sparsity is not None:
+        check_number("sparsity", sparsity, least=0, below=1)
+    rules.pattern.check(weights)
+    alive, total = int(live.sum()), sum(weight.size for weight in weights)
+    least = sum(rules.pattern.least_kept(weights, live))
+    if isinstance(rules.allocation, ByLayer):
+        kept = sum(rules.allocation.final(weights))
+        if sparsity is not None and abs(sparsity - (1 - kept / total)) > 1e-6:
+            raise ValueError(
+                f"Parameter `sparsity` should be left out where `allocation` gives one for each weight, which make "
+                f"{1 - kept / total:g} together. Found {sparsity!r}."
+            )
+    elif rules.pattern.sparsity is not None:
+        if sparsity is not None and abs(sparsity - rules.pattern.sparsity) > 1e-6:
+            raise ValueError(
+                f"Parameter `sparsity` should be left out with pattern={str(rules.pattern)!r}, which fixes it, or be "
+                f"{rules.pattern.sparsity:g}. Found {sparsity!r}."
+            )
+        kept = least
+    else:
+        sparsity = DEFAULT_SPARSITY if sparsity is None else sparsity
+        kept = total - round(sparsity * total)
+        if kept == 0:
+            raise ValueError(
+                f"Parameter `sparsity` should leave at least one of the {total} prunable weights. Found {sparsity!r}."
+            )
+    return min(alive, max(least, kept))

@@ -1,0 +1,1 @@
+"""Formats of a window's rows; docs/extending/window_format.md says how to add one."""

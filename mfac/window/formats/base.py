@@ -1,0 +1,122 @@
+"""What a format of a window's rows is: one class that stores rows and takes products with them.
+
+Whatever the format, the window *is* the rounded rows: `push_` returns the products of the row as it was rounded, so the
+Gram matrix made of them is that of what is stored (docs/derivation.md, "Compressed windows"). Storage is allocated on
+first use; `nbytes` is known before.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mfac.core import ops
+from mfac.core.checks.tensors import vector_dtype
+from mfac.core.devices import capabilities
+from mfac.window.descent import Descent
+
+
+def row_stride(dim: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Entries from one row to the next: every row begins at a packet of the device's loads."""
+    packet = max(1, capabilities(device).packet_bytes // dtype.itemsize)
+    return -(-dim // packet) * packet
+
+
+def zero_rows(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Rows of zeros, [m, d], laid out for their device."""
+    rank, dim = shape
+    return zeros((rank, row_stride(dim, dtype, device)), dtype, device).narrow(1, 0, dim)
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros for storage that is read in every step: on the CPU in huge pages."""
+    if device.type == "cpu":
+        return ops.zeros_in_huge_pages(shape, dtype)
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+class Rows(ABC):
+    """Rows g_1 ... g_m of length d in some format. Vectors have `vector_dtype`: float64 with float64, else float32.
+
+    Args:
+        rank: m.
+        dim: d.
+        dtype: Of the stored entries.
+        device: Where.
+
+    Attributes:
+        density: Share of the entries that a row keeps.
+    """
+
+    density = 1.0
+
+    def __init__(self, rank: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.rank, self.dim = rank, dim
+        self.dtype, self.vector_dtype = dtype, vector_dtype(dtype)
+        self.device = device
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes they take once allocated."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The storage by name, by reference: what a state holds."""
+
+    @abstractmethod
+    def as_dense(self, index: Tensor | slice = slice(None)) -> Tensor:
+        """The rows asked for, [k, d], as floats: by reference where they are stored so, else a copy."""
+
+    @abstractmethod
+    def push_(self, row: int, gradient: Tensor) -> Tensor:
+        """Writes a gradient [d] and returns its products with every row, [m] float64; NaN if nothing was written."""
+
+    @abstractmethod
+    def clear_(self, row: int, where: Tensor) -> None:
+        """Makes a row zero where `where`, one bool on the rows' device, is true; the host does not wait for it."""
+
+    @abstractmethod
+    def dot(self, vectors: Tensor) -> Tensor:
+        """`vectors` [k, d] times Gᵀ: [k, m] float64."""
+
+    @abstractmethod
+    def combine_(self, out: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
+        """In place: out [k, d] <- alpha·out + beta·coefficients [k, m] G."""
+
+    def descend_(self, descent: Descent, coefficients: Tensor, beta: float, newest: int) -> None:
+        """Moves weights along beta·coefficients [1, m] G; a format with a kernel for it does so in the same pass.
+
+        Args:
+            descent: Which weights and average; `descent.fuses` holds.
+            coefficients: [1, m] float64.
+            beta: Their factor.
+            newest: The row that the direction belongs to.
+        """
+        move = torch.empty((1, self.dim), dtype=self.vector_dtype, device=self.device)
+        self.combine_(move, coefficients, 0.0, beta)
+        descent.apply_(move[0], self.carried(newest))
+
+    def carried(self, row: int) -> Tensor | None:
+        """Columns of the entries that a row carries, [k] int64, ascending; None where rows carry all of them."""
+        return None
+
+    def why_refused(self, gradient: Tensor) -> str:
+        """What is found wrong with a gradient that `push_` did not write, for an error's message."""
+        if not bool(torch.isfinite(gradient).all()):
+            return "a NaN or infinity"
+        if self.dtype == self.vector_dtype:
+            return "a squared norm that overflows float64"
+        return f"an entry of {float(gradient.abs().max()):.3g}, which a window of {self.dtype} cannot hold"
+
+    def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuses storage, of the right shapes, that this format cannot hold. Most hold whatever has their shapes."""
+        return
+
+    def load_(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes up a copy of storage that `check_tensors` accepts."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])

@@ -1,0 +1,52 @@
+"""Rows stored as they are, or rounded to 16 bits."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from torch import Tensor
+
+from mfac.core import ops
+from mfac.curvature.dual import window_combine_, window_dot
+from mfac.window.descent import Descent
+from mfac.window.formats.base import Rows, row_stride, zero_rows
+
+
+class DenseRows(Rows):
+    """Rows in float64, float32, bfloat16 or float16."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.rank * row_stride(self.dim, self.dtype, self.device) * self.dtype.itemsize
+
+    @cached_property
+    def stored(self) -> Tensor:
+        """G, [m, d]."""
+        return zero_rows((self.rank, self.dim), self.dtype, self.device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"rows": self.stored}
+
+    def as_dense(self, index: Tensor | slice = slice(None)) -> Tensor:
+        return self.stored[index]
+
+    def push_(self, row: int, gradient: Tensor) -> Tensor:
+        return ops.window_push_(self.stored, row, gradient)
+
+    def clear_(self, row: int, where: Tensor) -> None:
+        self.stored[row].masked_fill_(where, 0)
+
+    def dot(self, vectors: Tensor) -> Tensor:
+        if self.dtype.itemsize >= 4:
+            return window_dot(self.stored, vectors)
+        return ops.window_dot(self.stored, vectors)
+
+    def combine_(self, out: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
+        if self.dtype.itemsize >= 4:
+            return window_combine_(out, self.stored, coefficients, alpha, beta)
+        return ops.window_combine_(out, self.stored, coefficients, alpha, beta)
+
+    def descend_(self, descent: Descent, coefficients: Tensor, beta: float, newest: int) -> None:
+        weights, average = descent.moved
+        factors = (descent.columns, descent.rates, descent.decays)
+        ops.window_descend_(weights, average, self.stored, coefficients, beta, descent.momentum, *factors)
