@@ -40,7 +40,7 @@ STABLE_TORCH_LIBRARY(MFAC_LIBRARY, m) {
       "topk_combine_(Tensor(a!) out, Tensor values, Tensor indices, Tensor coefficients, float alpha, float beta, int "
       "block_size, Tensor? boundaries=None) -> ()");
   // As window_descend_. With an average, weights that row `newest` carries move along v itself, and their average
-  // becomes 0; unless that row's coefficient is 0, as of a row that was refused.
+  // becomes 0.
   m.def(
       "topk_descend_(Tensor(a!)[] parameters, Tensor(b!)? average, Tensor values, Tensor indices, Tensor coefficients, "
       "float beta, float momentum, int newest, int[] columns, float[] rates, float[] decays, int dim, int block_size, "

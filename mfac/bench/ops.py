@@ -15,7 +15,6 @@ from mfac.core import ops
 from mfac.curvature.dual import window_dot
 from mfac.window.descent import Descent
 from mfac.window.formats.base import Rows
-from mfac.window.formats.dense import DenseRows
 from mfac.window.formats.topk import TopKRows
 from mfac.window.window import GradientWindow
 
@@ -77,7 +76,7 @@ def _window(name: str, rank: int, dim: int) -> GradientWindow:
 
 def _tiles(rows: Rows, rank: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """All rows at once if they are stored in `dtype`, or a few at a time, widened within cache."""
-    at_once = rank if isinstance(rows, DenseRows) and rows.dtype == dtype else _ROWS_AT_ONCE
+    at_once = rank if rows.dtype == dtype else _ROWS_AT_ONCE
     for start in range(0, rank, at_once):
         some = slice(start, min(start + at_once, rank))
         yield some, rows.as_dense(some).to(dtype)
@@ -85,7 +84,7 @@ def _tiles(rows: Rows, rank: int, dtype: torch.dtype) -> Iterator[tuple[slice, T
 
 def gram_of(rows: Rows, rank: int) -> Tensor:
     """G Gᵀ of rows in any format, [m, m] float64."""
-    stored = rows.stored if isinstance(rows, DenseRows) else rows.as_dense(slice(None))
+    stored = rows.as_dense()
     return ops.gram(stored if stored.dtype.itemsize >= 4 else stored.float())
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from mfac import _C
-from mfac.core.limits import PACKET_BYTES
 
 
 @dataclass(frozen=True)
@@ -20,17 +19,15 @@ class Capabilities:
         packet_bytes: Rows begin at multiples of so many bytes.
         keeps_boundaries: Whether kernels read of a sparse row one tile of columns at a time, and want to know where
             each begins.
-        single_gram: Whether the sums of a float32 Gram matrix have an order, and with it a bound on their error.
     """
 
     defers: bool
     packet_bytes: int
     keeps_boundaries: bool
-    single_gram: bool
 
 
-_CPU = Capabilities(defers=False, packet_bytes=1, keeps_boundaries=False, single_gram=True)
-_GPU = Capabilities(defers=True, packet_bytes=PACKET_BYTES, keeps_boundaries=True, single_gram=False)  # gram: cuBLAS
+_CPU = Capabilities(defers=False, packet_bytes=1, keeps_boundaries=False)
+_GPU = Capabilities(defers=True, packet_bytes=_C.limits()["packet_bytes"], keeps_boundaries=True)
 
 
 def capabilities(device: torch.device) -> Capabilities:

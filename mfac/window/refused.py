@@ -41,7 +41,7 @@ class Refusals:
             refused = squared_norm.isnan()
             rows.clear_(row, refused)
             self._last = Reading(refused)
-            return products.masked_fill(refused, 0.0)
+            return products.masked_fill_(refused, 0.0)
         if math.isnan(float(squared_norm)):
             found = rows.why_refused(gradient)
             raise ValueError(f"Parameter `gradient` should be finite. Found {found}; the window is unchanged.")
@@ -59,7 +59,3 @@ class Refusals:
                 "Parameter `gradient` should be finite and in the range of the window's dtype. Found another in the "
                 "last push: its row counts as zeros. What this call was given has not been used."
             )
-
-    def forget(self) -> None:
-        """Drops what has not been read."""
-        self._last = None

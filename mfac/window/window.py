@@ -322,21 +322,12 @@ class GradientWindow:
             ValueError: If a tensor is of another shape or dtype. After any of these the window is as it was.
         """
         self.check_state(state)
-        self._refusals.forget()
+        self._refusals = Refusals(self.capacitance.defers)
         for part in (self.format, self.capacitance, self.ring):
             part.load_(state)
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Refuses what `load_state_dict` would not take; changes nothing.
-
-        Args:
-            state: What `state_dict` returned.
-
-        Raises:
-            KeyError: If an entry is missing.
-            TypeError: If an entry is of another type.
-            ValueError: If a tensor is of another shape or dtype, or the newest row is none of the rows.
-        """
+        """Raises as `load_state_dict` does for what that would not take; changes nothing."""
         check_state("state", state, self._state(), optional={"newest"})
         self.format.check_tensors(state)
         newest = state["newest"]

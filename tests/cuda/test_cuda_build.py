@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import mfac
 from mfac.core.devices import capabilities
 from mfac.window import capacitance, refused, window
-from mfac.window.formats.base import row_stride
+from mfac.window.formats.dense import row_stride
 
 pytestmark = pytest.mark.cpu_only("fake tensors in the place of a GPU")
 

@@ -181,3 +181,13 @@ def test_choices_are_told_all():
     assert choices.names_of(["a", "b", "c"]) == "'a', 'b' or 'c'"
     with pytest.raises(ValueError, match=re.escape("Parameter `p` should be 'a', 'b' or 'c'. Found 'd'.")):
         choices.check_choice("p", "d", ["a", "b", "c"])
+
+
+@pytest.mark.cpu_only("of a GPU torch says it")
+def test_a_window_that_the_machine_cannot_hold_is_refused_before_it_is_allocated():
+    W = mfac.GradientWindow(10**6, 10)  # 16 TB of capacitance
+    assert "nbytes=1.6e+13" in repr(W)
+    message = r"Parameters `rank` and `dim` should leave a window that the .* GB of this machine can hold\. Found 16000\.0 GB\."
+    with pytest.raises(MemoryError, match=message):
+        W.push(torch.ones(10))
+    assert W.num_filled == 0

@@ -118,37 +118,36 @@ static MFAC_KERNEL(kVectorThreads)
                              const double* __restrict__ products, double shift, Terms product, double* __restrict__ a,
                              double* __restrict__ y, Replacement* __restrict__ replacement,
                              double* __restrict__ pivot) {
-  double sums[2] = {};  // aᵀb, and the number of products that are NaN
+  double ab[1] = {};
   for (int64_t i = threadIdx.x; i < m; i += kVectorThreads) {
-    const double entry = lower_entry(inverse, m, i, row), x = products[i];
+    const double entry = lower_entry(inverse, m, i, row);
     a[i] = entry;
     y[i] = sum_of(product, m, i);
-    if (i != row) sums[0] += entry * x;
-    if (x != x) sums[1] += 1;
+    if (i != row) ab[0] += entry * products[i];
   }
-  block_sums_everywhere<kVectorThreads>(sums);
+  block_sums_everywhere<kVectorThreads>(ab);
   const double alpha = inverse[row * m + row];
   double by[1] = {};
   for (int64_t i = threadIdx.x; i < m; i += kVectorThreads) {
-    const double entry = i == row ? 0 : y[i] - a[i] * (sums[0] / alpha);
+    const double entry = i == row ? 0 : y[i] - a[i] * (ab[0] / alpha);
     y[i] = entry;
     if (i != row) by[0] += products[i] * entry;
   }
   block_sums_everywhere<kVectorThreads>(by);
   if (threadIdx.x != 0) return;
   const double found = products[row] + shift - by[0];
-  *replacement = {sums[1], alpha, found < shift ? shift : found};
-  *pivot = sums[1] != 0 ? nan("") : found;
+  *replacement = {alpha, found < shift ? shift : found};
+  *pivot = found;
 }
 
-// A <- A - a aᵀ/α + y yᵀ/s, its row and column `row` <- -y/s and 1/s, those of K <- products; nothing if refused.
+// A <- A - a aᵀ/α + y yᵀ/s, its row and column `row` <- -y/s and 1/s, those of K <- products.
 // A block owns a tile; a thread every fourth row of one column; no shared memory.
 static MFAC_KERNEL(kTileThreads)
     replace_kernel(double* __restrict__ inverse, double* __restrict__ gram, int64_t m, int64_t tiles, int64_t row,
                    const double* __restrict__ products, const double* __restrict__ a, const double* __restrict__ y,
                    const Replacement* __restrict__ replacement) {
   const TriangleTile tile = triangle_tile(blockIdx.x, tiles);
-  if (!tile.exists || replacement->refused != 0) return;
+  if (!tile.exists) return;
   const int lane = threadIdx.x % kTileSide, part = threadIdx.x / kTileSide;
   const int64_t j = tile.j * kTileSide + lane;
   if (j >= m) return;

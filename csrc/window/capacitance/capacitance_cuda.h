@@ -13,7 +13,7 @@ constexpr int64_t kMostSolvedTogether = 16;  // vectors, which bounds the scratc
 
 // What the kernels of a replacement tell each other.
 struct Replacement {
-  double refused, alpha, clamped_pivot;  // α is A_jj as it was
+  double alpha, clamped_pivot;  // α is A_jj as it was
 };
 
 // Where the refinement of one solution stands.
@@ -30,7 +30,7 @@ struct TriangleShape {
   int64_t blocks() const { return (tiles() + 1) / 2 * (tiles() + 1); }
   // Of `count` products with the matrix, in float64: the parts from every tile, and their sums.
   int64_t product_scratch(int64_t count) const { return (tiles() + 1) * count * m; }
-  int64_t replace_scratch() const { return product_scratch(1) + 2 * m + 3; }
+  int64_t replace_scratch() const { return product_scratch(1) + 2 * m + 2; }
   int64_t solve_scratch(int64_t k) const {
     const int64_t count = std::min(k, kMostSolvedTogether);
     return 2 * product_scratch(count) + 2 * count * m + 4 * count + k;

@@ -4,8 +4,7 @@
 // capacitance_replace_ is one pass that reads A (the product A b) and one that rewrites it: the removal
 // and the insertion are a single rank-two update,
 //   A' = A - a aᵀ/α + y yᵀ/s   with  α = A_jj, a = A_:j, y = A b - a (aᵀb)/α, s = c - bᵀy,
-// where b is the new column of K with b_j = 0 and c = K_jj + shift; then row and column j are -y/s and 1/s. Products
-// that hold a NaN are those of a refused gradient: both matrices stay as they are, and the pivot is NaN.
+// where b is the new column of K with b_j = 0 and c = K_jj + shift; then row and column j are -y/s and 1/s.
 //
 // capacitance_solve takes a product with A and refines it with K, two more products for each step.
 #include <cmath>
@@ -56,7 +55,6 @@ void symmetric_rank2(double* lower, int64_t m, double alpha, const double* a, do
 double& entry(double* lower, int64_t m, int64_t i, int64_t j) { return lower[std::max(i, j) * m + std::min(i, j)]; }
 
 double replace(double* inverse, double* gram, int64_t m, int64_t row, const double* products, double shift) {
-  if (std::any_of(products, products + m, [](double x) { return std::isnan(x); })) return std::nan("");
   std::vector<double> a(m), b(products, products + m), y(m);
   for (int64_t i = 0; i < m; ++i) {
     a[i] = entry(inverse, m, i, row);

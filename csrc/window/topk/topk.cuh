@@ -146,7 +146,7 @@ topk_combine_kernel(const T* __restrict__ values, const uint16_t* __restrict__ o
     if (warp == 0) {
       for (int j = lane; j < width; j += kWarp) carried[j] = false;
       __syncwarp();
-      const bool carries = output.average != nullptr && coefficients[newest] != 0;  // not where it was refused
+      const bool carries = output.average != nullptr;
       const TopKRow row = carries ? row_in_tile(newest) : TopKRow{0, 0, 0};
       for (int p = row.begin + lane; p < row.end; p += kWarp) {
         TopKEntry<T> entry;

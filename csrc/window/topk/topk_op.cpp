@@ -191,7 +191,6 @@ void topk_descend_cpu(const std::vector<Tensor>& parameters, std::optional<Tenso
   const DescentArguments arguments{parameters, average, coefficients, beta, momentum, columns, rates, decays};
   const TopKLayout layout = check_topk_descend(arguments, values, indices, newest, dim, block_size, boundaries);
   check_offsets("topk_descend_", indices, layout);
-  const bool carries = elements<double>(coefficients)[newest] != 0;
   dispatch_float_window(values, [&](auto* value_type) {
     dispatch_float(parameters[0], [&](auto* weight_type) {
       using T = element_t<decltype(value_type)>;
@@ -206,7 +205,7 @@ void topk_descend_cpu(const std::vector<Tensor>& parameters, std::optional<Tenso
           V* const v = descent.average + layout.begin(b);
           for (int64_t j = 0; j < cols; ++j)
             move[j] = v[j] = V((momentum == 0 ? 0 : momentum * double(v[j])) + (1 - momentum) * beta * sums[j]);
-          for (int64_t p = layout.entry(newest, b), end = p + layout.count(b); carries && p < end; ++p) {
+          for (int64_t p = layout.entry(newest, b), end = p + layout.count(b); p < end; ++p) {
             const int64_t j = elements<uint16_t>(indices)[p];
             if (!is_zero(elements<T>(values)[p])) move[j] = V(beta * sums[j]), v[j] = 0;
           }

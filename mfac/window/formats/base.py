@@ -15,20 +15,7 @@ from torch import Tensor
 
 from mfac.core import ops
 from mfac.core.checks.tensors import vector_dtype
-from mfac.core.devices import capabilities
 from mfac.window.descent import Descent
-
-
-def row_stride(dim: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Entries from one row to the next: every row begins at a packet of the device's loads."""
-    packet = max(1, capabilities(device).packet_bytes // dtype.itemsize)
-    return -(-dim // packet) * packet
-
-
-def zero_rows(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Rows of zeros, [m, d], laid out for their device."""
-    rank, dim = shape
-    return zeros((rank, row_stride(dim, dtype, device)), dtype, device).narrow(1, 0, dim)
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

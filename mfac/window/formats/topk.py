@@ -9,11 +9,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mfac import _C
 from mfac.core import ops
 from mfac.core.devices import capabilities
-from mfac.core.limits import TOPK_BLOCK_COLUMNS, TOPK_TILE_COLUMNS
 from mfac.window.descent import Descent
 from mfac.window.formats.base import Rows, zeros
+
+_BLOCK_COLUMNS = _C.limits()["topk_block_columns"]  # of the widest block
+_TILE_COLUMNS = _C.limits()["topk_tile_columns"]
 
 
 class TopKRows(Rows):
@@ -34,9 +37,9 @@ class TopKRows(Rows):
     def __init__(self, rank: int, dim: int, dtype: torch.dtype, density: float, device: torch.device) -> None:
         super().__init__(rank, dim, dtype, device)
         self.density = density
-        self.block_size = -(-dim // -(-dim // TOPK_BLOCK_COLUMNS))
+        self.block_size = -(-dim // -(-dim // _BLOCK_COLUMNS))
         self.shape = (rank, -(-dim // self.block_size), math.ceil(density * self.block_size))
-        self.boundaries_shape = (self.shape[1], -(-self.block_size // TOPK_TILE_COLUMNS) - 1, rank)
+        self.boundaries_shape = (self.shape[1], -(-self.block_size // _TILE_COLUMNS) - 1, rank)
         self.keeps_boundaries = capabilities(device).keeps_boundaries
 
     @property
@@ -129,7 +132,7 @@ class TopKRows(Rows):
             # A last block with fewer columns than entries is filled up with zeros at offset 0, which do not count.
             counts = torch.arange(self.shape[2], device=self.device) < self._widths[:, None]  # [blocks, kept]
             for tile in range(boundaries.shape[1]):
-                before = (offsets < (tile + 1) * TOPK_TILE_COLUMNS) & counts  # [m, blocks, kept]
+                before = (offsets < (tile + 1) * _TILE_COLUMNS) & counts  # [m, blocks, kept]
                 boundaries[:, tile] = before.sum(2, dtype=torch.int16).T
 
     def __getstate__(self) -> dict[str, object]:
