@@ -1,9 +1,11 @@
 """Builds mfac._C: one shared object on torch's stable ABI, with or without a CUDA part.
 
 Everything else about the package stands in pyproject.toml. Environment:
-    MFAC_CUDA=0|1|auto   the CUDA part: never, required, or where a toolkit is found (default).
+    MFAC_CUDA=0|1|auto   the CUDA part: never, always, or where it can be used (default): a toolkit is
+                         there, and a GPU, a CUDA build of torch or MFAC_CUDA_ARCHITECTURES as well.
     CUDA_HOME            the toolkit's own folder, the one with include/cuda_runtime.h.
     MFAC_CUDA_ARCHITECTURES   some of those below, as 80,90; otherwise that of the GPU found, or all.
+    MFAC_WERROR=1        a warning of nvcc is an error. CI sets it.
 """
 
 from __future__ import annotations
@@ -12,36 +14,73 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pybind11
+import torch
 from setuptools import Extension, setup
 from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths
 
 ROOT = Path(__file__).parent
 OLDEST_TORCH = (2, 10)  # the first whose stable ABI has parallel_for
 CUDA_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")  # supported; the one list of them
+WARNINGS_ARE_ERRORS = os.environ.get("MFAC_WERROR") == "1"
 CUDA_FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Icsrc", "-Xptxas=-v", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 
 
 def find_cuda_toolkit() -> Path | None:
-    """The folder of a CUDA toolkit that can compile, or None. A GPU is not needed."""
+    """The folder of the CUDA toolkit to build with, or None where the CUDA part is left out."""
     wanted = os.environ.get("MFAC_CUDA", "auto")
     if wanted not in {"0", "1", "auto"}:
         raise SystemExit(f"Environment variable MFAC_CUDA should be 0, 1 or auto. Found {wanted!r}.")
     if wanted == "0":
         return None
-    nvcc = shutil.which("nvcc")
-    candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    if nvcc:
-        candidates.append(str(Path(nvcc).resolve().parent.parent))
-    for candidate in candidates:
-        if candidate and all((Path(candidate) / part).exists() for part in ("include/cuda_runtime.h", "bin/nvcc")):
-            return Path(candidate)
-    if wanted == "1":
+    toolkit = next((path for path in toolkit_candidates() if is_toolkit(path)), None)
+    if wanted == "1" and toolkit is None:
         raise SystemExit("MFAC_CUDA=1, but no CUDA toolkit was found. Set CUDA_HOME to its folder.")
-    return None
+    if wanted == "auto" and toolkit is not None and not cuda_is_usable():
+        print(
+            f"mfac is built without CUDA kernels: there is a toolkit in {toolkit}, but no GPU, and torch "
+            f"{torch.__version__} is a CPU build. MFAC_CUDA=1 builds them."
+        )
+        return None
+    return toolkit
+
+
+def toolkit_candidates() -> Iterator[Path]:
+    """Folders that may be a toolkit's own: those that are named, that of the nvcc on PATH, the usual one."""
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        if folder := os.environ.get(name):
+            yield Path(folder)
+    if nvcc := shutil.which("nvcc"):
+        yield Path(nvcc).resolve().parent.parent
+        # It may be a script that calls another one, which says where it lies.
+        dry_run = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", "unused.o"]
+        said = subprocess.run(dry_run, capture_output=True, text=True, check=False)
+        if top := re.search(r"^#\$ TOP=(.+)$", said.stdout + said.stderr, re.MULTILINE):
+            yield Path(top.group(1).strip()).resolve()
+    yield Path("/usr/local/cuda")
+
+
+def is_toolkit(folder: Path) -> bool:
+    """Whether a folder has a compiler and the runtime's headers."""
+    return all((folder / part).exists() for part in ("include/cuda_runtime.h", "bin/nvcc"))
+
+
+def cuda_is_usable() -> bool:
+    """Whether somebody will call CUDA kernels: a GPU is here, torch is a CUDA build, or architectures are named."""
+    return bool(os.environ.get("MFAC_CUDA_ARCHITECTURES") or torch.version.cuda or present_capabilities())
+
+
+def present_capabilities() -> list[str]:
+    """Compute capabilities of the GPUs that nvidia-smi lists, as "90"."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    said = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    return sorted({name.replace(".", "") for name in re.findall(r"^\d+\.\d+$", said, re.MULTILINE)}, key=int)
 
 
 def cuda_architectures(toolkit: Path) -> list[str]:
@@ -57,20 +96,15 @@ def cuda_architectures(toolkit: Path) -> list[str]:
                 f"Found {','.join(unknown)}."
             )
         return found
-    if shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-        present = subprocess.run(query, capture_output=True, text=True).stdout.replace(".", "").split()
-        found = sorted(set(present) & set(known), key=int)
-        if found:
-            return found
-    found = known
-    if missing := sorted(set(CUDA_ARCHITECTURES) - set(found), key=int):
+    if found := [name for name in present_capabilities() if name in known]:
+        return found
+    if missing := [name for name in CUDA_ARCHITECTURES if name not in known]:
         print(f"The CUDA toolkit in {toolkit} does not know compute capability {', '.join(missing)}: left out.")
-    if not found:
+    if not known:
         raise SystemExit(
             f"The CUDA toolkit in {toolkit} knows none of {', '.join(CUDA_ARCHITECTURES)}. Set MFAC_CUDA=0."
         )
-    return found
+    return known
 
 
 def sources(pattern: str) -> list[str]:
@@ -98,9 +132,14 @@ def compile_cuda(toolkit: Path, source: str, architectures: list[str]) -> str:
     if not is_up_to_date(target, depends, command):
         target.parent.mkdir(parents=True, exist_ok=True)
         outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if outcome.returncode or "warning" in outcome.stderr:
-            raise SystemExit(f"{' '.join(command)}\n{outcome.stdout}{outcome.stderr}")
-        target.with_suffix(".log").write_text(outcome.stdout + outcome.stderr)
+        said = outcome.stdout + outcome.stderr
+        warned = "warning" in said
+        if outcome.returncode or (warned and WARNINGS_ARE_ERRORS):
+            target.unlink(missing_ok=True)
+            raise SystemExit(f"{' '.join(command)}\n{said}")
+        if warned:
+            print(said)
+        target.with_suffix(".log").write_text(said)
         target.with_suffix(".command").write_text(" ".join(command))
     return str(target)
 
@@ -130,9 +169,11 @@ def make_extension() -> Extension:
     return Extension(
         "mfac._C",
         sources=[name for name in sources("*.cpp") if not name.endswith("_cuda_op.cpp")],
-        depends=sorted(
-            str(path) for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".inl", ".cu", ".cuh"}
-        ),
+        depends=[
+            "pyproject.toml",
+            "setup.py",
+            *(name for kind in ("h", "inl", "cu", "cuh") for name in sources(f"*.{kind}")),
+        ],
         include_dirs=[str(ROOT / "csrc")],
         library_dirs=library_paths(),
         libraries=["torch_cpu"],
@@ -150,9 +191,10 @@ def make_extension() -> Extension:
 
 
 class Build(BuildExtension):
-    """Compiles the CUDA part first, where there is a toolkit."""
+    """Compiles the CUDA part first, where it is wanted."""
 
     def build_extensions(self) -> None:
+        self.force = True  # ninja knows what is out of date; a change of MFAC_CUDA at least links anew
         self.extensions[0].define_macros.append(("MFAC_VERSION", self.distribution.get_version()))
         toolkit = find_cuda_toolkit()
         if toolkit:

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,19 +23,28 @@ from demo.training import History
 
 OUT = Path(__file__).parent / "out"
 
-SPARSITIES = (0.8, 0.9, 0.95, 0.98)
-PRUNING: Mapping[str, int] = {}  # the defaults of mfac.prune
-QUICK_PRUNING = {"num_gradients": 64, "stages": 4}
 
-TRAINING = {"images": 8000, "epochs": 3}
-QUICK_TRAINING = {"images": 2560, "epochs": 2}
+@dataclass(frozen=True)
+class Size:
+    """How long the demo takes: what is pruned to which sparsities and how, and what is trained on."""
+
+    sparsities: tuple[float, ...]
+    methods: tuple[str, ...]
+    pruning: Mapping[str, int]  # arguments of mfac.prune; none are its defaults
+    images: int
+    epochs: int
+
+
+QUICK = Size((0.9, 0.95), ("mfac, joint", "magnitude"), {"num_gradients": 64, "stages": 4}, 2560, 2)
+FULL = Size((0.8, 0.9, 0.95, 0.98), tuple(METHODS), {}, 8000, 3)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo", description="Pruning and training with mfac.")
     parser.add_argument("--only", choices=("prune", "train"), help="run one of the two parts")
-    parser.add_argument("--quick", action="store_true", help="fewer sparsities, gradients and images: about a minute")
+    parser.add_argument("--full", action="store_true", help="all sparsities, methods and images: minutes")
     arguments = parser.parse_args(argv)
+    size = FULL if arguments.full else QUICK
     started = time.perf_counter()
     try:
         digits = load_mnist()
@@ -42,45 +52,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_field("threads", f"{torch.get_num_threads()}, torch {torch.__version__}, mfac {mfac.__version__}")
         OUT.mkdir(exist_ok=True)
         if arguments.only != "train":
-            show_pruning(digits, quick=arguments.quick)
+            show_pruning(digits, size)
         if arguments.only != "prune":
-            show_training(digits, quick=arguments.quick)
+            show_training(digits, size)
     except FetchError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"\nDone in {time.perf_counter() - started:.0f} s.")
+    longer = "" if arguments.full else " `make demo FULL=1` takes all sparsities, methods and images."
+    print(f"\nDone in {time.perf_counter() - started:.0f} s.{longer}")
     return 0
 
 
-def show_pruning(digits: Digits, quick: bool) -> None:
+def show_pruning(digits: Digits, size: Size) -> None:
     """Prune the pretrained network, print the table and draw the figure."""
     model = load_pretrained_digit_cnn()
     dense = accuracy(model, digits.test_images, digits.test_labels)
-    settings = QUICK_PRUNING if quick else PRUNING
     weights = sum(parameter.numel() for parameter in model.parameters())
     heading("1. Pruning a pretrained network, no fine-tuning after")
     print_field("network", f"DigitCNN with the weights of {PRETRAINED}, {weights} parameters")
     print_field("dense", f"{dense:.2f} % of the test images right")
-    print_field("pruning", f"one call of mfac.prune a line; {listed(settings) or 'default settings'}")
-    for method, (description, _) in METHODS.items():
-        print_field(method, description)
+    print_field("pruning", f"one call of mfac.prune a line; {listed(size.pruning) or 'default settings'}")
+    for method in size.methods:
+        print_field(method, METHODS[method][0])
     print()
     print_row("sparsity [%]", "method", "test accuracy [%]", "time [s]")
-    results = prune_copies(model, digits, SPARSITIES[1:3] if quick else SPARSITIES, settings, print_result)
+    results = prune_copies(model, digits, size.sparsities, size.methods, size.pruning, print_result)
     curves = {
         method: [(result.sparsity, result.accuracy) for result in results if result.method == method]
-        for method in METHODS
+        for method in size.methods
     }
     file = OUT / "pruning.png"
     plot_pruning(file, curves, dense, "Digit CNN pruned in one call, no fine-tuning")
     print(f"\nFigure: {file}")
 
 
-def show_training(digits: Digits, quick: bool) -> None:
+def show_training(digits: Digits, size: Size) -> None:
     """Train the small network with every optimizer, print the table and draw the figure."""
-    settings = QUICK_TRAINING if quick else TRAINING
-    part = digits.subset(settings["images"])
-    images, epochs = len(part.train_labels), settings["epochs"]
+    part = digits.subset(size.images)
+    images, epochs = len(part.train_labels), size.epochs
     weights = sum(parameter.numel() for parameter in ResNet8().parameters())
     heading("2. Training a small residual network")
     print_field("network", f"ResNet8, {weights} parameters, from the same random weights")

@@ -20,6 +20,7 @@ from demo.networks import accuracy
 Batch = tuple[Tensor, Tensor]
 
 METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "mfac, joint": ("least OBS saliency; the others move by the exact joint update: the default", {}),
     "magnitude": (
         "the weights of least magnitude in the whole network; the others stay as they are",
         {"saliency": "magnitude", "compensation": "none"},
@@ -28,7 +29,6 @@ METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "least OBS saliency; the others move by the sum of single-weight updates, as in M-FAC's own pruner",
         {"compensation": "summed"},
     ),
-    "mfac, joint": ("least OBS saliency; the others move by the exact joint update: the default", {}),
 }
 """What each method drops and moves, and its arguments of `mfac.prune`."""
 
@@ -54,6 +54,7 @@ def prune_copies(
     model: nn.Module,
     digits: Digits,
     sparsities: Sequence[float],
+    methods: Sequence[str],
     settings: Mapping[str, Any],
     on_result: Callable[[Result], None],
 ) -> list[Result]:
@@ -63,20 +64,21 @@ def prune_copies(
         model: Left as it is.
         digits: Gradients come from the training images, accuracies from the test images.
         sparsities: Shares of zeros.
+        methods: Keys of `METHODS`.
         settings: Further arguments of `mfac.prune`, the same for all methods.
         on_result: Called with each result.
 
     Returns:
-        All results, ordered by sparsity, then as `METHODS`.
+        All results, ordered by sparsity, then by method.
     """
     data = shuffled_batches(digits)
     results = []
     for sparsity in sparsities:
-        for method, (_, arguments) in METHODS.items():
+        for method in methods:
             pruned = copy.deepcopy(model)
             with tqdm(desc=f"{100 * sparsity:.0f} % {method}", unit="step", leave=False) as bar:
                 started = time.perf_counter()
-                options = {"progress": partial(_advance, bar), **settings, **arguments}
+                options = {"progress": partial(_advance, bar), **settings, **METHODS[method][1]}
                 report = mfac.prune(pruned, cross_entropy, data, sparsity, **options)
                 seconds = time.perf_counter() - started
             correct = accuracy(pruned, digits.test_images, digits.test_labels)

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from demo.digits import Digits
 from demo.networks import accuracy
+from mfac.gradients.threads import ThreadChoice, threads_restored
 
 
 @dataclass
@@ -38,6 +39,7 @@ def cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
+@threads_restored()
 def train(
     model: nn.Module,
     optimizer: Optimizer,
@@ -75,11 +77,12 @@ def train(
     scheduler = LambdaLR(optimizer, lambda step: schedule(step / (epochs * steps)))
     generator = torch.Generator().manual_seed(seed)
     history = History()
+    threads = ThreadChoice()  # beside a busy process one thread is faster than several
     for _ in range(epochs):
         started = time.perf_counter()
         model.train()
         order = torch.randperm(count, generator=generator)[: steps * batch_size]
-        for rows in order.split(batch_size):
+        for rows in threads.over(order.split(batch_size)):
             loss = nn.functional.cross_entropy(model(digits.train_images[rows]), digits.train_labels[rows])
             optimizer.zero_grad()
             loss.backward()

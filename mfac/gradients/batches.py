@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mfac.gradients.threads import ThreadChoice
+
 
 class BatchStream:
     """Goes through `data` batch by batch, and from the start again when it ends.
@@ -25,6 +27,7 @@ class BatchStream:
     def __init__(self, data: Iterable[Any]) -> None:
         if isinstance(data, Tensor) or not isinstance(data, Iterable):
             raise TypeError(f"Parameter `data` should be an iterable of batches. Found {type(data).__name__}.")
+        self.threads = ThreadChoice()  # what one gathering of gradients learns, the next one knows
         self._data = data
         self._iterator: Iterator[Any] = iter(data)
         self._can_restart = self._iterator is not data

@@ -16,6 +16,7 @@ from mfac.gradients.batches import BatchStream
 from mfac.gradients.modes import Mode, model_mode
 from mfac.gradients.naming import named_parameters
 from mfac.gradients.parameters import Selection, select_parameters
+from mfac.gradients.threads import threads_restored
 from mfac.gradients.vector import ParameterVector
 
 
@@ -71,7 +72,8 @@ def collect_gradients(
     vector = ParameterVector(selected, list(named_parameters(model).values()))
     source = GradientSource(model, loss_fn, vector, per_sample)
     stream = BatchStream(data)
-    rows = gather_rows(source, stream, num_gradients, resolve_mode(model, loss_fn, stream, mode))
+    with threads_restored():
+        rows = gather_rows(source, stream, num_gradients, resolve_mode(model, loss_fn, stream, mode))
     if source.never_used:
         raise ValueError(
             f"Parameter `params` should select parameters that the loss depends on. "
@@ -152,6 +154,8 @@ def gather_rows(
         mode: Of the model meanwhile.
         columns: Which of the d columns to keep, [d'] indices; None for all. The others are never stored.
 
+    On a CPU it may leave torch with one thread, where more do not pay: see `mfac.gradients.threads`.
+
     Returns:
         [m, d'].
 
@@ -162,8 +166,9 @@ def gather_rows(
     width = vector.dim if columns is None else columns.numel()
     rows = torch.empty((num_gradients, width), dtype=vector.dtype, device=vector.device)
     filled = 0
+    batches = stream.take(f"num_gradients={num_gradients}")
     with model_mode(source.model, mode):
-        for number, batch in stream.take(f"num_gradients={num_gradients}"):
+        for number, batch in stream.threads.over(batches) if rows.is_cpu else batches:
             for gradients in source.rows(batch, number):  # each [k, d]
                 kept = gradients[: num_gradients - filled]
                 rows[filled : filled + kept.shape[0]] = kept if columns is None else kept[:, columns]

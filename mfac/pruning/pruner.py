@@ -20,6 +20,7 @@ from mfac.gradients.batches import BatchStream
 from mfac.gradients.collecting import check_model_and_loss, resolve_mode
 from mfac.gradients.modes import Mode
 from mfac.gradients.parameters import Selection
+from mfac.gradients.threads import threads_restored
 from mfac.masks.patterns import Pattern, resolve_pattern
 from mfac.pruning.allocation import Allocation, AllocationName, resolve_allocation
 from mfac.pruning.batchnorm import normalised_layers, reestimate_batchnorm
@@ -162,7 +163,7 @@ def prune(
     )
     targets = choose_targets(model, params, existing_zeros)
     check_memory(targets.vector, num_gradients, recomputations, needs_fisher=rules.needs_fisher)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), threads_restored():
         torch.default_generator.manual_seed(seed)
         stream = BatchStream(data)
         with _restored_on_error(model):

@@ -1,0 +1,34 @@
+"""A hook of mkdocs that puts MathJax into the site, out of its package: formulas need no network when a page is read."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))  # mkdocs loads this file by its path
+
+from demo.fetch import FetchError, Package, fetch
+
+MATHJAX = Package(
+    registry="npm",
+    name="mathjax",
+    version="3.2.2",
+    licence="Apache-2.0",
+    folder="package/es5",
+    files={"tex-svg.js": "d4295dc33744836935c1399feece5159577b34c5c8ffb9f1c6324cd82e03a882"},
+)
+
+
+def on_post_build(config: Any) -> None:
+    """Copies the one file that pages ask for (`extra_javascript` in mkdocs.yml)."""
+    target = Path(config["site_dir"]) / "javascripts" / "tex-svg.js"
+    try:
+        folder = fetch(MATHJAX)
+    except FetchError as error:
+        logging.getLogger("mkdocs").info("Formulas stay TeX in this build. %s", error)
+        return
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(folder / "tex-svg.js", target)
