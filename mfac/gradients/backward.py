@@ -61,8 +61,9 @@ class GradientSource:
         self.model, self.loss_fn, self.vector, self.per_sample = model, loss_fn, vector, per_sample
         self.unused = set(vector.names)
         self.never_used = set(vector.names)
-        self._way: Literal["grad", "backward"] = "grad"
-        self._vectorised = True  # per-sample gradients by torch.func, until a model turns out not to allow it
+        self._way: Literal["grad", "backward"] | None = None  # until the first batch
+        # By torch.func, until a model turns out not to allow it; recurrent layers only have a slow way round.
+        self._vectorised = not any(isinstance(layer, nn.RNNBase) for layer in model.modules())
 
     def rows(self, batch: Any, number: int) -> Iterator[Tensor]:
         """The gradients of a batch.
@@ -136,15 +137,22 @@ class GradientSource:
                 self.unused.discard(name)
 
     def _differentiate(self, loss: Tensor, leaves: list[nn.Parameter], batch: Any) -> list[Tensor | None]:
-        if self._way == "grad":
-            try:
-                return list(torch.autograd.grad(loss, leaves, allow_unused=True))
-            except RuntimeError as error:
-                if "checkpoint" not in str(error).lower():
-                    raise
-                self._way = "backward"  # reentrant checkpoints know no other
-                loss = check_loss(self.loss_fn(self.model, batch))
-        return self._by_backward(loss, leaves)
+        if self._way == "backward":
+            return self._by_backward(loss, leaves)
+        try:
+            found: list[Tensor | None] = list(torch.autograd.grad(loss, leaves, allow_unused=True))
+        except RuntimeError as error:
+            if "checkpoint" not in str(error).lower():
+                raise
+            found = [None] * len(leaves)
+        if self._way is None:
+            # Reentrant checkpoints hide the parameters within from all but backward(): once, the other way is tried.
+            self._way = "grad"
+            if any(gradient is None for gradient in found):
+                others = self._by_backward(check_loss(self.loss_fn(self.model, batch)), leaves)
+                if any(a is None and b is not None for a, b in zip(found, others, strict=True)):
+                    self._way, found = "backward", others
+        return found
 
     def _by_backward(self, loss: Tensor, leaves: list[nn.Parameter]) -> list[Tensor | None]:
         """By way of `.grad`, which every parameter has back afterwards."""
@@ -166,13 +174,14 @@ class GradientSource:
         names = {id(parameter): name for name, parameter in loss.named_parameters()}
         weights = {names[id(leaf)]: leaf.detach() for leaf in leaves}
 
-        def of_one_sample(weights: dict[str, Tensor], sample: Any) -> Tensor:
-            one = map_tensors(sample, lambda tensor: tensor.unsqueeze(0))
+        def of_one_sample(weights: dict[str, Tensor], sample: list[Tensor]) -> Tensor:
+            tensors = iter(sample)  # vmap knows lists, not every class of batch
+            one = map_tensors(batch, lambda _: next(tensors).unsqueeze(0))
             result: Tensor = torch.func.functional_call(loss, weights, (one,))
             return result
 
         gradient_of = torch.func.vmap(torch.func.grad(of_one_sample), in_dims=(None, 0), randomness="different")
-        gradients = gradient_of(weights, batch)
+        gradients = gradient_of(weights, list(tensors_in(batch)))
         pieces, left = [], iter(gradients[names[id(leaf)]] for leaf in leaves)
         for aliases in self.vector.aliases:
             total = next(left).reshape(count, -1).to(self.vector.dtype)

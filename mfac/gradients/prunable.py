@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,37 +40,45 @@ class PrunableWeight:
         return math.prod(self.shape)
 
 
-def weight_layouts(module: nn.Module) -> Iterator[tuple[str, Layout]]:
+def weight_names(module: nn.Module) -> list[str]:
     """The weights that a module itself holds and that are pruned unless told otherwise.
 
     Args:
-        module: Of any kind; modules within it are not looked at.
+        module: Of any kind; modules within it are not looked at, and nothing of it is computed.
 
-    Yields:
-        The parameter's name within the module, and its layout.
+    Returns:
+        Names within the module.
     """
-    if _is_uninitialised(module):
-        return
-    if isinstance(module, nn.Linear):
-        yield "weight", _rows(module.weight.shape)
-    elif isinstance(module, _CONVOLUTIONS):
-        shape = module.weight.shape  # [out, in / groups, ...]
-        yield "weight", (shape[0], shape[1], math.prod(shape[2:]))
-    elif isinstance(module, _TRANSPOSED):
-        shape = module.weight.shape  # [in, out / groups, ...], the channels of each group in turn
-        yield "weight", (module.groups, shape[0] // module.groups, math.prod(shape[1:]))
-    elif isinstance(module, nn.MultiheadAttention):
-        for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
-            if isinstance(weight := getattr(module, name), torch.Tensor):
-                yield name, _rows(weight.shape)
-    elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        parameters: dict[str, nn.Parameter | None] = module._parameters
-        for name, weight in parameters.items():
-            if name.startswith("weight_") and weight is not None:
-                yield name, _rows(weight.shape)
-    elif _is_transformers_conv1d(module):
-        inputs, outputs = module.get_parameter("weight").shape
-        yield "weight", (1, inputs, outputs)
+    if any(isinstance(parameter, UninitializedParameter) for parameter in module.parameters(recurse=False)):
+        return []
+    if isinstance(module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)) or _is_transformers_conv1d(module):
+        return ["weight"]
+    if isinstance(module, nn.MultiheadAttention):
+        if module._qkv_same_embed_dim:
+            return ["in_proj_weight"]
+        return ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    if isinstance(module, nn.RNNBase):
+        return [name for names in module._all_weights for name in names if name.startswith("weight_")]
+    if isinstance(module, nn.RNNCellBase):
+        return ["weight_ih", "weight_hh"]
+    return []
+
+
+def layout_of(module: nn.Module, shape: torch.Size) -> Layout:
+    """How a weight of a module is seen along its input channels.
+
+    Args:
+        module: One with `weight_names`.
+        shape: Of the weight.
+
+    Returns:
+        (outer, inputs, inner).
+    """
+    if isinstance(module, _TRANSPOSED):  # [in, out / groups, ...], the channels of each group in turn
+        return (module.groups, shape[0] // module.groups, math.prod(shape[1:]))
+    if _is_transformers_conv1d(module):  # [in, out]
+        return (1, shape[0], shape[1])
+    return (shape[0], shape[1], math.prod(shape[2:]))  # [out, in], or [out, in / groups, ...]
 
 
 def describe_weights(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> list[PrunableWeight]:
@@ -87,9 +95,9 @@ def describe_weights(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> 
     holders: dict[int, str] = {}
     for module in model.modules():
         kind = type(module).__name__
-        for name, layout in weight_layouts(module):
+        for name in weight_names(module):
             if (weight := parameter_behind(module, name)) is not None:
-                layouts.setdefault(id(weight), (layout, kind))
+                layouts.setdefault(id(weight), (layout_of(module, weight.shape), kind))
         for parameter in module.parameters(recurse=False):
             holders.setdefault(id(parameter), kind)
     return [
@@ -118,14 +126,6 @@ def parameter_behind(module: nn.Module, name: str) -> nn.Parameter | None:
         own = module._parameters.get(f"{name}_orig")
         return own if f"{name}_mask" in module._buffers else None
     return own
-
-
-def _rows(shape: torch.Size) -> Layout:
-    return (shape[0], shape[1], 1)
-
-
-def _is_uninitialised(module: nn.Module) -> bool:
-    return any(isinstance(parameter, UninitializedParameter) for parameter in module.parameters(recurse=False))
 
 
 def _is_transformers_conv1d(module: nn.Module) -> bool:

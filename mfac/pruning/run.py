@@ -22,6 +22,7 @@ from mfac.pruning.report import PruningReport, PruningStep
 from mfac.pruning.schedule import Schedule, check_schedule
 from mfac.pruning.target import final_count
 from mfac.pruning.targets import Targets
+from mfac.pruning.torch_masks import torch_masks
 
 NO_GRADIENT = "gets no gradient: the loss does not depend on it, or only in batches that were not seen"
 
@@ -96,6 +97,10 @@ class Run:
         if not bool(torch.isfinite(self.weights).all()):
             raise ValueError("Parameter `model` should have finite weights. Found a NaN or infinity.")
         self.live = self.weights != 0 if self.settings.keep_zeros else torch.ones_like(self.weights, dtype=torch.bool)
+        masked = torch_masks(self.model)
+        for name, piece in self.vector.pieces(self.live):
+            if name in masked:
+                piece &= masked[name]
         self.finally_kept = final_count(self.settings.rules, self.settings.sparsity, self.parameters, self.live)
 
     def run(self, progress: Callable[[PruningStep], None] | None) -> PruningReport:

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from mfac.gradients.naming import named_layers, named_parameters
 from mfac.gradients.parameters import Selection, check_selected, match_parameters
-from mfac.gradients.prunable import parameter_behind, weight_layouts
+from mfac.gradients.prunable import parameter_behind, weight_names
 from mfac.gradients.vector import ParameterVector, memory_of
 
 ExistingZeros = Literal["auto", "keep", "ignore"]
@@ -157,7 +157,7 @@ def _computed_weights(model: nn.Module) -> dict[str, str]:
     """Weights of known layers that are computed from other parameters, and what makes parameters of them again."""
     computed = {}
     for layer_name, layer in named_layers(model):
-        for name, _ in weight_layouts(layer):
+        for name in weight_names(layer):
             if parameter_behind(layer, name) is None:
                 where = f"model.get_submodule({layer_name!r}), {name!r}" if layer_name else f"model, {name!r}"
                 call = (
@@ -176,7 +176,7 @@ def _reasons(model: nn.Module, named: Mapping[str, nn.Parameter]) -> dict[str, R
     kinds: dict[str, str] = {}
     known: set[str] = set()
     for layer_name, layer in named_layers(model):
-        for name, _ in weight_layouts(layer):
+        for name in weight_names(layer):
             if (parameter := parameter_behind(layer, name)) is not None:
                 known.add(names[id(parameter)])
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and isinstance(layer.weight, nn.Parameter):

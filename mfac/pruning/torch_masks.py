@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,19 +10,29 @@ from torch import Tensor, nn
 from mfac.gradients.naming import named_layers
 
 
+def _layers_under_torch_pruning(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Name of the parameter `<name>_orig`, its layer, and `<name>`, of every weight that torch's pruning masks."""
+    for layer_name, layer in named_layers(model):
+        for parameter in layer._parameters:
+            name = parameter.removesuffix("_orig")
+            if name != parameter and f"{name}_mask" in layer._buffers:
+                yield f"{layer_name}.{parameter}" if layer_name else parameter, layer, name
+
+
+def torch_masks(model: nn.Module) -> dict[str, Tensor]:
+    """What torch's pruning keeps, [True = kept], by the name of the parameter that it masks."""
+    return {full: layer.get_buffer(f"{name}_mask") != 0 for full, layer, name in _layers_under_torch_pruning(model)}
+
+
 @torch.no_grad()
 def update_torch_masks_(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Takes masks into those that torch's pruning keeps beside `<name>_orig`, and computes the weights anew.
+    """Takes masks into those of torch's pruning, and computes the weights anew.
 
     Args:
         model: The model.
         masks: Parameter name to mask, True = kept.
     """
-    for layer_name, layer in named_layers(model):
-        for name in [name.removesuffix("_orig") for name in layer._parameters if name.endswith("_orig")]:
-            full = f"{layer_name}.{name}_orig" if layer_name else f"{name}_orig"
-            mask = layer._buffers.get(f"{name}_mask")
-            if mask is None or full not in masks:
-                continue
-            mask.mul_(masks[full])
+    for full, layer, name in _layers_under_torch_pruning(model):
+        if full in masks:
+            mask = layer.get_buffer(f"{name}_mask").mul_(masks[full])
             setattr(layer, name, layer.get_parameter(f"{name}_orig") * mask)
