@@ -15,6 +15,7 @@ except ImportError as error:
 from mfac.curvature.damping import RelativeDamping, relative
 from mfac.curvature.fisher import EmpiricalFisher, ihvp
 from mfac.gradients.collecting import collect_gradients
+from mfac.masks.masks import Masks
 from mfac.masks.patterns import NM, Candidates, Pattern, Units
 from mfac.optim.mfac import MFAC
 from mfac.pruning.allocation import Allocation, AllocationContext, Global
@@ -39,6 +40,7 @@ __all__ = [
     "EmpiricalFisher",
     "Global",
     "GradientWindow",
+    "Masks",
     "Pattern",
     "PruningReport",
     "PruningStep",
