@@ -26,6 +26,7 @@ from mfac.pruning.pruner import prune
 from mfac.pruning.report import PruningReport, PruningStep
 from mfac.pruning.saliency import Saliency
 from mfac.pruning.schedule import Schedule
+from mfac.pruning.verify import verify
 from mfac.window.window import GradientWindow
 
 __version__ = build_info()["version"]  # of the pyproject.toml that the core was compiled from
@@ -55,4 +56,5 @@ __all__ = [
     "prune",
     "reestimate_batchnorm",
     "relative",
+    "verify",
 ]
