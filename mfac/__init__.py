@@ -15,6 +15,7 @@ except ImportError as error:
 from mfac.curvature.damping import RelativeDamping, relative
 from mfac.curvature.fisher import EmpiricalFisher, ihvp
 from mfac.gradients.collecting import collect_gradients
+from mfac.masks.export import export_onnx, load_compact_, plain_state_dict, save_compact, to_semi_structured_
 from mfac.masks.masks import Masks
 from mfac.masks.patterns import NM, Candidates, Pattern, Units
 from mfac.optim.mfac import MFAC
@@ -52,9 +53,14 @@ __all__ = [
     "Units",
     "build_info",
     "collect_gradients",
+    "export_onnx",
     "ihvp",
+    "load_compact_",
+    "plain_state_dict",
     "prune",
     "reestimate_batchnorm",
     "relative",
+    "save_compact",
+    "to_semi_structured_",
     "verify",
 ]
