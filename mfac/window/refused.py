@@ -1,4 +1,4 @@
-"""Gradients that a window cannot hold: an error at once, or where nothing waits for the device a row of zeros."""
+"""Gradients that a window cannot hold: an error at once, or zeros where nothing waits for a device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class Refusals:
     """Writes gradients into rows, and says which were refused.
 
     Args:
-        defers: Whether that is read from the device at the next step. Until then a refused gradient counts as zero.
+        defers: Whether that is read from the device at the next step. Until then a refused gradient
+            counts as zero.
     """
 
     def __init__(self, defers: bool) -> None:
@@ -30,7 +31,8 @@ class Refusals:
             gradient: [d].
 
         Returns:
-            Its products with every row, [m] float64; zeros of one that was refused on a device that is not waited for.
+            Its products with every row, [m] float64; zeros of one that was refused on a device that
+            is not waited for.
 
         Raises:
             ValueError: If it was refused, and that is known; the rows are as they were.
