@@ -244,7 +244,7 @@ class MFAC(Optimizer):
         return {**super().state_dict(), "window": self.window.state_dict(copy=False), "momentum": self._average}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the state of another optimizer of the same parameters and rank, to go on as it would.
+        """Takes up the state of another optimizer of the same parameters, to go on as it would.
 
         Args:
             state_dict: What `state_dict` returned. Copied.

@@ -107,7 +107,7 @@ class InverseCapacitance:
         return solutions
 
     def solve_unread(self, b: Tensor, shift: float) -> Tensor:
-        """`solve` without waiting for the device: zeros where A has drifted; the next step mends A."""
+        """`solve` without waiting: zeros where A has drifted, which the next step mends."""
         if not self.defers:
             return self.solve(b, shift)
         solutions, error = self._solve(b, shift)
@@ -120,7 +120,7 @@ class InverseCapacitance:
         return solutions.where(good, 0.0)
 
     def _solve(self, b: Tensor, shift: float) -> tuple[Tensor, Tensor | None]:
-        """A product with A, refined, and its backward error; None where A had to be computed anew."""
+        """A product with A, refined, and its backward error; None if A was computed anew."""
         anew = self.replaced < 0 or shift != self.shift
         if anew:
             self._refactor(shift)

@@ -1,4 +1,4 @@
-"""What a step learns on a GPU, read without waiting: at the next step, long after it was computed."""
+"""What a step learns on a GPU, read at the next step, long after it was computed."""
 
 from __future__ import annotations
 

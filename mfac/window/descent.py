@@ -46,7 +46,7 @@ class Descent:
         self.momenta.append(momentum)
 
     def fuses(self, dim: int, dtype: torch.dtype) -> bool:
-        """Whether the pass for u, [d] in `dtype`, may move them: it needs pieces of vectors and one β."""
+        """Whether the pass for u, [d] in `dtype`, may move them: pieces of vectors, one β."""
         of_all = len(set(self.momenta)) == 1 and sum(p.numel() for p in self.parameters) == dim
         return (self.average is None or of_all) and all(p.dtype == dtype and p.is_contiguous() for p in self.parameters)
 

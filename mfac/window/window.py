@@ -97,8 +97,7 @@ class GradientWindow:
         normalize: str = "rank",
         format: Format | None = None,
     ) -> None:
-        check_count("rank", rank, least=1)
-        check_count("dim", dim, least=1)
+        rank, dim = check_count("rank", rank, least=1), check_count("dim", dim, least=1)
         damping = check_damping(damping)
         density = check_storage("dtype", dtype, density)
         if format is not None and (dtype, density) != (torch.float32, 1):
@@ -145,12 +144,12 @@ class GradientWindow:
 
     @property
     def rows(self) -> Tensor:
-        """The window, [m, d], in ring order, to be read; of an int8 or sparse one a dense float copy."""
+        """The window, [m, d], in ring order, to be read; of int8 or sparse rows a dense copy."""
         return self.format.as_dense()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the window and the two m x m matrices, known before the first push allocates them."""
+        """Bytes of the window and two m x m matrices, known before the first push allocates any."""
         return self.format.nbytes + 2 * 8 * self.rank**2
 
     def push(self, gradient: Tensor) -> None:
@@ -275,7 +274,7 @@ class GradientWindow:
 
     @torch.no_grad()
     def descend_(self, descent: Descent) -> None:
-        """Moves weights along F⁻¹g for the newest g, in the pass that computes it; for `mfac.MFAC` alone.
+        """Moves weights along F⁻¹g, in the pass that computes it; for `mfac.MFAC` alone.
 
         Args:
             descent: Which weights, how far, and with which momentum.
@@ -303,7 +302,7 @@ class GradientWindow:
         return None if self.newest is None else self.format.carried(self.newest)
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
-        """Everything that a window made with the same arguments needs to go on bit by bit as this one.
+        """What a window made with the same arguments needs to go on bit by bit as this one.
 
         Args:
             copy: Whether tensors are copied, which takes the window's memory once more, or given by

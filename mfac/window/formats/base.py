@@ -60,7 +60,7 @@ class Rows(ABC):
 
     @abstractmethod
     def push_(self, row: int, gradient: Tensor) -> Tensor:
-        """Writes a gradient [d]; its products with every row, [m] float64, or NaN and nothing written."""
+        """Writes a gradient [d]; its products with all rows, [m] float64, or NaN and no write."""
 
     @abstractmethod
     def clear_(self, row: int, where: Tensor) -> None:
@@ -88,7 +88,7 @@ class Rows(ABC):
         descent.apply_(move[0], self.carried(newest))
 
     def carried(self, row: int) -> Tensor | None:
-        """Columns of the entries that a row carries, [k] int64, ascending; None where it carries all."""
+        """Columns of the entries that a row carries, [k] int64, ascending; None for all."""
         return None
 
     def why_refused(self, gradient: Tensor) -> str:

@@ -67,7 +67,7 @@ class TopKRows(Rows):
 
     @cached_property
     def boundaries(self) -> Tensor | None:
-        """Entries of a row before each tile of a block but the first, [blocks, tiles - 1, m] uint16.
+        """Entries of a row before each tile but a block's first, [blocks, tiles - 1, m] uint16.
 
         They follow from the indices: every push writes its row's, and they are no part of a state.
         """
@@ -130,10 +130,10 @@ class TopKRows(Rows):
     def load_(self, tensors: Mapping[str, Tensor]) -> None:
         super().load_(tensors)
         if self.boundaries is not None:
-            offsets, boundaries = self.indices.view(torch.int16), self.boundaries.view(torch.int16)  # as in `columns`
+            offsets, boundaries = (t.view(torch.int16) for t in (self.indices, self.boundaries))
             # A last block with fewer columns than entries is filled up with zeros at offset 0,
             # which do not count.
-            counts = torch.arange(self.shape[2], device=self.device) < self._widths[:, None]  # [blocks, kept]
+            counts = torch.arange(self.shape[2], device=self.device) < self._widths[:, None]
             for tile in range(boundaries.shape[1]):
                 before = (offsets < (tile + 1) * _TILE_COLUMNS) & counts  # [m, blocks, kept]
                 boundaries[:, tile] = before.sum(2, dtype=torch.int16).T
