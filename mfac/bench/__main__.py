@@ -126,10 +126,10 @@ def ratios_of(isa: str, arguments: argparse.Namespace, setting: Setting) -> list
     """
     with tempfile.TemporaryDirectory() as folder:
         ratios_file, gradients_file = Path(folder) / "ratios.json", Path(folder) / "gradients.pt"
-        gradients = setting.gradients()
-        torch.save({"rows": gradients.rows, "source": gradients.source}, gradients_file)
         command = [sys.executable, "-m", "mfac.bench", "--ratios", str(ratios_file)]
-        command += ["--gradients", str(gradients_file)]
+        if not arguments.ops or "fisher" in arguments.ops:
+            torch.save({"rows": setting.gradients.rows, "source": setting.gradients.source}, gradients_file)
+            command += ["--gradients", str(gradients_file)]
         command += ["--rank", str(setting.rank), "--dim", str(setting.dim)]
         command += ["--quick"] if arguments.quick else []
         command += ["--wanted"] if arguments.wanted else []

@@ -46,6 +46,7 @@ class Setting:
         """Normally distributed numbers, rows of norm about 1."""
         return torch.randn(*shape, dtype=dtype, generator=self.generator).div_(shape[-1] ** 0.5)
 
+    @cached_property
     def gradients(self) -> NetworkGradients:
         """The window of the static Fisher, of half the rank."""
         if self.saved_gradients is not None:

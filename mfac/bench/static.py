@@ -44,7 +44,7 @@ def whole(setting: Setting) -> list[Measurement]:
     Returns:
         Four lines on gradients of a network, and one of the diagonal on noise.
     """
-    gradients = setting.gradients()
+    gradients = setting.gradients
     print(f"factor and diagonal: {gradients.source}", flush=True)
     rank, dim = max(1, setting.rank // 2), setting.dim
     return [

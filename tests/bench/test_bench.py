@@ -83,7 +83,7 @@ def test_ops_not_asked_for_are_said_to_be_missing():
 def test_instruction_sets_stand_side_by_side_in_one_table():
     isas = mfac.build_info()["isas_built"]
     isas = isas[: isas.index(mfac.build_info()["isa_chosen"]) + 1][:2]
-    text = bench("--quick", "--wanted", "--rank", "4", "--dim", "300", "--isa", *isas)
+    text = bench("--quick", "--wanted", "--rank", "4", "--dim", "300", "--ops", "blocks", "--isa", *isas)
     header = next(line for line in text.splitlines() if line.startswith("ratio "))
     assert header.split()[1:] == isas
     row = next(line for line in text.splitlines() if line.startswith("paper / block Fisher"))
