@@ -179,8 +179,8 @@ def dry_benchmark() -> str:
 def dry_tests() -> str:
     """Collects the tests: without a GPU tensors of parameters are made on the CPU."""
     env = {**ON_GPU, "MFAC_TEST_DEVICE": "cpu"}
-    said = run(*PYTEST, "--collect-only", "-q", "tests", seconds=TIME["tests"], env=env)
-    return f"would run: MFAC_TEST_DEVICE=cuda {' '.join(PYTEST)} FILE; {said.splitlines()[-1]}"
+    said = run(*PYTEST, "--collect-only", "tests", seconds=TIME["tests"], env=env)
+    return f"would run: MFAC_TEST_DEVICE=cuda {' '.join(PYTEST)} FILE; {said.strip().splitlines()[-1]}"
 
 
 def dry_sanitizers() -> str:
@@ -188,9 +188,9 @@ def dry_sanitizers() -> str:
     tool, ours = sanitizer()
     files = [str(path) for path in sorted((ROOT / "tests").rglob("test_ops*.py"))]
     env = {**ON_GPU, "MFAC_TEST_DEVICE": "cpu"}
-    said = run(*PYTEST, *files, "-k", SMALL, "--collect-only", "-q", seconds=TIME["tests"], env=env)
+    said = run(*PYTEST, *files, "-k", SMALL, "--collect-only", seconds=TIME["tests"], env=env)
     found = f"{tool} {' '.join(ours)}" if tool else "compute-sanitizer, which is not here"
-    return f"would run: {found}; {said.splitlines()[-1]}"
+    return f"would run: {found}; {said.strip().splitlines()[-1]}"
 
 
 PARTS: Mapping[str, Callable[[], str]] = {
