@@ -6,9 +6,6 @@
 #include "cpu/kernels.h"
 #include "window/topk/topk_layout.h"
 
-#define MFAC_STRINGIFY(...) #__VA_ARGS__  // a list of architectures has commas
-#define MFAC_VALUE(...) MFAC_STRINGIFY(__VA_ARGS__)
-
 namespace py = pybind11;
 
 namespace {
@@ -25,15 +22,15 @@ std::string compiler() {
 
 py::dict build_info() {
   py::dict info;
-  info["version"] = MFAC_VALUE(MFAC_VERSION);
+  info["version"] = MFAC_STRING_OF(MFAC_VERSION);
   info["compiler"] = compiler();
   info["cplusplus"] = static_cast<long>(__cplusplus);
   info["isas_built"] = py::str(mfac::isas_built()).attr("split")(",");
-  info["isa_chosen"] = mfac::kernels().isa;
-  info["oldest_torch"] = MFAC_VALUE(MFAC_OLDEST_TORCH);
+  info["isa_chosen"] = mfac::kernel_table().isa;
+  info["oldest_torch"] = MFAC_STRING_OF(MFAC_OLDEST_TORCH);
 #ifdef MFAC_CUDA_TOOLKIT
-  info["cuda_toolkit"] = MFAC_VALUE(MFAC_CUDA_TOOLKIT);
-  info["cuda_architectures"] = py::str(MFAC_VALUE(MFAC_CUDA_ARCHITECTURES)).attr("split")(",");
+  info["cuda_toolkit"] = MFAC_STRING_OF(MFAC_CUDA_TOOLKIT);
+  info["cuda_architectures"] = py::str(MFAC_STRING_OF(MFAC_CUDA_ARCHITECTURES)).attr("split")(",");
 #else
   info["cuda_toolkit"] = py::none();
   info["cuda_architectures"] = py::list();
@@ -57,7 +54,8 @@ py::dict limits() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled core of mfac.";
   m.def("build_info", &build_info,
-        "How this extension was built: the package's version, compiler, C++ standard, CPU instruction sets built and the one chosen on this "
+        "How this extension was built: the package's version, compiler, C++ standard, CPU instruction sets built and "
+        "the one chosen on this "
         "machine, oldest torch it loads under, CUDA toolkit and architectures (None and [] without).");
   m.def("limits", &limits,
         "Sizes of the kernels: columns of an int8 row that share a scale, bytes of a packet, columns of a tile and of "

@@ -9,8 +9,8 @@
 STABLE_TORCH_LIBRARY(MFAC_LIBRARY, m) {
   // -> squared row norms, [m]
   m.def("squared_norms(Tensor window) -> Tensor");
-  // G Gᵀ -> [m, m]; `single`: products, and sums of 240 of them, in float32
-  m.def("gram(Tensor window, bool single=False, Tensor? squared_norms=None) -> Tensor");
+  // G Gᵀ -> [m, m]
+  m.def("gram(Tensor window) -> Tensor");
   // inverse_factor [m, m] = L⁻¹ -> squared column norms of L⁻¹G, [d], and bounds on their rounding errors, [d];
   // `single`: in float32 arithmetic
   m.def("whitened_norms(Tensor window, Tensor inverse_factor, bool single) -> (Tensor, Tensor)");

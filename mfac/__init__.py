@@ -18,6 +18,7 @@ from mfac.gradients.collecting import collect_gradients
 from mfac.masks.patterns import NM, Candidates, Pattern, Units
 from mfac.optim.mfac import MFAC
 from mfac.pruning.allocation import Allocation, AllocationContext, Global
+from mfac.pruning.batchnorm import reestimate_batchnorm
 from mfac.pruning.compensation import Compensation
 from mfac.pruning.context import StepContext
 from mfac.pruning.pruner import prune
@@ -50,5 +51,6 @@ __all__ = [
     "collect_gradients",
     "ihvp",
     "prune",
+    "reestimate_batchnorm",
     "relative",
 ]

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <new>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -27,14 +28,27 @@ inline bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::D
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t scale_count(int64_t dim) { return ceil_div(dim, kScaleColumns); }
 
+inline std::string list_of(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
+  std::string text = "[";
+  for (const int64_t size : sizes) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + "]";
+}
+
+// The end of an error that refuses a tensor: what was found.
+inline std::string found(const Tensor& t) {
+  return " Found " + std::string(torch::headeronly::toString(t.scalar_type())) + " of shape " + list_of(t.sizes()) +
+         " and strides " + list_of(t.strides()) + ".";
+}
+
 inline void check_matrix(const char* op, const char* name, const Tensor& t) {
-  STD_TORCH_CHECK(t.dim() == 2, op, ": Parameter `", name, "` should be a matrix. Found ", t.dim(), " dimensions.");
-  STD_TORCH_CHECK(t.size(1) <= 1 || t.stride(1) == 1, op, ": Parameter `", name, "` should have contiguous rows.");
+  STD_TORCH_CHECK(t.dim() == 2, op, ": Parameter `", name, "` should be a matrix.", found(t));
+  STD_TORCH_CHECK(t.size(1) <= 1 || t.stride(1) == 1, op, ": Parameter `", name, "` should have contiguous rows.",
+                  found(t));
 }
 
 inline void check_rows(const char* op, const char* name, const Tensor& t) {
   check_matrix(op, name, t);
-  STD_TORCH_CHECK(is_float(t) || is_double(t), op, ": Parameter `", name, "` should be float32 or float64.");
+  STD_TORCH_CHECK(is_float(t) || is_double(t), op, ": Parameter `", name, "` should be float32 or float64.", found(t));
 }
 
 inline bool is_window_type(const Tensor& t) {
@@ -47,21 +61,23 @@ inline bool is_window_type(const Tensor& t) {
 inline void check_window(const char* op, const Tensor& window, const std::optional<Tensor>& scales) {
   check_matrix(op, "window", window);
   STD_TORCH_CHECK(is_window_type(window), op,
-                  ": Parameter `window` should be float32, float64, bfloat16, float16 or int8.");
+                  ": Parameter `window` should be float32, float64, bfloat16, float16 or int8.", found(window));
   const bool scaled = window.scalar_type() == ScalarType::Char;
   STD_TORCH_CHECK(scaled == scales.has_value(), op,
-                  ": Parameter `scales` should be given for an int8 window, and only for one.");
+                  ": Parameter `scales` should be given for an int8 window, and only for one. Found ",
+                  scales ? "scales" : "none", " for a window of ", torch::headeronly::toString(window.scalar_type()),
+                  ".");
   if (!scaled) return;
   STD_TORCH_CHECK(scales->dim() == 2 && is_float(*scales) && scales->is_contiguous(), op,
-                  ": Parameter `scales` should be a contiguous float32 matrix.");
+                  ": Parameter `scales` should be a contiguous float32 matrix.", found(*scales));
   STD_TORCH_CHECK(scales->size(0) == window.size(0) && scales->size(1) == scale_count(window.size(1)), op,
                   ": Parameter `scales` should have a row for every row and a column for every ", kScaleColumns,
-                  " columns of `window`.");
+                  " columns of `window` [", window.size(0), ", ", window.size(1), "].", found(*scales));
 }
 
 inline void check_dense_f64(const char* op, const char* name, const Tensor& t) {
-  STD_TORCH_CHECK(is_double(t), op, ": Parameter `", name, "` should be float64.");
-  STD_TORCH_CHECK(t.is_contiguous(), op, ": Parameter `", name, "` should be contiguous.");
+  STD_TORCH_CHECK(is_double(t), op, ": Parameter `", name, "` should be float64.", found(t));
+  STD_TORCH_CHECK(t.is_contiguous(), op, ": Parameter `", name, "` should be contiguous.", found(t));
 }
 
 inline void check_size(const char* op, const char* name, int64_t found, int64_t expected) {
@@ -71,7 +87,7 @@ inline void check_size(const char* op, const char* name, int64_t found, int64_t 
 
 inline void check_shape(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> shape) {
   STD_TORCH_CHECK(t.dim() == static_cast<int64_t>(shape.size()), op, ": Parameter `", name, "` should have ",
-                  shape.size(), " dimensions. Found ", t.dim(), ".");
+                  shape.size(), " dimensions.", found(t));
   int64_t dim = 0;
   for (const int64_t size : shape) check_size(op, name, t.size(dim++), size);
 }

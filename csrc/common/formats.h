@@ -13,13 +13,10 @@
 namespace mfac {
 
 constexpr int64_t kScaleColumns = 1024;  // columns of an int8 row that share a scale
-constexpr int64_t kSingleDepth = 64;     // products summed before their sum is added to others (gram/, whitened_norms/)
-constexpr int64_t kPairGroup = 3;        // where products are paired (cpu/paired.inl): a pair and a single one
-template <typename C>
-constexpr int64_t kPairedDepth = sizeof(C) == 4 ? 30 : 120;  // then instead of kSingleDepth, for arithmetic in C
-constexpr int kPacketBytes = 16;                         // of an aligned load of CUDA kernels (cuda/packet.cuh)
-constexpr int kMostInGroup = 64;                             // scores of a group (nm_mask/)
-constexpr double kCancelled = 1e-6;  // of 1 - ‖U_:j‖² (block_fisher/): below this a bound is looked at
+constexpr int64_t kSingleDepth = 64;     // products summed before their sum is added to others (whitened_norms/)
+constexpr int kPacketBytes = 16;         // of an aligned load of CUDA kernels (cuda/packet.cuh)
+constexpr int kMostInGroup = 64;         // scores of a group (nm_mask/)
+constexpr double kCancelled = 1e-6;      // of 1 - ‖U_:j‖² (block_fisher/): below this a bound is looked at
 
 // The 16-bit formats of a window, as bits: kernels widen them on load.
 struct bf16 {

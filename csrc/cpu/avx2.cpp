@@ -10,7 +10,8 @@
 
 #define MFAC_ISA avx2
 #define MFAC_LANES 4
-#define MFAC_TILE_ROWS 4
+#define MFAC_TILE_ROWS 4  // by three vectors: 12 of 16 registers for sums
+#define MFAC_PANEL_VECTORS 3
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)

@@ -1,5 +1,4 @@
-// The kernels for avx512, and for zen4, which has an addition beside every product. Compiled on every x86-64 machine,
-// chosen at run time (dispatch.cpp).
+// The kernels for avx512. Compiled on every x86-64 machine, chosen at run time (dispatch.cpp).
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -10,10 +9,9 @@
 #include "cpu/kernels.h"
 
 #define MFAC_ISA avx512
-#define MFAC_PAIRED_ISA zen4
 #define MFAC_LANES 8
-#define MFAC_TILE_ROWS 8
-#define MFAC_HAS_VNNI
+#define MFAC_TILE_ROWS 8  // by two vectors: 16 of 32 registers for sums, and as many for sums of sums
+#define MFAC_PANEL_VECTORS 2
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,avx512vnni,avx2,fma,f16c"))), \

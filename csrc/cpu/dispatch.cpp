@@ -8,21 +8,19 @@ namespace mfac {
 namespace {
 
 // Best last.
-const Kernels* const kBuilt[] = {
+const KernelTable* const kBuilt[] = {
     &kernels_portable,
 #if defined(__x86_64__)
     &kernels_avx2,
     &kernels_avx512,
-    &kernels_zen4,
 #endif
 };
 
-bool machine_has(const Kernels& table) {
+bool machine_has(const KernelTable& table) {
 #if defined(__x86_64__)
   if (&table == &kernels_avx2)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (&table == &kernels_zen4 && !__builtin_cpu_is("amd")) return false;  // all of AMD's with AVX-512 have the adders
-  if (&table == &kernels_avx512 || &table == &kernels_zen4)
+  if (&table == &kernels_avx512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vnni");
@@ -30,10 +28,10 @@ bool machine_has(const Kernels& table) {
   return &table == &kernels_portable;
 }
 
-const Kernels& choose() {
+const KernelTable& choose() {
   const char* wanted = std::getenv("MFAC_CPU_ISA");
-  const Kernels* best = &kernels_portable;
-  for (const Kernels* table : kBuilt) {
+  const KernelTable* best = &kernels_portable;
+  for (const KernelTable* table : kBuilt) {
     if (!machine_has(*table)) continue;
     best = table;
     if (wanted != nullptr && std::strcmp(wanted, table->isa) == 0) break;
@@ -43,14 +41,14 @@ const Kernels& choose() {
 
 }  // namespace
 
-const Kernels& kernels() {
-  static const Kernels& chosen = choose();
+const KernelTable& kernel_table() {
+  static const KernelTable& chosen = choose();
   return chosen;
 }
 
 const char* isas_built() {
 #if defined(__x86_64__)
-  return "portable,avx2,avx512,zen4";
+  return "portable,avx2,avx512";
 #else
   return "portable";
 #endif

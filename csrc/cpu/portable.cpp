@@ -8,5 +8,6 @@
 #define MFAC_ISA portable
 #define MFAC_LANES 2
 #define MFAC_TILE_ROWS 4
+#define MFAC_PANEL_VECTORS 2
 
 #include "cpu/table.inl"

@@ -22,20 +22,12 @@ template <typename C>
 constexpr int64_t kLanesOf = sizeof(f64v) / sizeof(C);
 
 constexpr int64_t kTileRows = MFAC_TILE_ROWS;
+static_assert(kTileRows % kLanes == 0);
 
 // Of packed panels: rows of the window in gram/, its columns in whitened_norms/; block_fisher/ has either as the other.
+constexpr int kPanelVectors = MFAC_PANEL_VECTORS;
 template <typename C>
-constexpr int64_t kPanelWidth = 2 * kLanesOf<C>;
-
-// Entries of a window as a vector of C
-MFAC_INLINE f64v load_as(const float* p, double) { return load(p); }
-MFAC_INLINE f64v load_as(const double* p, double) { return load(p); }
-MFAC_INLINE f32w load_as(const float* p, float) { return load_bits<f32w>(p); }
-
-template <typename C>
-MFAC_INLINE void store_bits(C* p, vector_of<C> x) {
-  __builtin_memcpy(p, &x, sizeof(x));
-}
+constexpr int64_t kPanelWidth = kPanelVectors * kLanesOf<C>;
 
 // sum[r][v] += Σ_{k<depth} a[k·a_stride + r]·b[k·b_stride + v·lanes ...], V a vector of C
 template <int rows, int vectors, typename V, typename C>
@@ -43,12 +35,29 @@ MFAC_INLINE void add_products(V (&sum)[rows][vectors], const C* a, int64_t a_str
                               int64_t depth) {
   for (int64_t k = 0; k < depth; ++k) {
     V y[vectors];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) y[v] = load_bits<V>(b + k * b_stride + v * (sizeof(V) / sizeof(C)));
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sum[r][v] += a[k * a_stride + r] * y[v];
+    }
+  }
+}
+
+// The same with kSingleDepth products summed before their sum is added: no chain of roundings is longer than that and
+// one for each such sum.
+template <int rows, int vectors, typename V, typename C>
+MFAC_INLINE void add_sums_of_products(V (&total)[rows][vectors], const C* a, int64_t a_stride, const C* b,
+                                      int64_t b_stride, int64_t depth) {
+  for (int64_t k = 0; k < depth; k += kSingleDepth) {
+    V sum[rows][vectors] = {};
+    add_products(sum, a + k * a_stride, a_stride, b + k * b_stride, b_stride,
+                 depth - k < kSingleDepth ? depth - k : kSingleDepth);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) total[r][v] += sum[r][v];
     }
   }
 }
@@ -61,10 +70,10 @@ MFAC_INLINE void solve_tile(f64v (&x)[rows][vectors], const double* upper, int64
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
     for (int q = 0; q < r; ++q) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) x[r][v] -= upper[q * stride + r] * x[q][v];
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) x[r][v] *= inverse_pivots[r];
   }
 }

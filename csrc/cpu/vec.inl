@@ -178,3 +178,60 @@ MFAC_INLINE void add_rows(const double* c, const X* x, int64_t stride, int64_t r
   for (; r + 2 <= rows; r += 2) axpy_rows<2>(c + r, x + r * stride, stride, y, n);
   for (; r < rows; ++r) axpy(c[r], x + r * stride, y, n);
 }
+
+// Products of 16-bit integers, two of them added in 32 bits, which AVX2 and AVX-512 have. i32w: as many bytes as f64v.
+#if MFAC_LANES >= 4
+#define MFAC_HAS_INT16_PRODUCTS
+typedef int32_t i32w __attribute__((vector_size(8 * MFAC_LANES)));
+
+MFAC_INLINE f64v widen(i32v x) {
+#if MFAC_LANES == 8
+  return (f64v)_mm512_maskz_cvtepi32_pd(0xff, (__m256i)x);
+#else
+  return (f64v)_mm256_cvtepi32_pd((__m128i)x);
+#endif
+}
+
+// 4 · kLanes bytes as 16-bit integers
+MFAC_INLINE i32w load_int16(const int8_t* p) {
+#if MFAC_LANES == 8
+  return (i32w)_mm512_cvtepi8_epi16(load_bits<__m256i>(p));
+#else
+  return (i32w)_mm256_cvtepi8_epi16(load_bits<__m128i>(p));
+#endif
+}
+
+// 16-bit integers of a and b in turn, of the lower and of the upper half of every 128 bits
+MFAC_INLINE i32w interleave_low(i32w a, i32w b) {
+#if MFAC_LANES == 8
+  return (i32w)_mm512_unpacklo_epi16((__m512i)a, (__m512i)b);
+#else
+  return (i32w)_mm256_unpacklo_epi16((__m256i)a, (__m256i)b);
+#endif
+}
+MFAC_INLINE i32w interleave_high(i32w a, i32w b) {
+#if MFAC_LANES == 8
+  return (i32w)_mm512_unpackhi_epi16((__m512i)a, (__m512i)b);
+#else
+  return (i32w)_mm256_unpackhi_epi16((__m256i)a, (__m256i)b);
+#endif
+}
+
+// sum[i] + a[2i]·b[2i] + a[2i + 1]·b[2i + 1]
+MFAC_INLINE i32w add_int16_products(i32w sum, i32w a, i32w b) {
+#if MFAC_LANES == 8
+  return (i32w)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#else
+  return sum + (i32w)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#endif
+}
+
+MFAC_INLINE int32_t lane_sum(i32w x) {
+  typedef int32_t i32q __attribute__((vector_size(16)));
+  i32q quarter[sizeof(x) / sizeof(i32q)], sum = {};
+  __builtin_memcpy(quarter, &x, sizeof(x));
+#pragma GCC unroll 4
+  for (const i32q& q : quarter) sum += q;
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+#endif

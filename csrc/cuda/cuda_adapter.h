@@ -34,7 +34,8 @@ class Device {
 
   void check_same(const char* name, const Tensor& t) const {
     STD_TORCH_CHECK(t.get_device_index() == index_ && t.is_cpu() == is_cpu_, op_, ": Parameter `", name,
-                    "` should be on the device of the others.");
+                    "` should be on the device of the others, ", is_cpu_ ? "cpu" : "cuda", " ", index_, ". Found ",
+                    t.is_cpu() ? "cpu" : "cuda", " ", t.get_device_index(), ".");
   }
   void check_same(const char* name, const std::optional<Tensor>& t) const {
     if (t) check_same(name, *t);

@@ -8,17 +8,14 @@ from torch import Tensor
 _TILE_ENTRIES = 1 << 22  # of a float64 tile of columns: 32 MiB
 
 
-def gram(window: Tensor, single: bool = False, squared_norms: Tensor | None = None) -> Tensor:
+def gram(window: Tensor) -> Tensor:
     """G Gᵀ in float64 by matrix products over tiles of columns.
 
     Args:
         window: G, [m, d] float32 or float64.
-        single: Whether float32 arithmetic would do; float64 is used all the same, at twice the flops of the triangle,
-            because cuBLAS does not say in which order it sums.
-        squared_norms: Not used: for kernels that scale rows.
 
     Returns:
-        [m, m] float64. 2m²d flops, extra memory of a tile.
+        [m, m] float64. 2m²d flops, twice those of the triangle; extra memory of a tile.
     """
     rank, dim = window.shape
     width = max(1, min(dim, _TILE_ENTRIES // max(1, rank)))

@@ -33,20 +33,9 @@ def squared_norms(window: Tensor) -> Tensor:
     return result
 
 
-def gram(window: Tensor, single: bool = False, squared_norms: Tensor | None = None) -> Tensor:
-    """G Gᵀ in float64, [m, m]. O(m²d), extra memory O(m²). `single`: products, and sums of 240 of them, in float32.
-
-    Args:
-        window: G, [m, d] float32 or float64.
-        single: For a float32 window.
-        squared_norms: ‖g_i‖², [m] float64. Where they are known they save a pass over the window: rows are scaled by
-            them for products in pairs, which some processors do faster (csrc/cpu/paired.inl). Within a factor of 100
-            will do; errors grow as the ratio of one row's factor to another's.
-
-    Returns:
-        [m, m]. Off by at most u Σ|g_ik g_jk| times the longest chain of sums; in pairs by 9/4 u ‖g_i‖ ‖g_j‖ times that.
-    """
-    result: Tensor = _ops.gram(window, single, squared_norms)
+def gram(window: Tensor) -> Tensor:
+    """G Gᵀ of a float32 or float64 window, in float64: [m, m]. O(m²d), extra memory O(m²)."""
+    result: Tensor = _ops.gram(window)
     return result
 
 
@@ -228,7 +217,7 @@ def _(window: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("mfac::gram")
-def _(window: Tensor, single: bool = False, squared_norms: Tensor | None = None) -> Tensor:
+def _(window: Tensor) -> Tensor:
     return _float64(window, window.shape[0], window.shape[0])
 
 

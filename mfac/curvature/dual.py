@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from mfac.core import ops
-from mfac.curvature.diagonal import SingleFactor, shifted_cholesky, single_factor, whitened_norms
+from mfac.curvature.diagonal import whitened_norms
 
-_EPS = torch.finfo(torch.float64).eps
 _TILE_ENTRIES = 1 << 19  # of a float64 column tile: 4 MiB
 _CANCELLED = 1e-6  # of 1 - ‖U_:i‖²: below this a bound is looked at
 _NORMS_AT_ONCE = 1024  # columns gathered at a time
@@ -73,7 +71,9 @@ def factor_capacitance(gram: Tensor, shift: float) -> Tensor:
     Raises:
         torch.linalg.LinAlgError: If the matrix is not numerically positive definite.
     """
-    factor, failed = shifted_cholesky(gram, shift)
+    capacitance = gram.clone()
+    capacitance.diagonal().add_(shift)
+    factor, failed = torch.linalg.cholesky_ex(capacitance)
     if int(failed) != 0:
         raise torch.linalg.LinAlgError(
             f"The capacitance nλI + GGᵀ is not numerically positive definite at row {int(failed) - 1}: the largest "
@@ -89,9 +89,7 @@ class DualFisher:
         window: G, [m, d], kept by reference.
         damping: λ.
         num_terms: n.
-        gram: K = GGᵀ, [m, m] float64, if it is known. Otherwise it is computed when C is first needed, which for the
-            diagonal alone it may not be.
-        squared_norms: ‖g_i‖², [m] float64.
+        gram: K = GGᵀ, [m, m] float64.
         store_columns: Whether to hold U = L⁻¹G, [m, d] float64.
 
     Raises:
@@ -103,47 +101,18 @@ class DualFisher:
         window: Tensor,
         damping: float,
         num_terms: float,
-        gram: Tensor | None,
-        squared_norms: Tensor,
+        gram: Tensor,
         store_columns: bool,
     ) -> None:
         self.window = window
         self.damping = damping
         self.num_terms = num_terms
-        self.squared_norms = squared_norms
-        self._factor: Tensor | None = None
-        if gram is not None or not self._surely_positive():  # in which case it should fail here and not later
-            self._factor = self._factored(gram)
+        self.factor = factor_capacitance(gram, num_terms * damping)  # L, [m, m]
         self.stored: Tensor | None = None  # U
         if store_columns:
             self.stored = torch.empty_like(window, dtype=torch.float64)
             for columns, tile in column_tiles(window):
                 self.stored[:, columns] = self._whiten(tile)
-
-    @property
-    def factor(self) -> Tensor:
-        """L, the lower Cholesky factor of C, [m, m] float64; computed when first needed."""
-        if self._factor is None:
-            self._factor = self._factored(None)
-        return self._factor
-
-    @cached_property
-    def _single(self) -> SingleFactor | None:
-        """What the diagonal alone may make do with, while there is no factor."""
-        return single_factor(self.window, self.squared_norms, self.num_terms * self.damping)
-
-    def _factored(self, gram: Tensor | None) -> Tensor:
-        if gram is None:
-            gram = ops.gram(self.window, squared_norms=self.squared_norms)
-        return factor_capacitance(gram, self.num_terms * self.damping)
-
-    def _surely_positive(self) -> bool:
-        """Whether nλ is above all that rounding can do to C, so that its factorisation cannot fail."""
-        # Cholesky of order m succeeds if the smallest eigenvalue is above about m(m + 1)u of the largest diagonal
-        # entry; K itself is off by the length of its sums times u of the trace.
-        rank, dim = self.window.shape
-        error = rank * (rank + 1 + 256 + dim / 1024) * _EPS * float(self.squared_norms.max())
-        return self.num_terms * self.damping > 4 * error
 
     def _whiten(self, tile: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self.factor, tile, upper=False)
@@ -168,21 +137,13 @@ class DualFisher:
         if self.stored is not None:
             norms = torch.cat([tile.square().sum(0) for tile in self.stored.split(_NORMS_AT_ONCE, dim=1)])
         else:
-            norms = self._whitened_norms()
+            norms = whitened_norms(self.window, self.factor)
         rest = norms.neg_().add_(1)
         cancelled = (rest < _CANCELLED).nonzero()[:, 0]
         for columns in cancelled.split(_NORMS_AT_ONCE):  # (F⁻¹)_ii >= 1/F_ii, which does not subtract
             squares = self.window[:, columns].double().square_().sum(0)
             rest[columns] = torch.maximum(rest[columns], self.damping / (self.damping + squares / self.num_terms))
         return rest.div_(self.damping)
-
-    def _whitened_norms(self) -> Tensor:
-        """‖U_:i‖² for every column, [d] float64."""
-        if self._factor is None and self._single is not None:
-            norms = self._single.whitened_norms(self.window)
-            if norms is not None:
-                return norms
-        return whitened_norms(self.window, self.factor)
 
     def _columns(self, index: Tensor) -> Tensor:
         """U[:, index], [m, len(index)]."""

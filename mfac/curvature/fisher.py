@@ -13,7 +13,6 @@ from mfac.core.checks.numbers import check_count
 from mfac.core.checks.tensors import check_finite_rows, check_vectors, check_window
 from mfac.curvature.block_diagonal import BlockDiagonalFisher
 from mfac.curvature.damping import Damping, RelativeDamping, check_damping, resolve_damping
-from mfac.curvature.diagonal import single_may_do
 from mfac.curvature.dual import DualFisher
 from mfac.curvature.primal import PrimalFisher
 
@@ -41,8 +40,7 @@ class EmpiricalFisher:
     Where m >= d (or m >= B within a block) the primal matrix, the smaller of the two, is factored instead.
     All products of rows are accumulated in float64 and everything m x m is float64, so a float32 window loses only
     the rounding of the result; its `inverse_diagonal` alone may be computed in float32 where the error has a bound, see
-    there. A large float32 window is factored when a product first needs it; a damping too small for that is refused
-    here all the same. The gradients are kept by reference and never written to: leave them unchanged while
+    there. The gradients are kept by reference and never written to: leave them unchanged while
     this object is in use. Costs below are those of the dual form, m < d; the primal form holds d x d matrices, no
     larger.
 
@@ -99,17 +97,15 @@ class EmpiricalFisher:
         num_terms = float(self.rank)
         whole = self.block_size is None or self.block_size >= self.dim
 
-        # The Gram matrix, unless the diagonal of F⁻¹ may do without: then it waits until it is asked for.
-        dual = whole and self.rank < self.dim
-        gram = ops.gram(window) if dual and not single_may_do(window) else None
+        gram = ops.gram(window) if whole and self.rank < self.dim else None
         squared_norms = ops.squared_norms(window) if gram is None else gram.diagonal()  # [m]
         check_finite_rows("grads", window, squared_norms)
         trace = float(squared_norms.sum()) if isinstance(damping, RelativeDamping) else 0.0
         self.damping = resolve_damping(damping, trace, num_terms, self.dim)
 
         self._form: _Form
-        if dual:
-            self._form = DualFisher(window, self.damping, num_terms, gram, squared_norms, store_columns)
+        if gram is not None:
+            self._form = DualFisher(window, self.damping, num_terms, gram, store_columns)
         elif whole:
             self._form = PrimalFisher(window, self.damping, num_terms)
         else:
@@ -130,8 +126,7 @@ class EmpiricalFisher:
                 1e-6 · ‖G‖²/m, where the subtraction in F⁻¹ cancels.
 
         Returns:
-            F⁻¹v, like `v`. For v a gradient it is in units of the parameters. Time O(kdm), and O(dm²) where nothing
-            has needed the factor before; extra memory O(kd).
+            F⁻¹v, like `v`. For v a gradient it is in units of the parameters. Time O(kdm), extra memory O(kd).
 
         Raises:
             TypeError: If the dtype differs from the gradients'.
@@ -187,7 +182,7 @@ class EmpiricalFisher:
         Returns:
             [d] in the gradients' dtype, positive. Time O(dm²), column tile by column tile. Of float32 gradients in
             float32 where that is known to be wrong by at most 2⁻¹⁸ = 4e-6 of an entry, in float64 where not
-            (docs/derivation.md, "Precision"); its last bits may depend on what was asked for before.
+            (docs/derivation.md, "Precision").
         """
         return self._form.inverse_diagonal().to(self.dtype)
 
@@ -239,7 +234,7 @@ class EmpiricalFisher:
         """The log-determinant of F.
 
         Returns:
-            A float64 scalar. Time O(m), and O(dm²) where nothing has needed the factor before.
+            A float64 scalar. Time O(m).
         """
         return torch.tensor(self._form.logdet(), dtype=torch.float64, device="cpu")
 

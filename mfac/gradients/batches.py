@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -31,16 +32,23 @@ class BatchStream:
         self._iterator: Iterator[Any] = iter(data)
         self._can_restart = self._iterator is not data
         self._position = 0  # in the current pass
+        self._peeked: list[Any] = []  # the next batch, if it has been looked at
         self._length: int | None = None  # of a pass, once one has ended
 
-    def take(self, purpose: str) -> Iterator[Any]:
+    def peek(self) -> Any | None:
+        """The next batch, which the stream still yields; None where there is none."""
+        if not self._peeked:
+            self._peeked = list(islice(self._iterator, 1))
+        return self._peeked[0] if self._peeked else None
+
+    def take(self, purpose: str) -> Iterator[tuple[int, Any]]:
         """Batches for one purpose, as many as one pass holds.
 
         Args:
             purpose: For the message when they run out, such as "num_gradients=512".
 
         Yields:
-            The next batch.
+            Its number in its pass over the data, from 0, and the next batch.
 
         Raises:
             ValueError: If the data runs out.
@@ -48,7 +56,7 @@ class BatchStream:
         taken = 0
         for batch in self.rest():
             taken += 1
-            yield batch
+            yield self._position - 1, batch
         raise ValueError(
             f"Parameter `data` should yield enough batches for {purpose}. Found only {taken}. "
             "Smaller batches give more of them."
@@ -63,7 +71,7 @@ class BatchStream:
         taken = 0
         while True:
             try:
-                batch = next(self._iterator)
+                batch = self._peeked.pop() if self._peeked else next(self._iterator)
             except StopIteration:
                 self._length = self._position
                 if not self._can_restart or taken >= self._length:

@@ -2,41 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from mfac.gradients.collecting import evaluation_mode, num_samples
-
-_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+from mfac.gradients.backward import LossFunction
+from mfac.gradients.modes import model_mode
+from mfac.gradients.nested import num_samples
 
 
 def normalised_layers(model: nn.Module) -> list[nn.Module]:
-    """The batch-norm layers that keep running statistics."""
-    return [layer for layer in model.modules() if isinstance(layer, _LAYERS) and layer.track_running_stats]
+    """The batch-norm layers whose running statistics are re-estimated.
+
+    Args:
+        model: The model, in its own mode.
+
+    Returns:
+        All but those that the caller has frozen: scale and shift require no gradient, or the layer is in evaluation
+        mode while the model is in training mode.
+    """
+    return [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, _BatchNorm) and layer.track_running_stats and not _is_frozen(layer, model)
+    ]
 
 
-@torch.no_grad()
-def reestimate_statistics(model: nn.Module, loss_fn: Callable[[nn.Module, Any], Any], batches: Iterable[Any]) -> int:
-    """Replaces the running statistics by the plain average over `batches`, all else in evaluation mode.
+def _is_frozen(layer: nn.Module, model: nn.Module) -> bool:
+    parameters = list(layer.parameters(recurse=False))
+    frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+    return frozen or (model.training and not layer.training)
+
+
+def reestimate_batchnorm(
+    model: nn.Module, loss_fn: LossFunction, batches: Iterable[Any], mode: Literal["eval", "train"] = "eval"
+) -> int:
+    """Replaces the running statistics of batch normalisation by their plain average over batches.
+
+    Weights that are pruned change what the layers after them see; statistics of before cost accuracy.
 
     Args:
         model: The model; its statistics change, its modes are put back.
         loss_fn: Called with the model and each batch for its forward pass.
-        batches: A finite iterable of batches; those of one sample are passed over. Without others the statistics stay.
+        batches: A finite iterable of batches. Batches of one sample are passed over, as they have no variance;
+            without any others the statistics stay.
+        mode: Of all other layers meanwhile.
 
     Returns:
-        How many batches were used.
+        How many batches were used. If a batch fails, the statistics are as they were before the call.
+
+    Example:
+        >>> import torch, mfac
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+        >>> mfac.reestimate_batchnorm(model, lambda model, batch: model(batch).sum(), [torch.randn(8, 2)] * 3)
+        3
     """
     layers: list[Any] = normalised_layers(model)
     momenta = {layer: layer.momentum for layer in layers}
+    before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers(recurse=False)]
     used = 0
     try:
-        with evaluation_mode(model):
+        with model_mode(model, mode), torch.enable_grad():  # some losses differentiate within
             for batch in batches:
-                if num_samples(batch) == 1:  # has no variance to estimate
+                if num_samples(batch) == 1:
                     continue
                 if used == 0:
                     for layer in layers:
@@ -45,6 +76,11 @@ def reestimate_statistics(model: nn.Module, loss_fn: Callable[[nn.Module, Any], 
                         layer.momentum = None  # torch's name for a cumulative average
                 loss_fn(model, batch)
                 used += 1
+    except BaseException:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+        raise
     finally:
         for layer, momentum in momenta.items():
             layer.momentum = momentum

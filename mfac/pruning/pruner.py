@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from mfac.core.checks.choices import check_choice
 from mfac.core.checks.numbers import check_count
 from mfac.core.named import resolve
 from mfac.curvature.damping import Damping, check_damping, relative
-from mfac.curvature.fisher import EmpiricalFisher
+from mfac.gradients.backward import LossFunction
 from mfac.gradients.batches import BatchStream
-from mfac.gradients.collecting import LossFunction, check_model_and_loss, gather_rows, window_dtype
-from mfac.gradients.parameters import Selection, flatten, prunable_weights, select_parameters, write_flat_
-from mfac.gradients.prunable import describe_weights
+from mfac.gradients.collecting import check_model_and_loss, resolve_mode
+from mfac.gradients.modes import Mode
+from mfac.gradients.parameters import Selection
 from mfac.gradients.threads import threads_restored
-from mfac.masks.masks import unflatten_mask
 from mfac.masks.patterns import Pattern, resolve_pattern
 from mfac.pruning.allocation import Allocation, AllocationName, resolve_allocation
-from mfac.pruning.batchnorm import normalised_layers, reestimate_statistics
+from mfac.pruning.batchnorm import normalised_layers, reestimate_batchnorm
 from mfac.pruning.compensation import COMPENSATIONS, Compensation, CompensationName
-from mfac.pruning.context import StepContext
-from mfac.pruning.obs import Rules, prune_step
+from mfac.pruning.memory import check_memory
+from mfac.pruning.obs import Rules
 from mfac.pruning.report import PruningReport, PruningStep
+from mfac.pruning.run import Run, Settings
 from mfac.pruning.saliency import SALIENCIES, Saliency, SaliencyName
-from mfac.pruning.schedule import SCHEDULES, Schedule, ScheduleName, check_schedule
-from mfac.pruning.target import final_count
+from mfac.pruning.schedule import SCHEDULES, Schedule, ScheduleName
+from mfac.pruning.targets import ExistingZeros, choose_targets
+from mfac.pruning.torch_masks import update_torch_masks_
 
 
 def prune(
@@ -52,6 +53,8 @@ def prune(
     seed: int = 0,
     *,
     schedule: ScheduleName | Schedule = "geometric",
+    existing_zeros: ExistingZeros = "auto",
+    mode: Mode = "auto",
     per_sample: bool = False,
     batchnorm_batches: int = 100,
     progress: Callable[[PruningStep], None] | None = None,
@@ -60,7 +63,8 @@ def prune(
 
     Each stage collects fresh gradients at the weights as they then are, and drops in `recomputations` steps the
     weights of least saliency over all layers together, while compensation moves the kept ones; the density falls
-    geometrically over all steps. Weights that are zero already count as dropped and stay zero.
+    geometrically over all steps. Weights that are zero already count as dropped and stay zero; see `existing_zeros`.
+    The report lists every weight tensor that is left dense, and why: frozen, without a gradient, of an embedding.
 
     With an N:M pattern at most N of M successive weights are kept. Groups of M run along the input channels: dimension
     1 of the weights of Linear layers and convolutions, which are the channels of one group of a grouped convolution, so
@@ -75,9 +79,10 @@ def prune(
             batches; batches of 16 samples serve well.
         sparsity: Share of zeros among the prunable weights, in [0, 1); None for 0.9. With a pattern N:M None, or
             1 - N/M, from which layers with short last groups fall short.
-        params: Which weights: None for those of every Linear and convolution; names or shell-style patterns, the
-            parameters themselves, or a predicate of name and parameter. With an N:M pattern weights of Linears and
-            convolutions only; one that layers share is grouped as in the first of them.
+        params: Which weights: None for those of every Linear, convolution, recurrent layer, attention projection and
+            Hugging Face `Conv1D` that require a gradient and get one; names or shell-style patterns, the parameters
+            themselves, or a predicate of name and parameter. Names are without the prefixes of wrappers. A weight that
+            layers share counts once; with an N:M pattern it is grouped as in the first of them.
         saliency: "obs", w²/(2 (F⁻¹)_pp), or "magnitude"; or a `Saliency` of your own.
         compensation: "joint", the exact minimiser over the kept weights; "summed", the sum of single-weight updates,
             as M-FAC's own pruner; "none"; or a `Compensation`.
@@ -94,16 +99,20 @@ def prune(
             time; the caller's generator is not touched.
         schedule: How the number of kept weights falls over all steps: "geometric", "cubic" or "linear"; or a
             `Schedule`.
+        existing_zeros: What weights that are zero already are: "keep", pruned; "ignore", weights like any other;
+            "auto", pruned, but in a tensor of zeros alone, a branch that starts at zero: that stays whole.
+        mode: Of the model while gradients are collected, as for `collect_gradients`.
         per_sample: One gradient a sample in place of one a batch.
-        batchnorm_batches: Batches on which the running statistics of all batch-norm layers, those in evaluation mode
-            too, are re-estimated after pruning; 0 for not at all. Batches of one sample are passed over; without any
-            others the statistics stay.
+        batchnorm_batches: Batches on which the running statistics of batch-norm layers are re-estimated after pruning;
+            0 for not at all. Frozen layers keep theirs, batches of one sample are passed over, and if a batch fails
+            the network stays pruned: a warning says what to call.
         progress: Called with a `PruningStep` after each step.
 
     Returns:
         Masks, achieved sparsity and what each step was predicted to cost.
 
     Raises:
+        MemoryError: If the gradients take more memory than there is; before anything is computed.
         TypeError: If a parameter is of the wrong type.
         ValueError: If a value is out of range, the data runs out, the loss is no scalar or a gradient is not finite.
             The model is then as it was, as after any other exception.
@@ -128,134 +137,56 @@ def prune(
         [[2, 2], [2, 2]]
     """
     check_model_and_loss(model, loss_fn)
-    settings = _Settings(
-        rules=Rules(
-            resolve("saliency", saliency, SALIENCIES, Saliency),  # type: ignore[type-abstract]
-            resolve_pattern(pattern),
-            resolve_allocation(allocation),
-            resolve("compensation", compensation, COMPENSATIONS, Compensation),  # type: ignore[type-abstract]
-        ),
+    rules = Rules(
+        resolve("saliency", saliency, SALIENCIES, Saliency),  # type: ignore[type-abstract]
+        resolve_pattern(pattern),
+        resolve_allocation(allocation),
+        resolve("compensation", compensation, COMPENSATIONS, Compensation),  # type: ignore[type-abstract]
+    )
+    check_choice("existing_zeros", existing_zeros, ("auto", "keep", "ignore"))
+    check_choice("mode", mode, ("auto", "eval", "train"))
+    check_count("batchnorm_batches", batchnorm_batches)
+    if check_count("seed", seed) >= 2**63:
+        raise ValueError(f"Parameter `seed` should be below 2**63. Found {seed}.")
+
+    settings = Settings(
+        rules=rules,
         schedule=resolve("schedule", schedule, SCHEDULES, Schedule),  # type: ignore[type-abstract]
+        sparsity=sparsity,
         num_gradients=check_count("num_gradients", num_gradients, least=1),
         damping=check_damping(damping),
         block_size=None if block_size is None else check_count("block_size", block_size, least=1),
         recomputations=check_count("recomputations", recomputations, least=1),
         stages=check_count("stages", stages, least=1),
         per_sample=per_sample,
+        keep_zeros=existing_zeros != "ignore",
     )
-    check_count("batchnorm_batches", batchnorm_batches)
-    if check_count("seed", seed) >= 2**63:
-        raise ValueError(f"Parameter `seed` should be below 2**63. Found {seed}.")
-    selected = select_parameters(model, params, prunable_weights)
-    with torch.random.fork_rng(devices=[]), _restored_on_error(model), threads_restored():
+    targets = choose_targets(model, params, existing_zeros)
+    check_memory(targets.vector, num_gradients, recomputations, needs_fisher=rules.needs_fisher)
+    with torch.random.fork_rng(devices=[]), threads_restored():
         torch.default_generator.manual_seed(seed)
         stream = BatchStream(data)
-        report = _Pruning(model, loss_fn, stream, selected, sparsity, settings).run(progress)
+        with _restored_on_error(model):
+            found_mode = resolve_mode(model, loss_fn, stream, mode) if rules.needs_fisher else "eval"
+            report = Run(model, loss_fn, stream, targets, settings, found_mode).run(progress)
+            update_torch_masks_(model, report.masks)
         if batchnorm_batches and report.steps and normalised_layers(model):
-            reestimate_statistics(model, loss_fn, islice(stream.rest(), batchnorm_batches))
+            _reestimate(model, loss_fn, stream, batchnorm_batches, found_mode)
     return report
 
 
-@dataclass(frozen=True)
-class _Settings:
-    rules: Rules
-    schedule: Schedule
-    num_gradients: int
-    damping: Damping
-    block_size: int | None
-    recomputations: int
-    stages: int
-    per_sample: bool
-
-    @property
-    def total_steps(self) -> int:
-        return self.stages * self.recomputations if self.rules.needs_fisher else 1
-
-
-class _Pruning:
-    """One run: the flat weights, which of them are alive, and the steps that change both.
-
-    `weights` and `live` are over all d prunable weights; what a step computes with is over the live ones only.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss_fn: LossFunction,
-        stream: BatchStream,
-        selected: dict[str, nn.Parameter],
-        sparsity: float | None,
-        settings: _Settings,
-    ) -> None:
-        self.model, self.loss_fn, self.stream = model, loss_fn, stream
-        self.selected, self.settings = selected, settings
-        self.parameters = describe_weights(model, selected)
-        self.weights = flatten(selected.values(), window_dtype(selected))  # [d]
-        if not bool(torch.isfinite(self.weights).all()):
-            raise ValueError("Parameter `model` should have finite weights. Found a NaN or infinity.")
-        self.live = self.weights != 0  # [d]
-        self.finally_kept = final_count(settings.rules, sparsity, self.parameters, self.live)
-        self.damping = settings.damping
-        self.fisher: EmpiricalFisher | None = None  # over the live weights, while a stage goes on
-        self.report = PruningReport({})
-
-    def run(self, progress: Callable[[PruningStep], None] | None) -> PruningReport:
-        settings, dim = self.settings, self.weights.numel()
-        live, kept_after = int(self.live.sum()), []
-        if live > self.finally_kept:  # otherwise as sparse as asked for already
-            kept_after = settings.schedule.kept(live, self.finally_kept, settings.total_steps)
-            check_schedule(settings.schedule, kept_after, live, self.finally_kept, settings.total_steps)
-        for step, kept in enumerate(kept_after, start=1):
-            start = time.perf_counter()
-            damping, increase = self._step(step, kept)
-            stage = (step - 1) // settings.recomputations + 1
-            reached = 1 - int(self.live.sum()) / dim
-            seconds = time.perf_counter() - start
-            done = PruningStep(step, settings.total_steps, stage, reached, damping, increase, seconds)
-            self.report.steps.append(done)
-            if progress is not None:
-                progress(done)
-        self.report.masks = unflatten_mask(self.live, self.selected)
-        return self.report
-
-    def _step(self, step: int, kept: int) -> tuple[float | None, float | None]:
-        """Drops all but `kept` of the live weights and moves those; returns λ and ½ δᵀFδ."""
-        rules, stage_goes_on = self.settings.rules, step % self.settings.recomputations != 0
-        if (step - 1) % self.settings.recomputations == 0:
-            self.fisher = None  # the last stage's gradients go before the next ones come
-        if rules.needs_fisher and self.fisher is None:
-            self.fisher = self._fresh_fisher()
-        context = StepContext(self.weights[self.live], self.fisher, self.parameters, self.live)
-        outcome = prune_step(rules, context, kept, self.finally_kept)
-        damping = None if self.fisher is None else self.fisher.damping
-        self.fisher = context.kept_fisher if self.fisher is not None and stage_goes_on else None
-        self._apply(outcome.delta, outcome.dropped)
-        return damping, outcome.predicted_increase
-
-    def _fresh_fisher(self) -> EmpiricalFisher:
-        """F of fresh gradients at the weights as they are, over the live weights alone."""
-        settings = self.settings
-        columns = None if bool(self.live.all()) else self.live.nonzero()[:, 0]
-        grads = gather_rows(
-            self.model,
-            self.loss_fn,
-            self.stream,
-            self.selected,
-            settings.num_gradients,
-            settings.per_sample,
-            columns,
+def _reestimate(
+    model: nn.Module, loss_fn: LossFunction, stream: BatchStream, count: int, mode: Literal["eval", "train"]
+) -> None:
+    """Batch normalisation, after the weights are final: what fails here undoes nothing."""
+    try:
+        reestimate_batchnorm(model, loss_fn, islice(stream.rest(), count), mode)
+    except Exception as error:  # of the caller's data or loss: anything
+        warnings.warn(
+            f"The network is pruned, but its batch-norm statistics are those of before: a batch failed with "
+            f"{type(error).__name__}: {error}. Call mfac.reestimate_batchnorm(model, loss_fn, batches).",
+            stacklevel=3,
         )
-        fisher = EmpiricalFisher(grads, self.damping, settings.block_size)
-        self.damping = fisher.damping  # a relative one is relative to the first stage's gradients
-        return fisher
-
-    def _apply(self, delta: Tensor, dropped: Tensor) -> None:
-        """Moves the live weights by δ, sets the dropped ones to exactly zero, and writes them to the model."""
-        moved = (self.weights[self.live].double() + delta).to(self.weights.dtype)
-        self.weights[self.live] = torch.where(dropped, 0, moved)
-        self.live[self.live.clone()] = ~dropped
-        self.weights[~self.live] = 0
-        write_flat_(self.selected.values(), self.weights)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from mfac.gradients.naming import parameter_named
+
 
 @dataclass(frozen=True)
 class PruningStep:
@@ -38,10 +40,12 @@ class PruningReport:
     Attributes:
         masks: Parameter name to mask of its shape, True = kept.
         steps: Every pruning step in order.
+        left_dense: Name of every other weight tensor, of two dimensions or more, and why it was not pruned.
     """
 
     masks: dict[str, Tensor]
     steps: list[PruningStep] = field(default_factory=list)
+    left_dense: dict[str, str] = field(default_factory=dict)
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> None:
@@ -51,13 +55,19 @@ class PruningReport:
             model: One with parameters of the masks' names and shapes.
         """
         for name, mask in self.masks.items():
-            model.get_parameter(name).mul_(mask)
+            parameter_named(model, name).mul_(mask)
 
     @property
     def sparsity(self) -> float:
-        """Share of zeros among the prunable weights, exact."""
-        total = sum(mask.numel() for mask in self.masks.values())
-        return sum(int((~mask).sum()) for mask in self.masks.values()) / total
+        """Share of zeros among the weights that were pruned, exact; what was left dense does not count."""
+        total = self._total()
+        return (total - sum(self._kept().values())) / total if total else 0.0
+
+    def _kept(self) -> dict[str, int]:
+        return {name: int(mask.sum()) for name, mask in self.masks.items() if name not in self.left_dense}
+
+    def _total(self) -> int:
+        return sum(mask.numel() for name, mask in self.masks.items() if name not in self.left_dense)
 
     @property
     def sparsity_by_parameter(self) -> dict[str, float]:
@@ -79,13 +89,14 @@ class PruningReport:
         return sum(step.seconds for step in self.steps)
 
     def __str__(self) -> str:
-        kept = sum(int(mask.sum()) for mask in self.masks.values())
-        total = sum(mask.numel() for mask in self.masks.values())
+        kept, total = sum(self._kept().values()), self._total()
         increase = "" if self.predicted_increase is None else f", predicted increase {self.predicted_increase:.3g}"
         lines = [
             f"sparsity {self.sparsity:.4f}: {kept} of {total} weights kept in {len(self.steps)} steps, "
             f"{self.seconds:.1f} s{increase}"
         ]
-        width = max(map(len, self.masks))
-        lines += [f"  {name:<{width}}  {share:.4f}" for name, share in self.sparsity_by_parameter.items()]
+        width = max(map(len, [*self.masks, *self.left_dense]))
+        shares = self.sparsity_by_parameter
+        lines += [f"  {name:<{width}}  {share:.4f}" for name, share in shares.items() if name not in self.left_dense]
+        lines += [f"  {name:<{width}}  left dense: it {why}" for name, why in self.left_dense.items()]
         return "\n".join(lines)

@@ -206,7 +206,10 @@ def test_a_network_of_zeros_is_as_sparse_as_can_be():
     model = classifier()
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
-    assert mfac.prune(model, cross_entropy, batches(30), sparsity=0.5, **SMALL).sparsity == 1
+    report = mfac.prune(model, cross_entropy, batches(30), sparsity=0.5, existing_zeros="keep", **SMALL)
+    assert report.sparsity == 1
+    with pytest.raises(ValueError, match=r"at least one weight that can be pruned. .* '0.weight' is zero throughout"):
+        mfac.prune(model, cross_entropy, batches(30), sparsity=0.5, **SMALL)
 
 
 def test_masks_hold_through_fine_tuning():
@@ -235,16 +238,17 @@ def test_batch_norm_passes_over_batches_of_one():
     assert int(model[1].num_batches_tracked) == 30
 
 
-def test_an_error_of_the_data_is_not_swallowed():
+def test_an_error_after_the_weights_are_final_undoes_nothing():
     def data():
         yield from batches(48)
         raise ValueError("corrupt record")
 
     model = torch.nn.Sequential(torch.nn.Linear(12, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
     before = snapshot(model)
-    with pytest.raises(ValueError, match="corrupt record"):
-        mfac.prune(model, cross_entropy, data(), sparsity=0.5, **SMALL)
-    assert same_state(model, before)
+    with pytest.warns(UserWarning, match=r"ValueError: corrupt record. Call mfac.reestimate_batchnorm"):
+        report = mfac.prune(model, cross_entropy, data(), sparsity=0.5, **SMALL)
+    assert report.sparsity == 0.5 and torch.equal(model[0].weight != 0, report.masks["0.weight"])
+    assert torch.equal(model[1].running_mean, before["1.running_mean"])
 
 
 def test_buffers_outside_the_state_dict_are_restored_too():

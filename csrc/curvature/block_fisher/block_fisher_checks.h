@@ -19,7 +19,7 @@ inline void check_factors(const char* op, const Tensor& factors, const Blocks& b
 
 inline void check_vectors(const char* op, const Tensor& vectors, const Blocks& blocks) {
   check_dense_f64(op, "vectors", vectors);
-  STD_TORCH_CHECK(vectors.dim() == 2, op, ": Parameter `vectors` should be a matrix.");
+  STD_TORCH_CHECK(vectors.dim() == 2, op, ": Parameter `vectors` should be a matrix.", found(vectors));
   check_size(op, "vectors", vectors.size(1), blocks.dim);
 }
 

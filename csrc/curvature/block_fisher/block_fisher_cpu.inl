@@ -1,23 +1,29 @@
+#include "curvature/block_fisher/cholesky.inl"
+
 // Batched small blocks: everything one diagonal block of the Fisher needs, by one thread, in cache. A block's matrix is
 // its capacitance (dual) or the block itself (primal), its factor the upper R of RᵀR, with L = Rᵀ in the formulae.
 // A dual block goes by in tiles of columns, so that scratch does not grow with its width. A primal block is no wider
 // than m.
 
-// a[i, j] <- Σ_k panel[k, i]·panel[k, j] for j >= i, from packed panels of `depth` (gram/); size is whole panels.
+// a[i, j] += Σ_k panel[k, i]·panel[k, j] for j >= i, from packed panels of `depth` (gram/); size is whole tiles. Of the
+// squares on the diagonal that is done below it.
 MFAC_INLINE void block_products(const double* panels, int64_t depth, int64_t size, double* a) {
   constexpr int64_t kPanel = kPanelWidth<double>;
-  for (int64_t p = 0; p < size; p += kPanel) {
-    for (int64_t q = p; q < size; q += kPanel)
-      gram_panels<double>(panels + p * depth, panels + q * depth, depth, a + p * size + q, size);
-  }
+  for (int64_t p = 0; p < size; p += kPanel)
+    for (int64_t i = p; i < size && i < p + kPanel; i += kTileRows) {
+      const double* rows = panels + p * depth + (i - p);
+      gram_tile(rows, panels + p * depth, i - p + kTileRows, depth, a + i * size + p, size);
+      for (int64_t q = p + kPanel; q < size; q += kPanel)
+        gram_tile(rows, panels + q * depth, size - q < kPanel ? size - q : kPanel, depth, a + i * size + q, size);
+    }
 }
 
 // The part below the diagonal of the squares on the diagonal, which is what block_products has of them, to above it.
 MFAC_INLINE void block_reflect(double* a, int64_t size) {
   constexpr int64_t kPanel = kPanelWidth<double>;
   for (int64_t p = 0; p < size; p += kPanel)
-    for (int64_t i = p; i < p + kPanel; ++i)
-      for (int64_t j = i + 1; j < p + kPanel; ++j) a[i * size + j] = a[j * size + i];
+    for (int64_t i = p; i < size && i < p + kPanel; ++i)
+      for (int64_t j = i + 1; j < size && j < p + kPanel; ++j) a[i * size + j] = a[j * size + i];
 }
 
 // The upper triangle of nλI + G_b G_bᵀ into a [size, size].
@@ -27,8 +33,7 @@ void block_capacitance(const Block<T>& block, double* panels, double* a, int64_t
   for (int64_t begin = 0; begin < block.cols; begin += kBlockTileColumns) {
     const int64_t width = block.cols - begin < kBlockTileColumns ? block.cols - begin : kBlockTileColumns;
     for (int64_t r = 0; r < size; r += kPanel)
-      gram_pack<T, double>(block.window + r * block.stride + begin, block.stride, block.rows - r, width, nullptr,
-                           panels + r * width);
+      gram_pack<T>(block.window + r * block.stride + begin, block.stride, block.rows - r, width, panels + r * width);
     block_products(panels, width, size, a);
   }
   block_reflect(a, size);
@@ -48,12 +53,11 @@ void block_fisher(const Block<T>& block, double* panels, double* a, int64_t size
 }
 
 // -1, or the failing pivot.  scratch: [size, size] and then dual [size, kBlockTileColumns], primal [size, rows], with
-// size the order in whole panels
+// size the order in whole panels. The matrix itself is of whole tiles.
 template <typename T>
 int64_t block_factor(const Block<T>& block) {
-  constexpr int64_t kPanel = kPanelWidth<double>;
   const int64_t order = block.form == BlockForm::kDual ? block.rows : block.cols;
-  const int64_t size = (order + kPanel - 1) / kPanel * kPanel;
+  const int64_t size = (order + kTileRows - 1) / kTileRows * kTileRows;
   double *a = block.scratch, *panels = a + size * size;
   for (int64_t k = 0; k < size * size; ++k) a[k] = 0;
   if (block.form == BlockForm::kDual) block_capacitance(block, panels, a, size);
@@ -98,20 +102,20 @@ void block_matvec(const Block<T>& block, const double* v, double* out) {
 // from row `first` on, and against itself. Its squares are added to the columns' norms.
 template <int rows>
 MFAC_INLINE void substitute_tile(const double* upper, int64_t stride, int64_t row, int64_t first, double* x,
-                                 f64v (&norm)[2]) {
+                                 f64v (&norm)[kPanelVectors]) {
   constexpr int64_t kWidth = kPanelWidth<double>;
-  f64v sum[rows][2] = {};
+  f64v sum[rows][kPanelVectors] = {};
   double inverse_pivots[rows];
   if (row > first) add_products(sum, upper + first * stride + row, stride, x + first * kWidth, kWidth, row - first);
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
     inverse_pivots[r] = 1 / upper[(row + r) * (stride + 1)];
-    for (int v = 0; v < 2; ++v) sum[r][v] = load(x + (row + r) * kWidth + v * kLanes) - sum[r][v];
+    for (int v = 0; v < kPanelVectors; ++v) sum[r][v] = load(x + (row + r) * kWidth + v * kLanes) - sum[r][v];
   }
-  solve_tile<rows, 2>(sum, upper + row * (stride + 1), stride, inverse_pivots);
+  solve_tile<rows, kPanelVectors>(sum, upper + row * (stride + 1), stride, inverse_pivots);
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
-    for (int v = 0; v < 2; ++v) {
+    for (int v = 0; v < kPanelVectors; ++v) {
       store(x + (row + r) * kWidth + v * kLanes, sum[r][v]);
       norm[v] += sum[r][v] * sum[r][v];
     }
@@ -122,7 +126,7 @@ MFAC_INLINE void substitute_tile(const double* upper, int64_t stride, int64_t ro
 // `first`
 MFAC_INLINE void substitute_norms(const double* upper, int64_t size, int64_t stride, int64_t first, double* x,
                                   double* norms) {
-  f64v norm[2] = {};
+  f64v norm[kPanelVectors] = {};
   int64_t row = first;
   for (; row + kTileRows <= size; row += kTileRows) substitute_tile<kTileRows>(upper, stride, row, first, x, norm);
   for (; row < size; ++row) substitute_tile<1>(upper, stride, row, first, x, norm);
@@ -164,4 +168,9 @@ void block_inverse_diagonal(const Block<T>& block, double* out) {
       for (int64_t j = 0; j < width; ++j) out[begin + j] = norms[j];
     }
   }
+}
+
+template <typename T>
+constexpr void fill(BlockKernels<T>& kernels) {
+  kernels = {kPanelWidth<double>, block_factor<T>, block_ihvp<T>, block_matvec<T>, block_inverse_diagonal<T>};
 }

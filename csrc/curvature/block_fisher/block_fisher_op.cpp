@@ -6,15 +6,13 @@ namespace {
 
 // Doubles that factoring a block may use: its matrix and, packed, a tile of a dual block or all of a primal one.
 int64_t factor_scratch(const Blocks& blocks) {
-  const int64_t panel = static_kernels<double, double>().gram.panel_rows, order = blocks.order();
+  const int64_t panel = kernels<BlockKernels<double>>().panel_rows, order = blocks.order();
   const int64_t size = ceil_div(order, panel) * panel;
   return size * (size + std::max(kBlockTileColumns, blocks.rank));
 }
 
 // Doubles that its diagonal may use: a panel of columns.
-int64_t diagonal_scratch(const Blocks& blocks) {
-  return blocks.order() * static_kernels<double, double>().whiten.panel_columns;
-}
+int64_t diagonal_scratch(const Blocks& blocks) { return blocks.order() * kernels<BlockKernels<double>>().panel_rows; }
 
 // Calls f(block number, Block) for every block on all threads; each thread has scratch of `scratch` doubles.
 template <typename T, typename F>
@@ -50,14 +48,14 @@ std::tuple<Tensor, Tensor> block_factor_cpu(const Tensor& window, int64_t block_
     for_each_block<T>(window, blocks, factor, damping, num_terms, factor_scratch(blocks),
                       blocks.rank * blocks.block_size * order, [&](int64_t b, const Block<T>& block) {
                         if (blocks.order(b) < order) std::fill(block.factor, block.factor + order * order, 0.0);
-                        failed[b] = kernels_for<T>().block_factor(block);
+                        failed[b] = kernels<BlockKernels<T>>().factor(block);
                       });
   });
   return {factors, info};
 }
 
 // out [k, d] <- kernel(block, vector) for every block and every one of the vectors [k, d]; `kernel` is that member of
-// TypedKernels.
+// BlockKernels.
 template <typename Kernel>
 Tensor map_vectors(const char* op, const Tensor& window, double* factors, const Tensor& vectors, const Blocks& blocks,
                    double damping, double num_terms, const Kernel& kernel) {
@@ -71,7 +69,8 @@ Tensor map_vectors(const char* op, const Tensor& window, double* factors, const 
     for_each_block<T>(window, blocks, factors, damping, num_terms, blocks.rank, k * blocks.rank * blocks.block_size,
                       [&](int64_t b, const Block<T>& block) {
                         for (int64_t i = 0; i < k; ++i)
-                          kernel(kernels_for<T>())(block, v + i * d + blocks.begin(b), x + i * d + blocks.begin(b));
+                          kernel(kernels<BlockKernels<T>>())(block, v + i * d + blocks.begin(b),
+                                                             x + i * d + blocks.begin(b));
                       });
   });
   return out;
@@ -82,14 +81,14 @@ Tensor block_ihvp_cpu(const Tensor& window, const Tensor& factors, const Tensor&
   const Blocks blocks = check_blocks("block_ihvp", window, block_size);
   double* factor = factors_to_read("block_ihvp", factors, blocks);
   return map_vectors("block_ihvp", window, factor, vectors, blocks, damping, num_terms,
-                     [](const auto& table) { return table.block_ihvp; });
+                     [](const auto& table) { return table.ihvp; });
 }
 
 Tensor block_matvec_cpu(const Tensor& window, const Tensor& vectors, int64_t block_size, double damping,
                         double num_terms) {
   const Blocks blocks = check_blocks("block_matvec", window, block_size);
   return map_vectors("block_matvec", window, nullptr, vectors, blocks, damping, num_terms,
-                     [](const auto& table) { return table.block_matvec; });
+                     [](const auto& table) { return table.matvec; });
 }
 
 Tensor block_inverse_diagonal_cpu(const Tensor& window, const Tensor& factors, int64_t block_size, double damping,
@@ -101,9 +100,10 @@ Tensor block_inverse_diagonal_cpu(const Tensor& window, const Tensor& factors, i
   const int64_t work = blocks.order() * blocks.order() * blocks.block_size;
   dispatch_float(window, [&](auto* type) {
     using T = element_t<decltype(type)>;
-    for_each_block<T>(
-        window, blocks, factor, damping, num_terms, diagonal_scratch(blocks), work,
-        [&](int64_t b, const Block<T>& block) { kernels_for<T>().block_inverse_diagonal(block, x + blocks.begin(b)); });
+    for_each_block<T>(window, blocks, factor, damping, num_terms, diagonal_scratch(blocks), work,
+                      [&](int64_t b, const Block<T>& block) {
+                        kernels<BlockKernels<T>>().inverse_diagonal(block, x + blocks.begin(b));
+                      });
   });
   return out;
 }

@@ -26,13 +26,13 @@ MFAC_INLINE void cholesky_columns(double* a, int64_t stride, int64_t row, int64_
   double* to = a + row * stride + column;
 #pragma GCC unroll 8
   for (int r = 0; r < kTileRows; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) sum[r][v] = load(to + r * stride + v * kLanes) - sum[r][v];
   }
   if (inverse_pivots != nullptr) solve_tile<kTileRows, vectors>(sum, a + row * stride + row, stride, inverse_pivots);
 #pragma GCC unroll 8
   for (int r = 0; r < kTileRows; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) store(to + r * stride + v * kLanes, sum[r][v]);
   }
 }
@@ -47,8 +47,8 @@ MFAC_INLINE int64_t cholesky_upper(double* a, int64_t size, int64_t stride) {
     const int64_t failed = cholesky_tile(a + row * stride + row, stride, inverse_pivots);
     if (failed >= 0) return row + failed;
     int64_t column = row + kTileRows;
-    for (; column + 2 * kLanes <= size; column += 2 * kLanes)
-      cholesky_columns<2>(a, stride, row, column, inverse_pivots);
+    for (; column + kPanelVectors * kLanes <= size; column += kPanelVectors * kLanes)
+      cholesky_columns<kPanelVectors>(a, stride, row, column, inverse_pivots);
     for (; column < size; column += kLanes) cholesky_columns<1>(a, stride, row, column, inverse_pivots);
   }
   return -1;

@@ -28,3 +28,8 @@ void squared_norms_rows(const T* window, int64_t stride, int64_t rows, int64_t c
   for (; r + 8 <= rows; r += 8) square_rows<8>(window + r * stride, stride, cols, out + r);
   for (; r < rows; ++r) square_rows<1>(window + r * stride, stride, cols, out + r);
 }
+
+template <typename T>
+constexpr void fill(SquaredNormsKernels<T>& kernels) {
+  kernels = {squared_norms_rows<T>};
+}

@@ -1,6 +1,6 @@
 // squared_norms(window) -> ‖g_i‖², [m] float64: one pass over the window, in window_dot's tasks. Not finite if and only
 // if an entry is not, or if it overflows.
-#include "curvature/squared_norms/squared_norms.h"
+#include "window/window_dot/window_dot.h"
 
 namespace mfac {
 namespace {
@@ -9,8 +9,14 @@ Tensor squared_norms_cpu(const Tensor& window) {
   check_rows("squared_norms", "window", window);
   Tensor norms = empty_f64(window, {window.size(0)});
   dispatch_float(window, [&](auto* type) {
-    squared_norms(elements<element_t<decltype(type)>>(window), window.stride(0), window.size(0), window.size(1),
-                  norms.mutable_data_ptr<double>());
+    using T = element_t<decltype(type)>;
+    const T* from = elements<T>(window);
+    const int64_t stride = window.stride(0);
+    for_each_chunk(window.size(0), window.size(1), 1, norms.mutable_data_ptr<double>(),
+                   [&](int64_t, int64_t row, int64_t rows, int64_t column, int64_t cols, double* sums) {
+                     kernels<SquaredNormsKernels<T>>().squared_norms(from + row * stride + column, stride, rows, cols,
+                                                                     sums);
+                   });
   });
   return norms;
 }

@@ -33,23 +33,6 @@ MFAC_ON_BOTH inline double error_weight(int64_t i, int64_t m, double squares) {
   return double(roundings) * kRoundoff<C> * std::sqrt(squares + double(m) * kSmallest<double>);
 }
 
-// The same where products are paired (cpu/paired.inl), to a depth that includes the zeros at the end of the row. Rows x
-// of L⁻¹ have norm 1, columns y norms in [√½, √2), so that ½‖x‖² and ½‖y‖² are at most ‖x‖ ‖y‖/√2. In these units of
-// ‖x‖ ‖y‖ the products come to 1 + (½ + 1)/√2 at most, in a chain of groups and single ones, the two additions of a
-// pair and the sums; column pair sums to 1/√2, in a chain as long as groups and sums; a row's to 1/√2, summed in
-// float64 in one chain, which for float32 is rounded once; the two subtractions of pair sums to 1 + 1/√2 and 1; and the
-// roundings of L⁻¹, of its norm and of U by that to 1 each.
-template <typename C>
-inline double paired_error_weight(int64_t depth, int64_t m, double squares) {
-  constexpr double kHalf = 0.70710679;  // >= 1/√2
-  const int64_t block = depth < kPairedDepth<C> ? depth : kPairedDepth<C>, groups = block / kPairGroup;
-  const int64_t sums = (depth + kPairedDepth<C> - 1) / kPairedDepth<C>, chain = block - groups + 2 + sums - 1;
-  const int64_t row_chain = sizeof(C) == 4 ? 1 : 1 + depth / kPairGroup;
-  const double roundings =
-      (1 + 1.5 * kHalf) * double(chain) + kHalf * double(groups + sums + row_chain) + (2 + kHalf) + 3;
-  return roundings * kRoundoff<C> * std::sqrt(squares + double(m) * kSmallest<double>);
-}
-
 // Weights are kept in units of the largest, in which none that matters is too small for C.
 MFAC_ON_BOTH inline double weight_unit(double largest) {
   constexpr double kLeast = 0x1p-1000;

@@ -4,8 +4,6 @@
 //
 // A task is a tile of columns, a panel of it at a time packed and multiplied with all of L⁻¹, while the next
 // tile comes into L2.
-#include <cmath>
-#include <limits>
 #include <numeric>
 #include <tuple>
 
@@ -17,50 +15,23 @@
 namespace mfac {
 namespace {
 
-constexpr int64_t kTileColumns = 256;
+constexpr int64_t kTileColumns = 256;  // at most, whole panels
 
-// L⁻¹ for register tiles, and what its rows contribute.
+// [ceil(m / rows)][m][rows] for register tiles of `rows`, zero above the diagonal and below the last row
 template <typename C>
-struct PackedFactor {
-  Buffer<C> tiles;             // [ceil(m / rows)][m][rows], zero above the diagonal and below the last row
-  Buffer<C> norms, pair_sums;  // [ceil(m / rows) * rows], of the rows, by which they are divided; only where wanted
-};
-
-template <typename T, typename C>
-PackedFactor<C> pack_factor(const double* inverse_factor, int64_t m) {
-  const WhitenKernels<T, C>& kernel = static_kernels<T, C>().whiten;
-  const int64_t rows = kernel.tile_rows, size = ceil_div(m, rows) * rows;
-  const bool paired = kernel.add_pair_sums != nullptr;
-  PackedFactor<C> packed{Buffer<C>(size * m, C(0)), Buffer<C>(size, C(1)), Buffer<C>(size, C(0))};
-  for (int64_t i = 0; i < m; ++i) {
-    const double* row = inverse_factor + i * m;
-    if (paired) {  // not below the largest entry, where squares underflow
-      double norm = std::sqrt(std::inner_product(row, row + i + 1, row, 0.0));
-      for (int64_t k = 0; k <= i; ++k) norm = std::max(norm, std::abs(row[k]));
-      packed.norms[i] = std::max(C(norm), std::numeric_limits<C>::min());
-    }
-    for (int64_t k = 0; k <= i; ++k)
-      packed.tiles[i / rows * rows * m + k * rows + i % rows] = C(row[k] / packed.norms[i]);
-  }
-  std::vector<double> sums(rows);
-  for (int64_t i = 0; paired && i < m; i += rows) {
-    std::fill(sums.begin(), sums.end(), 0.0);
-    kernel.add_pair_sums(packed.tiles.data() + i * m, std::min(i + rows, m), sums.data());
-    std::copy(sums.begin(), sums.end(), packed.pair_sums.begin() + i);
-  }
+Buffer<C> pack_factor(const double* inverse_factor, int64_t m, int64_t rows) {
+  Buffer<C> packed(ceil_div(m, rows) * rows * m, C(0));
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t k = 0; k <= i; ++k) packed[i / rows * rows * m + k * rows + i % rows] = C(inverse_factor[i * m + k]);
   return packed;
 }
 
-template <typename T, typename C>
+template <typename C>
 std::vector<double> error_weights(const double* inverse_factor, int64_t m) {
-  const WhitenKernels<T, C>& kernel = static_kernels<T, C>().whiten;
   std::vector<double> weights(m);
   for (int64_t i = 0; i < m; ++i) {
     const double* row = inverse_factor + i * m;
-    const double squares = std::inner_product(row, row + i + 1, row, 0.0);
-    const int64_t depth = std::min((i / kernel.tile_rows + 1) * kernel.tile_rows, m);
-    weights[i] =
-        kernel.add_pair_sums != nullptr ? paired_error_weight<C>(depth, m, squares) : error_weight<C>(i, m, squares);
+    weights[i] = error_weight<C>(i, m, std::inner_product(row, row + i + 1, row, 0.0));
   }
   return weights;
 }
@@ -68,33 +39,29 @@ std::vector<double> error_weights(const double* inverse_factor, int64_t m) {
 template <typename T, typename C>
 void whitened_norms(const T* window, int64_t stride, int64_t m, int64_t d, const double* inverse_factor, double* out,
                     double* errors) {
-  const WhitenKernels<T, C>& kernel = static_kernels<T, C>().whiten;
-  const int64_t width = kernel.panel_columns, rows = kernel.tile_rows;
-  const PackedFactor<C> packed = pack_factor<T, C>(inverse_factor, m);
-  const std::vector<double> weights = error_weights<T, C>(inverse_factor, m);
+  const WhitenKernels<T, C>& kernel = kernels<WhitenKernels<T, C>>();
+  const int64_t width = kernel.panel_columns, rows = kernel.tile_rows, tile_columns = kTileColumns / width * width;
+  const Buffer<C> packed = pack_factor<C>(inverse_factor, m, rows);
+  const std::vector<double> weights = error_weights<C>(inverse_factor, m);
   const double squared_weights = std::inner_product(weights.begin(), weights.end(), weights.begin(), 0.0);
   const double unit = weight_unit(*std::max_element(weights.begin(), weights.end()));
   Buffer<C> relative(ceil_div(m, rows) * rows, C(0));
   for (int64_t i = 0; i < m; ++i) relative[i] = C(weights[i] / unit);
-  parallel_tasks(ceil_div(d, kTileColumns), m * m * kTileColumns, [&](int64_t begin, int64_t end) {
-    Buffer<C> panel(m * width), pair_sums(ceil_div(m, rows) * width), units(width);
-    Buffer<C> squares(width), norms(width), weighted(width);
+  parallel_tasks(ceil_div(d, tile_columns), m * m * tile_columns, [&](int64_t begin, int64_t end) {
+    Buffer<C> panel(m * width), squares(width), norms(width), weighted(width);
     for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t column = tile * kTileColumns, cols = std::min(kTileColumns, d - column);
-      const int64_t next = tile + 1 < end ? std::min(kTileColumns, d - column - cols) : 0;
+      const int64_t column = tile * tile_columns, cols = std::min(tile_columns, d - column);
+      const int64_t next = tile + 1 < end ? std::min(tile_columns, d - column - cols) : 0;
       TilePrefetch ahead(window + column + cols, stride * sizeof(T), m, next * sizeof(T),
                          ceil_div(cols, width) * ceil_div(m, rows));
       for (int64_t j = 0; j < cols; j += width) {
-        kernel.pack(window + column + j, stride, m, std::min(width, cols - j), panel.data(), squares.data(),
-                    units.data(), pair_sums.data());
+        kernel.pack(window + column + j, stride, m, std::min(width, cols - j), panel.data(), squares.data());
         std::fill(norms.begin(), norms.end(), C(0));
         std::fill(weighted.begin(), weighted.end(), C(0));
         for (int64_t i = 0; i < m; i += rows) {
           ahead.step();
-          const WhitenRows<C> tile_rows{packed.tiles.data() + i * m, relative.data() + i, packed.norms.data() + i,
-                                        packed.pair_sums.data() + i};
-          kernel.tile(tile_rows, std::min(i + rows, m), panel.data(), units.data(), pair_sums.data() + i / rows * width,
-                      norms.data(), weighted.data());
+          kernel.tile(packed.data() + i * m, panel.data(), std::min(i + rows, m), relative.data() + i, norms.data(),
+                      weighted.data());
         }
         for (int64_t i = 0; i < std::min(width, cols - j); ++i) {
           out[column + j + i] = norms[i];

@@ -51,3 +51,8 @@ void nm_mask_groups(const T* scores, const NMGroups& groups, int64_t begin, int6
     else nm_mask_lanes<0>(scores, first, lanes, groups, mask);
   }
 }
+
+template <typename T>
+constexpr void fill(NMMaskKernels<T>& kernels) {
+  kernels = {nm_mask_groups<T>};
+}

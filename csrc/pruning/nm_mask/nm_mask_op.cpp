@@ -9,11 +9,8 @@ constexpr int64_t kGroupsOfTask = 256;
 template <typename T>
 void mask_groups(const T* scores, const NMGroups& groups, int64_t count, bool* mask) {
   parallel_tasks(ceil_div(count, kGroupsOfTask), kGroupsOfTask * groups.rows, [&](int64_t begin, int64_t end) {
-    const auto kernel = [] {
-      if constexpr (std::is_same_v<T, float>) return kernels().nm_mask_f32;
-      else return kernels().nm_mask_f64;
-    }();
-    kernel(scores, groups, begin * kGroupsOfTask, std::min(count, end * kGroupsOfTask), mask);
+    kernels<NMMaskKernels<T>>().nm_mask(scores, groups, begin * kGroupsOfTask, std::min(count, end * kGroupsOfTask),
+                                        mask);
   });
 }
 

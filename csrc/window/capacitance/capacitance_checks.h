@@ -7,7 +7,7 @@ namespace mfac {
 
 inline void check_square(const char* op, const char* name, const Tensor& t) {
   check_dense_f64(op, name, t);
-  STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == t.size(1), op, ": Parameter `", name, "` should be square.");
+  STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == t.size(1), op, ": Parameter `", name, "` should be square.", found(t));
 }
 
 // Both matrices of the capacitance; m.

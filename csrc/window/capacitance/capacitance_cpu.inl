@@ -37,3 +37,5 @@ void symmetric_rank2_rows(double* __restrict lower, int64_t size, int64_t begin,
     for (; j <= i; ++j) row[j] += p * a[j] + q * b[j];
   }
 }
+
+constexpr void fill(CapacitanceKernels& kernels) { kernels = {symmetric_matvec_rows, symmetric_rank2_rows}; }

@@ -34,7 +34,7 @@ void symmetric_matvec(const double* lower, int64_t m, const double* x, double* y
   std::vector<double> partial(parts * m, 0.0);
   parallel_tasks(parts, m * m / 2 / parts, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p)
-      kernels().symmetric_matvec(lower, m, bounds[p], bounds[p + 1], x, partial.data() + p * m);
+      kernels<CapacitanceKernels>().symmetric_matvec(lower, m, bounds[p], bounds[p + 1], x, partial.data() + p * m);
   });
   for (int64_t i = 0; i < m; ++i) {
     double sum = 0;
@@ -48,7 +48,7 @@ void symmetric_rank2(double* lower, int64_t m, double alpha, const double* a, do
   const int64_t parts = bounds.size() - 1;
   parallel_tasks(parts, m * m / 2 / parts, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p)
-      kernels().symmetric_rank2(lower, m, bounds[p], bounds[p + 1], alpha, a, beta, b);
+      kernels<CapacitanceKernels>().symmetric_rank2(lower, m, bounds[p], bounds[p + 1], alpha, a, beta, b);
   });
 }
 

@@ -18,3 +18,8 @@ template <typename T>
 void topk_add_entries(double c, const T* values, const uint16_t* indices, int64_t count, double* sums) {
   for (int64_t p = 0; p < count; ++p) sums[indices[p]] += c * widen(values[p]);
 }
+
+template <typename T, typename V>
+constexpr void fill(TopKKernels<T, V>& kernels) {
+  kernels = {topk_dot_entries<T, V>, topk_add_entries<T>};
+}

@@ -27,12 +27,6 @@ void check_offsets(const char* op, const Tensor& indices, const TopKLayout& layo
     }
 }
 
-template <typename T, typename V>
-const TopKKernels<T, V>& topk_kernels() {
-  if constexpr (std::is_same_v<V, float>) return window_table<T>().topk_with_f32;
-  else return window_table<T>().topk_with_f64;
-}
-
 // out [k, m] <- vectors Gᵀ
 template <typename T, typename V>
 void products(const T* values, const uint16_t* indices, const TopKLayout& layout, const V* vectors, int64_t stride,
@@ -44,8 +38,8 @@ void products(const T* values, const uint16_t* indices, const TopKLayout& layout
       for (int64_t i = 0; i < k; ++i)
         for (int64_t r = 0; r < m; ++r)
           partial[(b * k + i) * m + r] =
-              topk_kernels<T, V>().dot(values + layout.entry(r, b), indices + layout.entry(r, b), layout.kept,
-                                       vectors + i * stride + layout.begin(b));
+              kernels<TopKKernels<T, V>>().dot(values + layout.entry(r, b), indices + layout.entry(r, b), layout.kept,
+                                               vectors + i * stride + layout.begin(b));
   });
   for (int64_t i = 0; i < k * m; ++i) {
     double sum = 0;
@@ -106,7 +100,8 @@ void push(T* values, uint16_t* indices, V* error, const TopKLayout& layout, int6
       const int64_t cols = layout.cols(b), count = layout.count(b);
       select_largest(v, cols, layout.kept, keys, bin, chosen);
       for (int64_t p = 0; p < layout.kept; ++p) kept_values[p] = p < count ? v[chosen[p]] : V(0);
-      window_kernels<T, V>().round(kept_values.data(), layout.kept, values + layout.entry(row, b), kept_rounded.data());
+      kernels<RoundKernels<T, V>>().round(kept_values.data(), layout.kept, values + layout.entry(row, b),
+                                          kept_rounded.data());
       for (int64_t p = 0; p < count; ++p) {
         rounded[layout.begin(b) + chosen[p]] = kept_rounded[p];
         v[chosen[p]] -= kept_rounded[p];
@@ -157,8 +152,8 @@ void for_sums(const Tensor& values, const Tensor& indices, const Tensor& coeffic
       const int64_t b = task / k, i = task % k;
       std::fill(sums.begin(), sums.end(), 0.0);
       for (int64_t r = 0; r < m; ++r)
-        topk_kernels<T, V>().add(c[i * m + r], x + layout.entry(r, b), offsets + layout.entry(r, b), layout.kept,
-                                 sums.data());
+        kernels<TopKKernels<T, V>>().add(c[i * m + r], x + layout.entry(r, b), offsets + layout.entry(r, b),
+                                         layout.kept, sums.data());
       f(i, b, sums.data());
     }
   });

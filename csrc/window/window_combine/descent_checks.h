@@ -30,7 +30,7 @@ inline void check_descent(const char* op, const DescentArguments& descent, int64
   for (int64_t i = 0; i < count; ++i) {
     const Tensor& p = parameters[i];
     STD_TORCH_CHECK((is_float(p) || is_double(p)) && p.scalar_type() == type && p.is_contiguous(), op,
-                    ": Parameter `parameters` should be contiguous, all float32 or all float64.");
+                    ": Parameter `parameters` should be contiguous, all float32 or all float64.", found(p));
     STD_TORCH_CHECK(descent.columns[i] >= end && p.numel() <= dim - descent.columns[i], op,
                     ": Parameter `columns` should give every parameter columns of its own, ascending, within the ", dim,
                     " of the window. Found ", descent.columns[i], " for number ", i, ".");
@@ -38,7 +38,7 @@ inline void check_descent(const char* op, const DescentArguments& descent, int64
   }
   if (!descent.average) return;
   STD_TORCH_CHECK(descent.average->scalar_type() == type && descent.average->is_contiguous(), op,
-                  ": Parameter `average` should be contiguous and of the parameters' dtype.");
+                  ": Parameter `average` should be contiguous and of the parameters' dtype.", found(*descent.average));
   check_shape(op, "average", *descent.average, {dim});
 }
 
@@ -61,8 +61,8 @@ void descend(const std::vector<Piece<V>>& pieces, int64_t column, int64_t cols, 
   for (const Piece<V>& piece : pieces) {
     const int64_t begin = std::max(piece.begin, column), end = std::min(piece.end, column + cols);
     if (begin < end)
-      descend_kernel<V>()(move + (begin - column), end - begin, piece.rate, piece.decay,
-                          piece.weights + (begin - piece.begin));
+      kernels<DescendKernels<V>>().descend(move + (begin - column), end - begin, piece.rate, piece.decay,
+                                           piece.weights + (begin - piece.begin));
   }
 }
 

@@ -1,17 +1,18 @@
-// window_combine for int8 rows with VNNI: 1.3 cycles for 8 entries, where widening them to float64 takes 2.7.
+// window_combine for int8 rows in integers: with VNNI 1.3 cycles for 8 entries, where widening them to float64 takes
+// 2.7.
 //
 // The coefficients of a tile of kScaleColumns columns are written in fixed point, as four digits of 14 bits with a
 // sign. A multiplication takes a pair of rows times one digit; sums over kDigitRows rows are exact in int32. The only
 // error is the fixed point's, 2⁻⁵⁴ of the largest of these coefficients, and the rounding of the result.
 //
 // Layouts. digits[k][r]: those of rows r and r + 1 side by side, the 32 bits that a multiplication takes.
-// sums[g][k][h]: 16 int32 for digit k of columns 32g to 32g + 31; rows are interleaved within quarters of a vector, so
-// that h = 0 holds columns 8q to 8q + 3 of each quarter q and h = 1 columns 8q + 4 to 8q + 7.
-#if defined(MFAC_HAS_VNNI)
+// sums[g][k][h]: a vector of int32 for digit k of the kDigitColumns columns of group g. Rows are interleaved within
+// 128 bits, so that quarter q of a vector with h = 0 holds columns 8q to 8q + 3, with h = 1 columns 8q + 4 to 8q + 7.
+#if defined(MFAC_HAS_INT16_PRODUCTS)
 
 constexpr int kDigits = 4, kDigitBits = 14, kPointBits = kDigits * kDigitBits - 2;
 constexpr int64_t kDigitRows = 256;  // |digit| <= 2¹³ and |entry| <= 2⁷: sums stay below 2²⁸
-constexpr int64_t kDigitColumns = 32;
+constexpr int64_t kDigitColumns = 4 * kLanes;
 
 // digits[k][r] <- digit k of c[r], least first; returns what a unit is worth: NaN if a coefficient is not finite.
 double to_digits(const double* c, int64_t rows, int16_t (&digits)[kDigits][kDigitRows]) {
@@ -39,28 +40,27 @@ double to_digits(const double* c, int64_t rows, int16_t (&digits)[kDigits][kDigi
 
 // sums[j / kDigitColumns] += the digits of eight coefficients times eight rows.
 MFAC_INLINE void add_eight_rows(const int16_t (&digits)[kDigits][kDigitRows], int64_t row, const int8_t* x,
-                                int64_t stride, int64_t cols, __m512i (*sums)[kDigits][2]) {
-  __m512i c[4][kDigits];
+                                int64_t stride, int64_t cols, i32w (*sums)[kDigits][2]) {
+  i32w c[4][kDigits];
 #pragma GCC unroll 4
   for (int p = 0; p < 4; ++p) {
 #pragma GCC unroll 4
-    for (int k = 0; k < kDigits; ++k) c[p][k] = _mm512_set1_epi32(load_bits<int32_t>(&digits[k][row + 2 * p]));
+    for (int k = 0; k < kDigits; ++k) c[p][k] = load_bits<int32_t>(&digits[k][row + 2 * p]) - i32w{};
   }
   for (int64_t j = 0; j < cols; j += kDigitColumns, ++sums) {
-    __m512i sum[kDigits][2];
+    i32w sum[kDigits][2];
 #pragma GCC unroll 4
     for (int k = 0; k < kDigits; ++k) sum[k][0] = (*sums)[k][0], sum[k][1] = (*sums)[k][1];
 #pragma GCC unroll 4
     for (int p = 0; p < 4; ++p) {
       const int8_t *upper = x + 2 * p * stride + j, *lower = upper + stride;
       if (j % 64 == 0) prefetch_ahead(upper), prefetch_ahead(lower);
-      const __m512i a = _mm512_cvtepi8_epi16(load_bits<__m256i>(upper)),
-                    b = _mm512_cvtepi8_epi16(load_bits<__m256i>(lower));
-      const __m512i low = _mm512_unpacklo_epi16(a, b), high = _mm512_unpackhi_epi16(a, b);
+      const i32w a = load_int16(upper), b = load_int16(lower);
+      const i32w low = interleave_low(a, b), high = interleave_high(a, b);
 #pragma GCC unroll 4
       for (int k = 0; k < kDigits; ++k) {
-        sum[k][0] = _mm512_dpwssd_epi32(sum[k][0], low, c[p][k]);
-        sum[k][1] = _mm512_dpwssd_epi32(sum[k][1], high, c[p][k]);
+        sum[k][0] = add_int16_products(sum[k][0], low, c[p][k]);
+        sum[k][1] = add_int16_products(sum[k][1], high, c[p][k]);
       }
     }
 #pragma GCC unroll 4
@@ -69,23 +69,24 @@ MFAC_INLINE void add_eight_rows(const int16_t (&digits)[kDigits][kDigitRows], in
 }
 
 // out[j] += unit·Σ_k 2^(14k)·(digit k of column j), the columns in order again.
-MFAC_INLINE void add_digits(const __m512i (*sums)[kDigits][2], double unit, int64_t cols, double* out) {
-  const __m512i order = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
-  const __m512i eight = _mm512_set1_epi32(8);
+MFAC_INLINE void add_digits(const i32w (*sums)[kDigits][2], double unit, int64_t cols, double* out) {
   for (int64_t j = 0; j < cols; j += kDigitColumns, ++sums) {
-    f64v total[4] = {};
-    for (int k = kDigits; k-- > 0;) {
-      i32v quarter[4];
-      const __m512i halves[2] = {
-          _mm512_permutex2var_epi32((*sums)[k][0], order, (*sums)[k][1]),
-          _mm512_permutex2var_epi32((*sums)[k][0], _mm512_add_epi32(order, eight), (*sums)[k][1])};
-      __builtin_memcpy(quarter, halves, sizeof(quarter));
 #pragma GCC unroll 4
-      for (int q = 0; q < 4; ++q)
-        total[q] = total[q] * double(1 << kDigitBits) + (f64v)_mm512_maskz_cvtepi32_pd(0xff, (__m256i)quarter[q]);
+    for (int64_t column = 0; column < kDigitColumns; column += kLanes) {
+      f64v total = {};
+#pragma GCC unroll 4
+      for (int k = kDigits; k-- > 0;) {
+        i32v digit;
+#pragma GCC unroll 2
+        for (int64_t i = 0; i < kLanes; i += 4) {
+          const i32w& half = (*sums)[k][(column + i) % 8 / 4];
+          __builtin_memcpy(reinterpret_cast<char*>(&digit) + 4 * i,
+                           reinterpret_cast<const char*>(&half) + (column + i) / 8 * 16, 16);
+        }
+        total = total * double(1 << kDigitBits) + widen(digit);
+      }
+      store(out + j + column, load(out + j + column) + unit * total);
     }
-#pragma GCC unroll 4
-    for (int q = 0; q < 4; ++q) store(out + j + q * kLanes, load(out + j + q * kLanes) + unit * total[q]);
   }
 }
 
@@ -95,7 +96,7 @@ MFAC_INLINE int64_t at_most_a_tile(int64_t cols) { return cols < kScaleColumns ?
 // in eights, columns in whole kDigitColumns, and two float64 of scratch memory for each.
 MFAC_INLINE void add_rows_by_digits(const double* coefficients, int64_t apart, const int8_t* x, int64_t stride,
                                     int64_t rows, int64_t cols, double* scratch, double* out) {
-  typedef __m512i Sums[kDigits][2];
+  typedef i32w Sums[kDigits][2];
   static_assert(sizeof(Sums) == 2 * sizeof(double) * kDigitColumns);
   Sums* sums = reinterpret_cast<Sums*>(scratch);
   int16_t digits[kCombineColumns / kScaleColumns][kDigits][kDigitRows];

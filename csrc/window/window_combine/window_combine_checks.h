@@ -14,7 +14,7 @@ inline void check_window_combine(const Tensor& out, const Tensor& window, const 
   check_size("window_combine_", "out", out.size(1), d);
   check_shape("window_combine_", "coefficients", coefficients, {k, m});
   STD_TORCH_CHECK(k <= 1 || out.stride(0) >= d,
-                  "window_combine_: Parameter `out` should have rows that do not overlap.");
+                  "window_combine_: Parameter `out` should have rows that do not overlap.", found(out));
 }
 
 }  // namespace mfac

@@ -1,3 +1,5 @@
+#include "window/window_combine/int8_digits.inl"
+
 // sum[j] += Σ_r coefficients[j / tile][r]·window[r, j], the coefficients of two tiles `apart` entries apart: the sums
 // stay in L2 while every row goes by once, eight at a time.
 template <typename T>
@@ -15,7 +17,7 @@ MFAC_INLINE void add_tiles(const double* coefficients, int64_t apart, const T* w
   add_tiles_widened(coefficients, apart, window, stride, rows, cols, tile, sum);
 }
 
-#if defined(MFAC_HAS_VNNI)
+#if defined(MFAC_HAS_INT16_PRODUCTS)
 // By digits (int8_digits.inl) what comes in whole eights of rows and groups of columns, the rest as above.
 MFAC_INLINE void add_tiles(const double* coefficients, int64_t apart, const int8_t* window, int64_t stride,
                            int64_t rows, int64_t cols, int64_t tile, double* scratch, double* sum) {
@@ -48,4 +50,13 @@ void window_combine_columns(const T* window, int64_t stride, int64_t rows, int64
 template <typename V>
 void descend_columns(const V* move, int64_t cols, double rate, double decay, V* weights) {
   for (int64_t j = 0; j < cols; ++j) weights[j] = V(decay * double(weights[j]) - rate * double(move[j]));
+}
+
+template <typename T, typename V>
+constexpr void fill(WindowCombineKernels<T, V>& kernels) {
+  kernels = {window_combine_columns<T, V>};
+}
+template <typename V>
+constexpr void fill(DescendKernels<V>& kernels) {
+  kernels = {descend_columns<V>};
 }

@@ -35,9 +35,9 @@ void for_combinations(const Tensor& window_tensor, const std::optional<Tensor>& 
           c = scaled.data();
         }
         f(i, column, cols, [&](double alpha, double beta, V* out) {
-          window_kernels<T, V>().combine(window + column, stride, m, cols, c,
-                                         scales == nullptr ? kCombineColumns : kScaleColumns, alpha, beta, out,
-                                         scratch.data());
+          kernels<WindowCombineKernels<T, V>>().combine(window + column, stride, m, cols, c,
+                                                        scales == nullptr ? kCombineColumns : kScaleColumns, alpha,
+                                                        beta, out, scratch.data());
         });
       }
     }

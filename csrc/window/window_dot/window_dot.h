@@ -46,7 +46,7 @@ void for_each_chunk(int64_t m, int64_t d, int64_t k, double* out, const F& chunk
 template <typename T, typename V>
 void window_products(const T* window, const float* scales, int64_t stride, int64_t m, int64_t d, const V* vectors,
                      int64_t vector_stride, int64_t k, double* out) {
-  const auto dot = window_kernels<T, V>().dot;
+  const auto dot = kernels<WindowDotKernels<T, V>>().dot;
   const int64_t tiles = scale_count(d);
   for_each_chunk(m, d, k, out, [&](int64_t i, int64_t row, int64_t rows, int64_t column, int64_t cols, double* sums) {
     const T* x = window + row * stride + column;

@@ -29,3 +29,8 @@ void window_dot_rows(const T* window, int64_t stride, int64_t rows, int64_t cols
   for (; r + 2 <= rows; r += 2) dot_rows<2>(window + r * stride, stride, cols, v, out + r);
   for (; r < rows; ++r) out[r] = dot(window + r * stride, v, cols);
 }
+
+template <typename T, typename V>
+constexpr void fill(WindowDotKernels<T, V>& kernels) {
+  kernels = {window_dot_rows<T, V>};
+}

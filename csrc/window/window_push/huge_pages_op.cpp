@@ -14,7 +14,8 @@ namespace {
 
 // A hint, for the part of the memory that can hold large pages: where it is not taken, nothing changes.
 void prefer_huge_pages_cpu(Tensor memory) {
-  STD_TORCH_CHECK(memory.is_contiguous(), "prefer_huge_pages_: Parameter `memory` should be contiguous.");
+  STD_TORCH_CHECK(memory.is_contiguous(), "prefer_huge_pages_: Parameter `memory` should be contiguous.",
+                  found(memory));
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
   const uintptr_t address = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr());

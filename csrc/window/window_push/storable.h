@@ -8,15 +8,13 @@
 
 namespace mfac {
 
-inline Magnitude magnitude_of(const float* v, int64_t n) { return kernels().magnitude_f32(v, n); }
-inline Magnitude magnitude_of(const double* v, int64_t n) { return kernels().magnitude_f64(v, n); }
-
 template <typename T, typename V>
 bool is_storable(const V* v, int64_t d) {
   const int64_t width = chunk_columns(d);
   std::vector<Magnitude> parts(ceil_div(d, width));
   parallel_tasks(parts.size(), width, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) parts[p] = magnitude_of(v + p * width, std::min(width, d - p * width));
+    for (int64_t p = begin; p < end; ++p)
+      parts[p] = kernels<MagnitudeKernels<V>>().magnitude(v + p * width, std::min(width, d - p * width));
   });
   Magnitude size{0, 0};
   for (const Magnitude& part : parts) {

@@ -81,49 +81,45 @@ MFAC_INLINE int32_t int8_dot(const int8_t* a, const int8_t* b, int64_t n) {
   return sum;
 }
 
-#if defined(MFAC_HAS_VNNI)
-MFAC_INLINE int32_t lane_sum(__m512i x) {
-  typedef int32_t v16 __attribute__((vector_size(64)));
-  const v16 a = (v16)x;
-  const auto b = __builtin_shufflevector(a, a, 0, 1, 2, 3, 4, 5, 6, 7) +
-                 __builtin_shufflevector(a, a, 8, 9, 10, 11, 12, 13, 14, 15);
-  const auto c = __builtin_shufflevector(b, b, 0, 1, 2, 3) + __builtin_shufflevector(b, b, 4, 5, 6, 7);
-  return (c[0] + c[1]) + (c[2] + c[3]);
-}
-
-// VNNI multiplies unsigned by signed bytes: a + 128 takes a's place and 128·Σb is taken off. Whole vectors of n rows;
-// how many columns those are.
+#if defined(MFAC_HAS_INT16_PRODUCTS)
+// Whole vectors of n rows; how many columns those are.
 template <int n>
-MFAC_INLINE int64_t vnni_dot_rows(const int8_t* window, int64_t stride, int64_t cols, const int8_t* v, int32_t* out) {
-  const __m512i offset = _mm512_set1_epi8(int8_t(-128)), ones = _mm512_set1_epi8(1);
-  __m512i sum[n], sum_v = _mm512_setzero_si512();
-#pragma GCC unroll 8
-  for (int i = 0; i < n; ++i) sum[i] = _mm512_setzero_si512();
+MFAC_INLINE int64_t int8_dot_vectors(const int8_t* window, int64_t stride, int64_t cols, const int8_t* v,
+                                     int32_t* out) {
+  i32w sum[n] = {};
   int64_t j = 0;
   for (; j + 64 <= cols; j += 64) {
-    const __m512i y = _mm512_loadu_si512(v + j);
-    sum_v = _mm512_dpbusd_epi32(sum_v, ones, y);
 #pragma GCC unroll 8
-    for (int i = 0; i < n; ++i) {
-      prefetch_ahead(window + i * stride + j);
-      const __m512i x = _mm512_xor_si512(_mm512_loadu_si512(window + i * stride + j), offset);
-      sum[i] = _mm512_dpbusd_epi32(sum[i], x, y);
+    for (int i = 0; i < n; ++i) prefetch_ahead(window + i * stride + j);
+    for (int64_t k = j; k < j + 64; k += 4 * kLanes) {
+      const i32w y = load_int16(v + k);
+#pragma GCC unroll 8
+      for (int i = 0; i < n; ++i) sum[i] = add_int16_products(sum[i], load_int16(window + i * stride + k), y);
     }
   }
-  const int32_t correction = 128 * lane_sum(sum_v);
 #pragma GCC unroll 8
-  for (int i = 0; i < n; ++i) out[i] = lane_sum(sum[i]) - correction;
+  for (int i = 0; i < n; ++i) out[i] = lane_sum(sum[i]);
   return j;
 }
 #endif
 
 void int8_dot_rows(const int8_t* window, int64_t stride, int64_t rows, int64_t cols, const int8_t* v, int32_t* out) {
   int64_t r = 0;
-#if defined(MFAC_HAS_VNNI)
+#if defined(MFAC_HAS_INT16_PRODUCTS)
   for (; r + 8 <= rows; r += 8) {
-    const int64_t done = vnni_dot_rows<8>(window + r * stride, stride, cols, v, out + r);
+    const int64_t done = int8_dot_vectors<8>(window + r * stride, stride, cols, v, out + r);
     for (int i = 0; i < 8; ++i) out[r + i] += int8_dot(window + (r + i) * stride + done, v + done, cols - done);
   }
 #endif
   for (; r < rows; ++r) out[r] = int8_dot(window + r * stride, v, cols);
 }
+
+template <typename V>
+constexpr void fill(MagnitudeKernels<V>& kernels) {
+  kernels = {vector_magnitude<V>};
+}
+template <typename T, typename V>
+constexpr void fill(RoundKernels<T, V>& kernels) {
+  kernels = {round_row<T, V>};
+}
+constexpr void fill(Int8PushKernels& kernels) { kernels = {quantize_row, int8_dot_rows}; }

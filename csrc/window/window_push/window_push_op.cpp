@@ -20,7 +20,8 @@ void push(T* window, int64_t stride, int64_t m, int64_t d, int64_t row, const V*
   const int64_t width = chunk_columns(d);
   parallel_tasks(ceil_div(d, width), width, [&](int64_t begin, int64_t end) {
     const int64_t first = begin * width, last = std::min(end * width, d);
-    window_kernels<T, V>().round(gradient + first, last - first, window + row * stride + first, rounded.get() + first);
+    kernels<RoundKernels<T, V>>().round(gradient + first, last - first, window + row * stride + first,
+                                        rounded.get() + first);
   });
   window_products<T, V>(window, nullptr, stride, m, d, rounded.get(), d, 1, products);
 }
@@ -33,8 +34,8 @@ void push_int8(int8_t* window, float* scales, int64_t stride, int64_t m, int64_t
   parallel_tasks(tiles, kScaleColumns, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const int64_t first = t * kScaleColumns;
-      scale[t] =
-          kernels().quantize(gradient + first, std::min(kScaleColumns, d - first), window + row * stride + first);
+      scale[t] = kernels<Int8PushKernels>().quantize(gradient + first, std::min(kScaleColumns, d - first),
+                                                     window + row * stride + first);
     }
   });
   for_each_chunk(m, d, 1, products,
@@ -42,8 +43,8 @@ void push_int8(int8_t* window, float* scales, int64_t stride, int64_t m, int64_t
                    int32_t of_tile[kDotRows];
                    std::fill(sums, sums + rows, 0.0);
                    for (int64_t j = column; j < column + cols; j += kScaleColumns) {
-                     kernels().int8_dot(window + first * stride + j, stride, rows,
-                                        std::min(kScaleColumns, column + cols - j), newest + j, of_tile);
+                     kernels<Int8PushKernels>().dot(window + first * stride + j, stride, rows,
+                                                    std::min(kScaleColumns, column + cols - j), newest + j, of_tile);
                      const int64_t t = j / kScaleColumns;
                      for (int64_t r = 0; r < rows; ++r)
                        sums[r] += double(scales[(first + r) * tiles + t]) * double(scale[t]) * of_tile[r];

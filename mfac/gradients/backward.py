@@ -1,0 +1,198 @@
+"""The gradient of one batch, or of each of its samples, as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from operator import itemgetter
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mfac.gradients.nested import map_tensors, tensors_in
+from mfac.gradients.vector import ParameterVector
+
+LossFunction = Callable[[nn.Module, Any], Tensor]
+
+_SAMPLE_ENTRIES = 1 << 24  # of the per-sample gradients that are held at once
+
+
+def check_loss(loss: Tensor) -> Tensor:
+    """Accepts a scalar loss that depends on the model.
+
+    Args:
+        loss: What `loss_fn` returned.
+
+    Returns:
+        The loss, with no dimension.
+
+    Raises:
+        TypeError: If it is not a real floating-point tensor.
+        ValueError: If it is no scalar, or has no gradient.
+    """
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"Parameter `loss_fn` should return a scalar tensor. Found {type(loss).__name__}.")
+    if not loss.is_floating_point():
+        raise TypeError(f"Parameter `loss_fn` should return a real floating-point scalar. Found {loss.dtype}.")
+    if loss.numel() != 1:
+        raise ValueError(f"Parameter `loss_fn` should return a scalar. Found shape {list(loss.shape)}.")
+    if not loss.requires_grad:
+        raise ValueError(
+            "Parameter `loss_fn` should return a loss that depends on the model. Found one that requires no gradient."
+        )
+    return loss.reshape(())
+
+
+class GradientSource:
+    """Gradients of a loss with respect to a vector of parameters. Nothing of the model is changed.
+
+    Args:
+        model: The model, in the mode that its gradients are wanted in.
+        loss_fn: `loss_fn(model, batch)` returns a scalar.
+        vector: The parameters.
+        per_sample: One gradient a sample in place of one a batch.
+
+    Attributes:
+        unused: Names of parameters whose gradients have all been zero or none so far.
+        never_used: Names of parameters that no loss depended on so far.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: LossFunction, vector: ParameterVector, per_sample: bool) -> None:
+        self.model, self.loss_fn, self.vector, self.per_sample = model, loss_fn, vector, per_sample
+        self.unused = set(vector.names)
+        self.never_used = set(vector.names)
+        self._way: Literal["grad", "backward"] = "grad"
+        self._vectorised = True  # per-sample gradients by torch.func, until a model turns out not to allow it
+
+    def rows(self, batch: Any, number: int) -> Iterator[Tensor]:
+        """The gradients of a batch.
+
+        Args:
+            batch: The batch.
+            number: Its number in the pass over the data, from 0, for messages.
+
+        Yields:
+            Rows [k, d].
+
+        Raises:
+            TypeError: If the loss or the batch is of a wrong type.
+            ValueError: If the loss is no scalar or not finite.
+            RuntimeError: Of the model or the loss.
+        """
+        if not self.per_sample:
+            yield self._of_batch(batch, number)[None]
+            return
+        tensors = list(tensors_in(batch))
+        sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors}
+        if len(sizes) != 1 or sizes == {0}:
+            raise ValueError(
+                f"Parameter `data` should yield batches whose tensors share a first dimension, the samples. "
+                f"Found shapes {[list(tensor.shape) for tensor in tensors]}."
+            )
+        count = sizes.pop()
+        # torch.func gives zeros for an unused parameter and says less of a bad loss: one sample goes the other way.
+        first = self._of_batch(_samples(batch, 0, 1), number)[None]
+        if self._vectorised and count > 1:
+            chunk = max(1, _SAMPLE_ENTRIES // max(1, self.vector.dim))
+            for start in range(0, count, chunk):
+                stop = min(start + chunk, count)
+                try:
+                    yield self._vectorised_rows(_samples(batch, start, stop), stop - start)
+                except RuntimeError:  # recurrent layers, and whatever else has no batching rule
+                    if start:
+                        raise
+                    self._vectorised = False
+                    break
+            else:
+                return
+        yield first
+        for i in range(1, count):
+            yield self._of_batch(_samples(batch, i, i + 1), number)[None]
+
+    def _of_batch(self, batch: Any, number: int) -> Tensor:
+        """The gradient of one batch, [d]."""
+        leaves = self.vector.leaves()
+        with torch.enable_grad():
+            loss = check_loss(self.loss_fn(self.model, batch))
+            if not bool(torch.isfinite(loss)):
+                raise ValueError(
+                    f"Parameter `loss_fn` should return a finite loss. Found {float(loss.detach())} in batch {number} "
+                    f"of the data (counted from 0)."
+                )
+            gradients = self._differentiate(loss, leaves, batch)
+        self._note(gradients)
+        return self.vector.flat_gradient(gradients)
+
+    def _note(self, gradients: list[Tensor | None]) -> None:
+        """Takes the parameters that have a gradient off the unused ones."""
+        if not self.unused:
+            return
+        left = iter(gradients)
+        for name, aliases in zip(self.vector.names, self.vector.aliases, strict=True):
+            found = [next(left) for _ in range(1 + len(aliases))]
+            if any(g is not None for g in found):
+                self.never_used.discard(name)
+            if name in self.unused and any(g is not None and bool(g.any()) for g in found):
+                self.unused.discard(name)
+
+    def _differentiate(self, loss: Tensor, leaves: list[nn.Parameter], batch: Any) -> list[Tensor | None]:
+        if self._way == "grad":
+            try:
+                return list(torch.autograd.grad(loss, leaves, allow_unused=True))
+            except RuntimeError as error:
+                if "checkpoint" not in str(error).lower():
+                    raise
+                self._way = "backward"  # reentrant checkpoints know no other
+                loss = check_loss(self.loss_fn(self.model, batch))
+        return self._by_backward(loss, leaves)
+
+    def _by_backward(self, loss: Tensor, leaves: list[nn.Parameter]) -> list[Tensor | None]:
+        """By way of `.grad`, which every parameter has back afterwards."""
+        everything = list(self.model.parameters())
+        before = [parameter.grad for parameter in everything]
+        try:
+            for parameter in everything:
+                parameter.grad = None
+            loss.backward()
+            return [leaf.grad for leaf in leaves]
+        finally:
+            for parameter, gradient in zip(everything, before, strict=True):
+                parameter.grad = gradient
+
+    def _vectorised_rows(self, batch: Any, count: int) -> Tensor:
+        """One gradient a sample, [count, d], by torch.func."""
+        loss = _Loss(self.model, self.loss_fn)
+        leaves = self.vector.leaves()
+        names = {id(parameter): name for name, parameter in loss.named_parameters()}
+        weights = {names[id(leaf)]: leaf.detach() for leaf in leaves}
+
+        def of_one_sample(weights: dict[str, Tensor], sample: Any) -> Tensor:
+            one = map_tensors(sample, lambda tensor: tensor.unsqueeze(0))
+            result: Tensor = torch.func.functional_call(loss, weights, (one,))
+            return result
+
+        gradient_of = torch.func.vmap(torch.func.grad(of_one_sample), in_dims=(None, 0), randomness="different")
+        gradients = gradient_of(weights, batch)
+        pieces, left = [], iter(gradients[names[id(leaf)]] for leaf in leaves)
+        for aliases in self.vector.aliases:
+            total = next(left).reshape(count, -1).to(self.vector.dtype)
+            for _ in aliases:
+                total = total + next(left).reshape(count, -1)
+            pieces.append(total)
+        return torch.cat(pieces, dim=1)
+
+
+class _Loss(nn.Module):
+    """The loss as a module, so that `torch.func.functional_call` can exchange the model's parameters under it."""
+
+    def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forward(self, batch: Any) -> Tensor:
+        return check_loss(self.loss_fn(self.model, batch))
+
+
+def _samples(batch: Any, start: int, stop: int) -> Any:
+    return map_tensors(batch, itemgetter(slice(start, stop)))

@@ -1,0 +1,38 @@
+"""The modes in which a model computes gradients: evaluation, or training without what makes it random."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Literal
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+Mode = Literal["auto", "eval", "train"]
+"""Of the model while gradients are collected: "auto" is "eval", or "train" where the loss needs it."""
+
+QUIET = (_BatchNorm, _DropoutNd)
+"""Layers whose training mode changes their state or draws numbers; in evaluation mode in "train" too."""
+
+
+@contextmanager
+def model_mode(model: nn.Module, mode: Literal["eval", "train"]) -> Generator[None]:
+    """The model in a mode, and each of its modules back in its own afterwards.
+
+    Args:
+        model: The model.
+        mode: "eval", or "train": training but for batch normalisation and dropout.
+
+    Yields:
+        Nothing.
+    """
+    modes = {module: module.training for module in model.modules()}
+    for module in modes:
+        module.training = mode == "train" and not isinstance(module, QUIET)
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,81 @@
+"""Names of parameters without the prefixes of wrappers: what is saved, fine-tuned and loaded is the model inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def inner_module(module: nn.Module) -> nn.Module:
+    """The module inside `DataParallel`, `DistributedDataParallel` and `torch.compile`, however they are nested."""
+    while True:
+        if isinstance(module, nn.DataParallel | DistributedDataParallel):
+            module = module.module
+        elif type(module).__name__ == "OptimizedModule":  # what torch.compile returns
+            module = module.get_submodule("_orig_mod")
+        else:
+            return module
+
+
+def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module once, in `named_modules()` order, under its name without wrappers.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Name ("" for the model itself) and module; never a wrapper.
+    """
+    seen: set[nn.Module] = set()
+
+    def walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+        module = inner_module(module)
+        if module in seen:
+            return
+        seen.add(module)
+        yield name, module
+        for child_name, child in module._modules.items():
+            if child is not None:
+                yield from walk(child, f"{name}.{child_name}" if name else child_name)
+
+    yield from walk(model, "")
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter once, under its first name without wrappers, in `named_parameters()` order."""
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for layer_name, layer in named_layers(model):
+        for name, parameter in layer._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found[f"{layer_name}.{name}" if layer_name else name] = parameter
+    return found
+
+
+def parameter_named(model: nn.Module, name: str) -> nn.Parameter:
+    """The parameter of a name, whether the model is wrapped or not.
+
+    Args:
+        model: The model.
+        name: Its name without wrappers.
+
+    Returns:
+        The parameter, also where it is a second name of a shared one.
+
+    Raises:
+        AttributeError: If there is none.
+    """
+    *path, last = name.split(".")
+    module = inner_module(model)
+    for part in path:
+        child = module._modules.get(part)
+        if child is None:
+            raise AttributeError(f"The model has no parameter {name!r}: there is no module {part!r}.")
+        module = inner_module(child)
+    parameter = module._parameters.get(last)
+    if parameter is None:
+        raise AttributeError(f"The model has no parameter {name!r}.")
+    return parameter

@@ -1,0 +1,196 @@
+"""Which weights of a model a run prunes, and why every other weight tensor is left dense."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from mfac.gradients.naming import named_layers, named_parameters
+from mfac.gradients.parameters import Selection, check_selected, match_parameters
+from mfac.gradients.prunable import parameter_behind, weight_layouts
+from mfac.gradients.vector import ParameterVector, memory_of
+
+ExistingZeros = Literal["auto", "keep", "ignore"]
+"""What a weight is that is zero already: "keep", pruned; "ignore", a weight like any other; "auto", pruned, but in a
+tensor of zeros alone, which is a branch that starts at zero and stays whole."""
+
+
+class Reason(NamedTuple):
+    """Why a weight tensor is not pruned: "it ..."; and whether asking for it by name changes that."""
+
+    why: str
+    unless_named: bool = False
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is pruned of a model.
+
+    Attributes:
+        vector: The weights.
+        left_dense: Name of every other weight tensor, and why it is left as it is.
+        whole: Tensors of zeros that stay whole, by name: their masks have no zero, and they count nowhere.
+    """
+
+    vector: ParameterVector
+    left_dense: dict[str, str] = field(default_factory=dict)
+    whole: dict[str, nn.Parameter] = field(default_factory=dict)
+
+    def without(self, names: Collection[str], why: str) -> Targets:
+        """The same without some weights.
+
+        Args:
+            names: Of the weights to leave out.
+            why: For the report.
+
+        Returns:
+            The rest.
+
+        Raises:
+            ValueError: If nothing is left.
+        """
+        left = [name for name in self.vector.names if name not in names]
+        if not left:
+            raise ValueError(
+                f"Parameter `params` should select weights that can be pruned. Found {sorted(names)}: each {why}."
+            )
+        out = {name: why for name in self.vector.names if name in names}
+        return Targets(self.vector.restricted(left), {**self.left_dense, **out}, self.whole)
+
+
+def choose_targets(model: nn.Module, params: Selection, existing_zeros: ExistingZeros) -> Targets:
+    """Finds what there is to prune, before anything is computed.
+
+    Args:
+        model: The model.
+        params: None for the weights of all layers that are known; otherwise as for `collect_gradients`.
+        existing_zeros: What zeros are.
+
+    Returns:
+        The targets.
+
+    Raises:
+        TypeError: If a parameter is not real floating-point.
+        ValueError: If nothing is left to prune, if a weight is asked for by name that cannot be pruned, or if a
+            layer's weight is computed from other parameters and `params` does not say that others are meant.
+    """
+    named = named_parameters(model)
+    computed = _computed_weights(model)
+    reasons = _reasons(model, named)
+    if params is None:
+        if computed:
+            name, remedy = next(iter(computed.items()))
+            raise ValueError(
+                f"Parameter `model` should have weights that are parameters of their layer. Found {name!r}, which is "
+                f"computed from others{f', and {len(computed) - 1} more' if len(computed) > 1 else ''}. {remedy} "
+                f"before pruning, or name in `params` what is to be pruned."
+            )
+        chosen = [name for name in named if name not in reasons]
+    else:
+        chosen = _asked_for(named, computed, reasons, params)
+    return _targets(named, chosen, reasons, existing_zeros)
+
+
+def _asked_for(
+    named: Mapping[str, nn.Parameter], computed: Mapping[str, str], reasons: Mapping[str, Reason], params: Selection
+) -> list[str]:
+    """Names that a selection means, without those that a pattern or predicate only happens to match."""
+    by_name = {params} if isinstance(params, str) else set()
+    if params is not None and not callable(params) and not isinstance(params, str):
+        params = list(params)
+        by_name = {item for item in params if isinstance(item, str)}
+    for name in by_name & set(computed):
+        raise ValueError(
+            f"Parameter `params` should name parameters. Found {name!r}, which is computed from others. "
+            f"{computed[name]} before pruning."
+        )
+    under_torch = {name.removesuffix("_orig"): name for name in named if name.endswith("_orig")}
+    every = {**{short: named[name] for short, name in under_torch.items() if short not in named}, **named}
+    asked = {under_torch.get(name, name) if name not in named else name for name in match_parameters(every, params)}
+    chosen = []
+    for name in (name for name in named if name in asked):
+        reason = reasons.get(name)
+        if reason is None or reason.unless_named:
+            chosen.append(name)
+        elif name in by_name:
+            raise ValueError(
+                f"Parameter `params` should name weights that can be pruned. Found {name!r}: it {reason.why}."
+            )
+    return chosen
+
+
+def _targets(
+    named: Mapping[str, nn.Parameter],
+    chosen: list[str],
+    reasons: Mapping[str, Reason],
+    existing_zeros: ExistingZeros,
+) -> Targets:
+    selected: dict[str, nn.Parameter] = {}
+    whole: dict[str, nn.Parameter] = {}
+    memories: set[object] = set()
+    for name in chosen:
+        parameter = named[name]
+        if memory_of(parameter) in memories:
+            continue  # the same weight under another name
+        memories.add(memory_of(parameter))
+        zero = existing_zeros == "auto" and not bool(parameter.any())
+        (whole if zero else selected)[name] = parameter
+    left = {
+        name: reasons[name].why if name in reasons else "was not selected"
+        for name, parameter in named.items()
+        if parameter.dim() > 1 and memory_of(parameter) not in memories
+    }
+    for name in whole:
+        left[name] = 'is zero throughout, as a branch that starts at zero; existing_zeros="keep" takes it for pruned'
+    if not selected:
+        found = "; ".join(f"{name!r} {why}" for name, why in left.items()) or "no weights of layers at all"
+        raise ValueError(f"Parameter `params` should select at least one weight that can be pruned. Found {found}.")
+    check_selected(selected)
+    return Targets(ParameterVector(selected, list(named.values())), left, whole)
+
+
+def _computed_weights(model: nn.Module) -> dict[str, str]:
+    """Weights of known layers that are computed from other parameters, and what makes parameters of them again."""
+    computed = {}
+    for layer_name, layer in named_layers(model):
+        for name, _ in weight_layouts(layer):
+            if parameter_behind(layer, name) is None:
+                where = f"model.get_submodule({layer_name!r}), {name!r}" if layer_name else f"model, {name!r}"
+                call = (
+                    f"torch.nn.utils.parametrize.remove_parametrizations({where})"
+                    if parametrize.is_parametrized(layer, name)
+                    else f"torch.nn.utils.remove_weight_norm({where})"
+                )
+                computed[f"{layer_name}.{name}" if layer_name else name] = f"Call {call}"
+    return computed
+
+
+def _reasons(model: nn.Module, named: Mapping[str, nn.Parameter]) -> dict[str, Reason]:
+    """Why each parameter is not pruned by default; those that are have no entry."""
+    names = {id(parameter): name for name, parameter in named.items()}
+    tables: dict[object, str] = {}
+    kinds: dict[str, str] = {}
+    known: set[str] = set()
+    for layer_name, layer in named_layers(model):
+        for name, _ in weight_layouts(layer):
+            if (parameter := parameter_behind(layer, name)) is not None:
+                known.add(names[id(parameter)])
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and isinstance(layer.weight, nn.Parameter):
+            tables[memory_of(layer.weight)] = layer_name
+        for own in layer._parameters.values():
+            if own is not None:
+                kinds.setdefault(names[id(own)], type(layer).__name__)
+    reasons = {}
+    for name, parameter in named.items():
+        table = tables.get(memory_of(parameter))
+        if not parameter.requires_grad:
+            reasons[name] = Reason("is frozen: requires_grad is False")
+        elif table is not None:
+            reasons[name] = Reason(f"is the table of the embedding {table!r}, pruned only when it is named", True)
+        elif name not in known:
+            reasons[name] = Reason(f"belongs to a {kinds[name]}, whose parameters are pruned only when named", True)
+    return reasons
