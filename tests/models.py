@@ -10,7 +10,8 @@ Batch = tuple[Tensor, Tensor]
 
 def classifier(seed: int = 0, hidden: int = 32, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(12, hidden), nn.Tanh(), nn.Linear(hidden, 3)).to(dtype)
+    model = nn.Sequential(nn.Linear(12, hidden), nn.Tanh(), nn.Linear(hidden, 3))
+    return model if dtype == torch.float32 else model.to(dtype)
 
 
 def conv_classifier(seed: int = 0) -> nn.Sequential:
