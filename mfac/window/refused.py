@@ -25,7 +25,7 @@ class Refusals:
     def push_(self, rows: Rows, row: int, gradient: Tensor) -> Tensor:
         """Writes a gradient [d] into a row; the row's products with every row, [m] float64."""
         products = rows.push_(row, gradient)
-        squared_norm = products[row]
+        squared_norm = products.select(0, row)
         if self._defers:
             refused = squared_norm.isnan()
             rows.clear_(row, refused)

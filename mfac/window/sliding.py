@@ -61,7 +61,7 @@ class SlidingFisher:
             return unit  # F⁻¹0 = 0, whatever λ is
         if self.ring.num_filled >= self.rows.dim:
             return None
-        unit[0, newest] = 1
+        unit.narrow(1, newest, 1).fill_(1)
         return self.capacitance.solve_unread(unit, self.shift)
 
     def newest_into(self, out: Tensor, newest: int) -> Tensor:

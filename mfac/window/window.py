@@ -174,7 +174,7 @@ class GradientWindow:
         if self.ring.pushes == 0:
             check_fits("`rank` and `dim`", self.nbytes, self.device)
         row = self.ring.next_row
-        products = self._refusals.push_(self.format, row, g[0])
+        products = self._refusals.push_(self.format, row, g.view(-1))
         self.ring.write(row)
         self._fisher.replace(row, products)
 

@@ -41,4 +41,4 @@ class Int8Rows(DenseRows):
 
     def clear_(self, row: int, where: Tensor) -> None:
         super().clear_(row, where)
-        self.scales[row].masked_fill_(where, 0)
+        self.scales.select(0, row).masked_fill_(where, 0)

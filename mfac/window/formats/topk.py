@@ -106,7 +106,7 @@ class TopKRows(Rows):
         return super().why_refused(gradient + self.error)
 
     def clear_(self, row: int, where: Tensor) -> None:
-        self.values[row].masked_fill_(where, 0)
+        self.values.select(0, row).masked_fill_(where, 0)
 
     def dot(self, vectors: Tensor) -> Tensor:
         return ops.topk_dot(self.values, self.indices, vectors, self.block_size)
