@@ -199,6 +199,7 @@ MFAC_INLINE void add_rows(const double* c, const X* x, int64_t stride, int64_t r
 #if MFAC_LANES >= 4
 #define MFAC_HAS_INT16_PRODUCTS
 typedef int32_t i32w __attribute__((vector_size(8 * MFAC_LANES)));
+typedef int32_t i32q __attribute__((vector_size(16)));
 
 MFAC_INLINE f64v widen(i32v x) {
 #if MFAC_LANES == 8
@@ -243,7 +244,6 @@ MFAC_INLINE i32w add_int16_products(i32w sum, i32w a, i32w b) {
 }
 
 MFAC_INLINE int32_t lane_sum(i32w x) {
-  typedef int32_t i32q __attribute__((vector_size(16)));
   i32q quarter[sizeof(x) / sizeof(i32q)], sum = {};
   __builtin_memcpy(quarter, &x, sizeof(x));
 #pragma GCC unroll 4
