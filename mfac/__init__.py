@@ -19,10 +19,12 @@ from mfac.masks.patterns import NM, Candidates, Pattern, Units
 from mfac.optim.mfac import MFAC
 from mfac.pruning.allocation import Allocation, AllocationContext, Global
 from mfac.pruning.batchnorm import reestimate_batchnorm
+from mfac.pruning.budget import Budget, allocate
 from mfac.pruning.compensation import Compensation
 from mfac.pruning.context import StepContext
 from mfac.pruning.pruner import prune
 from mfac.pruning.report import PruningReport, PruningStep
+from mfac.pruning.saliencies.wanda import Wanda
 from mfac.pruning.saliency import Saliency
 from mfac.pruning.schedule import Schedule
 from mfac.window.window import GradientWindow
@@ -34,6 +36,7 @@ __all__ = [
     "NM",
     "Allocation",
     "AllocationContext",
+    "Budget",
     "Candidates",
     "Compensation",
     "EmpiricalFisher",
@@ -47,6 +50,8 @@ __all__ = [
     "Schedule",
     "StepContext",
     "Units",
+    "Wanda",
+    "allocate",
     "build_info",
     "collect_gradients",
     "ihvp",
