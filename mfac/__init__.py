@@ -15,7 +15,7 @@ except ImportError as error:
 from mfac.curvature.damping import RelativeDamping, relative
 from mfac.curvature.fisher import EmpiricalFisher, ihvp
 from mfac.gradients.collecting import collect_gradients
-from mfac.masks.patterns import NM, Candidates, Pattern, Units
+from mfac.masks.patterns import NM, Candidates, Heads, Pattern, Units
 from mfac.optim.mfac import MFAC
 from mfac.pruning.allocation import Allocation, AllocationContext, Global
 from mfac.pruning.batchnorm import reestimate_batchnorm
@@ -42,6 +42,7 @@ __all__ = [
     "EmpiricalFisher",
     "Global",
     "GradientWindow",
+    "Heads",
     "Pattern",
     "PruningReport",
     "PruningStep",

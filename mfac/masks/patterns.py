@@ -11,9 +11,22 @@ from collections.abc import Callable, Mapping
 from mfac.masks.kinds.base import Candidates, Pattern, Units, Unstructured
 from mfac.masks.kinds.by_name import ByName
 from mfac.masks.kinds.grouped import Blocks, Channels, Rows
+from mfac.masks.kinds.heads import Heads
 from mfac.masks.kinds.nm import MOST_IN_GROUP, NM
 
-__all__ = ["MOST_IN_GROUP", "NM", "Blocks", "ByName", "Candidates", "Channels", "Pattern", "Rows", "Units"]
+__all__ = [
+    "MOST_IN_GROUP",
+    "NM",
+    "Blocks",
+    "ByName",
+    "Candidates",
+    "Channels",
+    "Heads",
+    "Pattern",
+    "Rows",
+    "Units",
+    "Unstructured",
+]
 
 PATTERNS: Mapping[str, Callable[[], Pattern]] = {"unstructured": Unstructured, "rows": Rows, "channels": Channels}
 """Patterns without numbers, by name; "N:M" and "AxB" have two."""

@@ -48,7 +48,7 @@ class Greedy(Saliency):
         scores = torch.empty_like(context.weights, dtype=torch.float64)
         for columns, fisher in fisher_blocks(context.fisher, self.block_size):
             width = fisher.shape[1]
-            w = context.weights[columns].double().view(-1, width)
+            w = context.weights[columns].to(torch.float64, copy=True).view(-1, width)
             scores[columns] = self._exhaust(torch.cholesky_inverse(torch.linalg.cholesky(fisher)), w).view(-1)
         return scores
 

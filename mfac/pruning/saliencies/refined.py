@@ -12,7 +12,8 @@ from mfac.core.checks.numbers import check_count
 from mfac.curvature.diagonal import whitened_norms
 from mfac.curvature.dual import factor_capacitance
 from mfac.pruning.context import StepContext
-from mfac.pruning.saliencies.base import Choose
+from mfac.pruning.saliencies.base import Choose, Saliency
+from mfac.pruning.saliencies.greedy import Greedy
 from mfac.pruning.saliencies.obs import OBS
 
 _COLUMNS_AT_ONCE = 4096  # gathered at a time
@@ -42,7 +43,7 @@ class _Kept:
 
 
 class Refined(OBS):
-    """Begins with the lowest ρ, and exchanges kept and dropped weights while that lowers the joint objective.
+    """The lowest scores of another saliency, improved by exchanges that lower the joint objective.
 
     The objective of a kept set S is min ½ δᵀFδ with δ_D = -w_D, at the exact joint refit. With C_S = nλI + G_S G_Sᵀ,
     u = G_D w_D, h = Gᵀ C_S⁻¹ u and s_p = ‖(L_S⁻¹ G)_:p‖² it changes, for one weight at a time and exactly, by
@@ -59,6 +60,7 @@ class Refined(OBS):
 
     Args:
         rounds: At most; each costs what an OBS step costs, O(nm²).
+        start: Whose lowest scores the search begins with; None for `Greedy()`.
 
     Example:
         >>> import torch, mfac
@@ -70,8 +72,13 @@ class Refined(OBS):
         0.5
     """
 
-    def __init__(self, rounds: int = 20) -> None:
+    def __init__(self, rounds: int = 20, start: Saliency | None = None) -> None:
         self.rounds = check_count("rounds", rounds)
+        self.start = Greedy() if start is None else start
+
+    def scores(self, context: StepContext) -> Tensor:
+        """The scores that the search begins with, [n]."""
+        return self.start.scores(context)
 
     def select(self, context: StepContext, choose: Choose) -> Tensor:
         """The set that no exchange improves, [n] bool."""
@@ -80,7 +87,7 @@ class Refined(OBS):
                 "Parameter `block_size` should be None with saliency='refined', whose objective is that of the whole "
                 f"Fisher. Found {context.fisher.block_size}."
             )
-        kept = self._start(context, choose(self.scores(context)))
+        kept = self._begin(context, choose(self.scores(context)))
         reluctance = 1.0
         for _ in range(self.rounds):
             scores = self._changes(context, kept)
@@ -100,7 +107,7 @@ class Refined(OBS):
             reluctance = max(1.0, reluctance / 2)
         return kept.dropped
 
-    def _start(self, context: StepContext, dropped: Tensor) -> _Kept:
+    def _begin(self, context: StepContext, dropped: Tensor) -> _Kept:
         columns = (~dropped).nonzero()[:, 0]
         effect = ops.window_dot(context.fisher.grads, torch.where(dropped, context.weights, 0)[None])[0]
         return self._solve(context, dropped, self._gram(context, columns), effect)

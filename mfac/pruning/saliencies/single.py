@@ -28,7 +28,7 @@ class OBD(Saliency):
 
     def scores(self, context: StepContext) -> Tensor:
         """½ w² · mean of g², [n] float64, in units of the loss. One pass over the gradients."""
-        grads, scores = context.fisher.grads, context.weights.double().square_()
+        grads, scores = context.fisher.grads, context.weights.double().square()
         for columns, tile in column_tiles(grads):
             scores[columns] *= tile.square_().sum(0).mul_(0.5 / grads.shape[0])
         return scores
