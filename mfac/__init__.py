@@ -16,7 +16,7 @@ from mfac.curvature.damping import RelativeDamping, relative
 from mfac.curvature.fisher import EmpiricalFisher, ihvp
 from mfac.gradients.collecting import collect_gradients
 from mfac.masks.patterns import NM, Candidates, Heads, Pattern, Units
-from mfac.masks.shrink import Shrunk, shrink
+from mfac.masks.shrink import shrink
 from mfac.optim.mfac import MFAC
 from mfac.pruning.allocation import Allocation, AllocationContext, Global
 from mfac.pruning.batchnorm import reestimate_batchnorm
@@ -50,7 +50,6 @@ __all__ = [
     "RelativeDamping",
     "Saliency",
     "Schedule",
-    "Shrunk",
     "StepContext",
     "Units",
     "Wanda",
