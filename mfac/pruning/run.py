@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -29,6 +30,7 @@ from mfac.pruning.target import final_count
 from mfac.pruning.targets import Targets
 from mfac.pruning.torch_masks import torch_masks
 
+INPUT_BATCHES = 32  # whose activations a saliency is given that asks for them
 NO_GRADIENT = "gets no gradient: the loss does not depend on it, or only in batches that were not seen"
 
 
@@ -192,7 +194,7 @@ class Run:
             self.parameters,
             self.live,
             self._loss_with if self.held_out else None,
-            lambda: input_norms(self.model, (batch for _, batch in zip(range(32), self.stream.rest(), strict=False))),
+            lambda: input_norms(self.model, islice(self.stream.rest(), INPUT_BATCHES), self.loss_fn),
         )
 
     def _loss_with(self, delta: Tensor) -> float:
