@@ -15,14 +15,17 @@ except ImportError as error:
 from mfac.curvature.damping import RelativeDamping, relative
 from mfac.curvature.fisher import EmpiricalFisher, ihvp
 from mfac.gradients.collecting import collect_gradients
-from mfac.masks.patterns import NM, Candidates, Pattern, Units
+from mfac.masks.patterns import NM, Candidates, Heads, Pattern, Units
+from mfac.masks.shrink import shrink
 from mfac.optim.mfac import MFAC
 from mfac.pruning.allocation import Allocation, AllocationContext, Global
 from mfac.pruning.batchnorm import reestimate_batchnorm
+from mfac.pruning.budget import Budget, allocate
 from mfac.pruning.compensation import Compensation
 from mfac.pruning.context import StepContext
 from mfac.pruning.pruner import prune
 from mfac.pruning.report import PruningReport, PruningStep
+from mfac.pruning.saliencies.wanda import Wanda
 from mfac.pruning.saliency import Saliency
 from mfac.pruning.schedule import Schedule
 from mfac.window.window import GradientWindow
@@ -34,11 +37,13 @@ __all__ = [
     "NM",
     "Allocation",
     "AllocationContext",
+    "Budget",
     "Candidates",
     "Compensation",
     "EmpiricalFisher",
     "Global",
     "GradientWindow",
+    "Heads",
     "Pattern",
     "PruningReport",
     "PruningStep",
@@ -47,10 +52,13 @@ __all__ = [
     "Schedule",
     "StepContext",
     "Units",
+    "Wanda",
+    "allocate",
     "build_info",
     "collect_gradients",
     "ihvp",
     "prune",
     "reestimate_batchnorm",
     "relative",
+    "shrink",
 ]

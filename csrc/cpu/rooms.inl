@@ -4,16 +4,18 @@
 // (cpu/kernels.h), or `path`_cpu.inl, their text, compiled once for every instruction set (cpu/table.inl). A text may
 // use those above it.
 #if defined(MFAC_ROOM_FILE)
-#include MFAC_ROOM_FILE(window / window_dot / window_dot)
-#include MFAC_ROOM_FILE(window / window_combine / window_combine)
-#include MFAC_ROOM_FILE(window / window_push / window_push)
-#include MFAC_ROOM_FILE(window / topk / topk)
-#include MFAC_ROOM_FILE(window / capacitance / capacitance)
-#include MFAC_ROOM_FILE(curvature / squared_norms / squared_norms)
-#include MFAC_ROOM_FILE(curvature / gram / gram)
-#include MFAC_ROOM_FILE(curvature / whitened_norms / whitened_norms)
-#include MFAC_ROOM_FILE(curvature / block_fisher / block_fisher)
-#include MFAC_ROOM_FILE(pruning / nm_mask / nm_mask)
+// clang-format off
+#include MFAC_ROOM_FILE(window/window_dot/window_dot)
+#include MFAC_ROOM_FILE(window/window_combine/window_combine)
+#include MFAC_ROOM_FILE(window/window_push/window_push)
+#include MFAC_ROOM_FILE(window/topk/topk)
+#include MFAC_ROOM_FILE(window/capacitance/capacitance)
+#include MFAC_ROOM_FILE(curvature/squared_norms/squared_norms)
+#include MFAC_ROOM_FILE(curvature/gram/gram)
+#include MFAC_ROOM_FILE(curvature/whitened_norms/whitened_norms)
+#include MFAC_ROOM_FILE(curvature/block_fisher/block_fisher)
+#include MFAC_ROOM_FILE(pruning/nm_mask/nm_mask)
+// clang-format on
 #undef MFAC_ROOM_FILE
 #endif
 

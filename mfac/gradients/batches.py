@@ -35,6 +35,11 @@ class BatchStream:
         self._peeked: list[Any] = []  # the next batch, if it has been looked at
         self._length: int | None = None  # of a pass, once one has ended
 
+    @property
+    def can_restart(self) -> bool:
+        """Whether another pass over the data can follow the first."""
+        return self._can_restart
+
     def peek(self) -> Any | None:
         """The next batch, which the stream still yields; None where there is none."""
         if not self._peeked:

@@ -43,7 +43,7 @@ def prune(
     params: Selection = None,
     saliency: SaliencyName | Saliency = "obs",
     compensation: CompensationName | Compensation = "joint",
-    pattern: str | Pattern = "unstructured",
+    pattern: str | Pattern | Mapping[str, str | Pattern] = "unstructured",
     allocation: AllocationName | Allocation | Mapping[str, float] = "global",
     num_gradients: int = 256,
     damping: Damping = relative(0.02),  # ruff: ignore[function-call-in-default-argument]  a frozen value
@@ -57,6 +57,8 @@ def prune(
     mode: Mode = "auto",
     per_sample: bool = False,
     batchnorm_batches: int = 100,
+    step_check: bool = False,
+    refits: int = 0,
     progress: Callable[[PruningStep], None] | None = None,
 ) -> PruningReport:
     """Prunes a model in place with second-order information, from trained weights and without fine-tuning.
@@ -83,10 +85,12 @@ def prune(
             Hugging Face `Conv1D` that require a gradient and get one; names or shell-style patterns, the parameters
             themselves, or a predicate of name and parameter. Names are without the prefixes of wrappers. A weight that
             layers share counts once; with an N:M pattern it is grouped as in the first of them.
-        saliency: "obs", w²/(2 (F⁻¹)_pp), or "magnitude"; or a `Saliency` of your own.
+        saliency: "obs", w²/(2 (F⁻¹)_pp); "magnitude"; "obd"; "snip"; "wanda"; "greedy", OBS to exhaustion inside
+            blocks; "refined", exchanges that lower the joint objective; or a `Saliency`.
         compensation: "joint", the exact minimiser over the kept weights; "summed", the sum of single-weight updates,
-            as M-FAC's own pruner; "none"; or a `Compensation`.
-        pattern: "unstructured", or "N:M" with 1 <= N < M <= 64, as "2:4"; or a `Pattern`.
+            as M-FAC's own pruner; "greedy", exact inside blocks; "none"; or a `Compensation`.
+        pattern: "unstructured"; "N:M" with 1 <= N < M <= 64, as "2:4"; "AxB", blocks of A outputs by B inputs; "rows";
+            "channels"; a `Pattern`; or one of these for each name or shell-style pattern.
         allocation: "global", one ranking over all parameters with a floor for each (`mfac.Global`); "uniform", the
             same density everywhere; "erk", densities by the shapes, which favour small layers; a sparsity for each
             name or shell-style pattern, as {"head.*": 0.5, "*": 0.9}; or an `Allocation`.
@@ -106,6 +110,9 @@ def prune(
         batchnorm_batches: Batches on which the running statistics of batch-norm layers are re-estimated after pruning;
             0 for not at all. Frozen layers keep theirs, batches of one sample are passed over, and if a batch fails
             the network stays pruned: a warning says what to call.
+        step_check: Whether the change of the kept weights is scaled by 1, ½, ¼ or 0 in each step, whichever has the
+            least loss on 16 batches that are taken for it. Data that can be gone through only once is not checked.
+        refits: Solves of the kept weights after the last stage, each with fresh gradients.
         progress: Called with a `PruningStep` after each step.
 
     Returns:
@@ -160,6 +167,8 @@ def prune(
         stages=check_count("stages", stages, least=1),
         per_sample=per_sample,
         keep_zeros=existing_zeros != "ignore",
+        step_check=step_check,
+        refits=check_count("refits", refits),
     )
     targets = choose_targets(model, params, existing_zeros)
     check_memory(targets.vector, num_gradients, recomputations, needs_fisher=rules.needs_fisher)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -15,15 +16,21 @@ from mfac.curvature.fisher import EmpiricalFisher
 from mfac.gradients.backward import GradientSource, LossFunction
 from mfac.gradients.batches import BatchStream
 from mfac.gradients.collecting import gather_rows
+from mfac.gradients.input_norms import input_norms
 from mfac.gradients.prunable import describe_weights
+from mfac.pruning.budget import Budget
+from mfac.pruning.checked import refit_update
 from mfac.pruning.context import StepContext
-from mfac.pruning.obs import Rules, prune_step
+from mfac.pruning.counts import settle
+from mfac.pruning.held_out import HeldOut
+from mfac.pruning.obs import Rules, prune_step, scored_units
 from mfac.pruning.report import PruningReport, PruningStep
 from mfac.pruning.schedule import Schedule, check_schedule
 from mfac.pruning.target import final_count
 from mfac.pruning.targets import Targets
 from mfac.pruning.torch_masks import torch_masks
 
+INPUT_BATCHES = 32  # whose activations a saliency is given that asks for them
 NO_GRADIENT = "gets no gradient: the loss does not depend on it, or only in batches that were not seen"
 
 
@@ -42,6 +49,8 @@ class Settings:
         stages: How many.
         per_sample: One gradient a sample.
         keep_zeros: Whether weights that are zero count as pruned.
+        step_check: Whether the size of each step is checked on held-out batches.
+        refits: Solves after the last stage, each with fresh gradients.
     """
 
     rules: Rules
@@ -54,6 +63,8 @@ class Settings:
     stages: int
     per_sample: bool
     keep_zeros: bool
+    step_check: bool = False
+    refits: int = 0
 
     @property
     def total_steps(self) -> int:
@@ -85,6 +96,7 @@ class Run:
         self.model, self.loss_fn, self.stream, self.settings, self.mode = model, loss_fn, stream, settings, mode
         self.damping = settings.damping
         self.fisher: EmpiricalFisher | None = None  # over the live weights, while a stage goes on
+        self.held_out: HeldOut | None = None
         self.report = PruningReport({})
         self._take(targets)
 
@@ -113,9 +125,12 @@ class Run:
             The report; the model is pruned.
         """
         settings = self.settings
+        if settings.step_check:
+            self.held_out = HeldOut(self.model, self.loss_fn, self.stream, self.mode)
         start = time.perf_counter()
         if settings.rules.needs_fisher and int(self.live.sum()) > self.finally_kept:
             self._first_stage()
+        self._settle()
         live, kept_after = int(self.live.sum()), []
         if live > self.finally_kept:  # otherwise as sparse as asked for already
             kept_after = settings.schedule.kept(live, self.finally_kept, settings.total_steps)
@@ -130,6 +145,12 @@ class Run:
             if progress is not None:
                 progress(done)
         self.fisher = None
+        if settings.rules.needs_fisher and kept_after:
+            for _ in range(settings.refits):
+                self._factor(self._gradients())
+                delta, _scale = refit_update(self._context())
+                self._apply(delta, torch.zeros_like(delta, dtype=torch.bool))
+            self.fisher = None
         self._finish_report()
         return self.report
 
@@ -159,12 +180,33 @@ class Run:
         rules, stage_goes_on = self.settings.rules, step % self.settings.recomputations != 0
         if rules.needs_fisher and self.fisher is None:
             self._factor(self._gradients())
-        context = StepContext(self.weights[self.live], self.fisher, self.parameters, self.live)
+        context = self._context()
         outcome = prune_step(rules, context, kept, self.finally_kept)
         damping = None if self.fisher is None else self.fisher.damping
         self.fisher = context.kept_fisher if self.fisher is not None and stage_goes_on else None
         self._apply(outcome.delta, outcome.dropped)
         return damping, outcome.predicted_increase
+
+    def _context(self) -> StepContext:
+        return StepContext(
+            self.weights[self.live],
+            self.fisher,
+            self.parameters,
+            self.live,
+            self._loss_with if self.held_out else None,
+            lambda: input_norms(self.model, islice(self.stream.rest(), INPUT_BATCHES), self.loss_fn),
+        )
+
+    def _loss_with(self, delta: Tensor) -> float:
+        assert self.held_out is not None
+        return self.held_out.loss(self.vector, self.weights, self.live, delta)
+
+    def _settle(self) -> None:
+        """Lets an allocation that goes by the first scores say how many weights are kept in the end."""
+        if isinstance(self.settings.rules.allocation, Budget):
+            context, rules = self._context(), self.settings.rules
+            units = scored_units(rules, context, rules.saliency.scores(context))
+            self.finally_kept = settle(rules.allocation, context, units) or self.finally_kept
 
     def _gradients(self) -> Tensor:
         """Fresh gradients at the weights as they are, of the live weights alone."""
