@@ -14,6 +14,7 @@ except ImportError as error:
     ) from error
 from mfac.curvature.damping import RelativeDamping, relative
 from mfac.curvature.fisher import EmpiricalFisher, ihvp
+from mfac.curvature.held_out import HeldOutDamping, held_out
 from mfac.gradients.collecting import collect_gradients
 from mfac.masks.patterns import NM, Candidates, Pattern, Units
 from mfac.optim.mfac import MFAC
@@ -21,7 +22,8 @@ from mfac.pruning.allocation import Allocation, AllocationContext, Global
 from mfac.pruning.batchnorm import reestimate_batchnorm
 from mfac.pruning.compensation import Compensation
 from mfac.pruning.context import StepContext
-from mfac.pruning.pruner import prune
+from mfac.pruning.plan import PruningPlan
+from mfac.pruning.pruner import plan, prune
 from mfac.pruning.report import PruningReport, PruningStep
 from mfac.pruning.saliency import Saliency
 from mfac.pruning.schedule import Schedule
@@ -39,7 +41,9 @@ __all__ = [
     "EmpiricalFisher",
     "Global",
     "GradientWindow",
+    "HeldOutDamping",
     "Pattern",
+    "PruningPlan",
     "PruningReport",
     "PruningStep",
     "RelativeDamping",
@@ -49,7 +53,9 @@ __all__ = [
     "Units",
     "build_info",
     "collect_gradients",
+    "held_out",
     "ihvp",
+    "plan",
     "prune",
     "reestimate_batchnorm",
     "relative",

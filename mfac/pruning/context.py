@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from torch import Tensor
@@ -21,14 +21,21 @@ class StepContext:
         fisher: F over the live weights; None where nothing in the step asked for gradients.
         parameters: What is known of each parameter that is pruned.
         live: Weights that are alive, [d] bool: n of the d weights of all parameters.
+        evaluate: The loss after a change δ [n] of the live weights, on a few batches that the gradients are not of.
     """
 
     def __init__(
-        self, weights: Tensor, fisher: EmpiricalFisher | None, parameters: Sequence[PrunableWeight], live: Tensor
+        self,
+        weights: Tensor,
+        fisher: EmpiricalFisher | None,
+        parameters: Sequence[PrunableWeight],
+        live: Tensor,
+        evaluate: Callable[[Tensor], float] | None = None,
     ) -> None:
         self.weights = weights
         self.parameters = parameters
         self.live = live
+        self.evaluate = evaluate
         self._fisher = fisher
         self._dropped: Tensor | None = None
 
@@ -71,5 +78,4 @@ class StepContext:
     @cached_property
     def kept_fisher(self) -> EmpiricalFisher:
         """F over the kept weights alone, with the same gradients and λ: a joint update and the next step need it."""
-        kept = (~self.dropped).nonzero()[:, 0]
-        return EmpiricalFisher(self.fisher.grads.index_select(1, kept), self.fisher.damping, self.fisher.block_size)
+        return self.fisher.restricted(~self.dropped)
