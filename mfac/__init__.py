@@ -22,6 +22,7 @@ from mfac.pruning.allocation import Allocation, AllocationContext, Global
 from mfac.pruning.batchnorm import reestimate_batchnorm
 from mfac.pruning.compensation import Compensation
 from mfac.pruning.context import StepContext
+from mfac.pruning.gradual import Pruner
 from mfac.pruning.plan import PruningPlan
 from mfac.pruning.pruner import plan, prune
 from mfac.pruning.report import PruningReport, PruningStep
@@ -43,6 +44,7 @@ __all__ = [
     "GradientWindow",
     "HeldOutDamping",
     "Pattern",
+    "Pruner",
     "PruningPlan",
     "PruningReport",
     "PruningStep",

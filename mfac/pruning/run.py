@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -21,7 +21,7 @@ from mfac.pruning.context import StepContext
 from mfac.pruning.obs import prune_step
 from mfac.pruning.report import PruningReport, PruningStep
 from mfac.pruning.rows import StageGradients
-from mfac.pruning.schedule import check_schedule
+from mfac.pruning.schedule import Schedule, check_schedule
 from mfac.pruning.settings import Settings
 from mfac.pruning.target import final_count
 from mfac.pruning.targets import Targets
@@ -95,7 +95,7 @@ class Run:
         """
         settings, start = self.settings, time.perf_counter()
         if self.kept_after is None:
-            self._plan_steps()
+            self.plan_steps(settings.schedule, settings.total_steps)
         assert self.kept_after is not None
         total = len(self.kept_after)
         for step, kept in list(enumerate(self.kept_after, start=1))[len(self.report.steps) :]:
@@ -112,15 +112,26 @@ class Run:
         self.finish_report()
         return self.report
 
-    def _plan_steps(self) -> None:
-        """Finds how many weights each step leaves; collects the first gradients, as they say what is pruned."""
+    def plan_steps(self, schedule: Schedule, steps: int) -> None:
+        """Finds how many weights each step leaves; collects the first gradients, as they say what is pruned.
+
+        Args:
+            schedule: Of the kept counts.
+            steps: How many there are.
+        """
         settings = self.settings
         if settings.rules.needs_fisher and int(self.live.sum()) > self.finally_kept:
             self._first_stage()
         live, self.kept_after = int(self.live.sum()), []
         if live > self.finally_kept:  # otherwise as sparse as asked for already
-            self.kept_after = settings.schedule.kept(live, self.finally_kept, settings.total_steps)
-            check_schedule(settings.schedule, self.kept_after, live, self.finally_kept, settings.total_steps)
+            self.kept_after = schedule.kept(live, self.finally_kept, steps)
+            check_schedule(schedule, self.kept_after, live, self.finally_kept, steps)
+
+    def reread_weights(self) -> None:
+        """Takes over the model's weights as they are, and sets those that are dropped to zero in both."""
+        self.weights = self.vector.flat()
+        self.weights[~self.live] = 0
+        self.vector.zero_(~self.live)
 
     def finish_report(self) -> None:
         """Writes masks and what was left dense into the report."""
@@ -234,8 +245,8 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """What the next stage needs to know, as tensors, numbers and strings."""
         return {
-            "weights": self.weights,
-            "live": self.live,
+            "weights": self.weights.clone(),
+            "live": self.live.clone(),
             "damping": self.damping if isinstance(self.damping, float) else None,
             "unused": sorted(self._unused),
             "kept_after": self.kept_after,
@@ -244,18 +255,29 @@ class Run:
             "stream": self.stream.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, write: bool = True) -> None:
         """Goes on where another run was.
 
         Args:
             state: Of `state_dict`.
+            write: Whether the model gets the weights of then.
+
+        Raises:
+            ValueError: If it is of a model with other weights, or the data ends before.
         """
         if state["unused"]:
             self.leave_out(set(state["unused"]))
-        self.weights, self.live, self.kept_after = state["weights"], state["live"], state["kept_after"]
+        if state["live"].shape != self.live.shape:
+            raise ValueError(
+                f"Parameter `state` should be of a model with {self.live.numel()} prunable weights. "
+                f"Found {state['live'].numel()}."
+            )
+        self.live, self.kept_after = state["live"].clone().to(self.live.device), state["kept_after"]
         steps: Sequence[Sequence[Any]] = state["steps"]
         self.report.steps = [PruningStep(*values) for values in steps]
         if self.settings.rules.needs_fisher and steps:
             self.damping = state["damping"]
-        self.vector.write_(self.weights)
+        if write:
+            self.weights = state["weights"].to(self.weights)
+            self.vector.write_(self.weights)
         self.stream.load_state_dict(state["stream"])
