@@ -14,6 +14,7 @@ except ImportError as error:
     ) from error
 from mfac.curvature.damping import RelativeDamping, relative
 from mfac.curvature.fisher import EmpiricalFisher, ihvp
+from mfac.curvature.held_out import HeldOutDamping, held_out
 from mfac.gradients.collecting import collect_gradients
 from mfac.masks.patterns import NM, Candidates, Heads, Pattern, Units
 from mfac.masks.shrink import shrink
@@ -23,7 +24,9 @@ from mfac.pruning.batchnorm import reestimate_batchnorm
 from mfac.pruning.budget import Budget, allocate
 from mfac.pruning.compensation import Compensation
 from mfac.pruning.context import StepContext
-from mfac.pruning.pruner import prune
+from mfac.pruning.gradual import Pruner
+from mfac.pruning.plan import PruningPlan
+from mfac.pruning.pruner import plan, prune
 from mfac.pruning.report import PruningReport, PruningStep
 from mfac.pruning.saliencies.wanda import Wanda
 from mfac.pruning.saliency import Saliency
@@ -44,7 +47,10 @@ __all__ = [
     "Global",
     "GradientWindow",
     "Heads",
+    "HeldOutDamping",
     "Pattern",
+    "Pruner",
+    "PruningPlan",
     "PruningReport",
     "PruningStep",
     "RelativeDamping",
@@ -56,7 +62,9 @@ __all__ = [
     "allocate",
     "build_info",
     "collect_gradients",
+    "held_out",
     "ihvp",
+    "plan",
     "prune",
     "reestimate_batchnorm",
     "relative",

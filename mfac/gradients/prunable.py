@@ -53,7 +53,7 @@ def weight_names(module: nn.Module) -> list[str]:
     """
     if any(isinstance(parameter, UninitializedParameter) for parameter in module.parameters(recurse=False)):
         return []
-    if isinstance(module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)) or _is_transformers_conv1d(module):
+    if isinstance(module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)) or is_transformers_conv1d(module):
         return ["weight"]
     if isinstance(module, nn.MultiheadAttention):
         if module._qkv_same_embed_dim:
@@ -78,7 +78,7 @@ def layout_of(module: nn.Module, shape: torch.Size) -> Layout:
     """
     if isinstance(module, _TRANSPOSED):  # [in, out / groups, ...], the channels of each group in turn
         return (module.groups, shape[0] // module.groups, math.prod(shape[1:]))
-    if _is_transformers_conv1d(module):  # [in, out]
+    if is_transformers_conv1d(module):  # [in, out]
         return (1, shape[0], shape[1])
     return (shape[0], shape[1], math.prod(shape[2:]))  # [out, in], or [out, in / groups, ...]
 
@@ -131,7 +131,7 @@ def parameter_behind(module: nn.Module, name: str) -> nn.Parameter | None:
     return own
 
 
-def _is_transformers_conv1d(module: nn.Module) -> bool:
+def is_transformers_conv1d(module: nn.Module) -> bool:
     """Whether it is the Conv1D of Hugging Face's transformers, whose weight is [in, out]: known by name and shape."""
     weight = module._parameters.get("weight")
     return type(module).__name__ == "Conv1D" and weight is not None and weight.dim() == 2

@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mfac.core import ops
 from mfac.core.checks.numbers import check_count
 from mfac.curvature.fisher import EmpiricalFisher
 from mfac.pruning.blocks import fisher_blocks
@@ -56,7 +55,7 @@ class Joint(Compensation):
         fisher, weights, dropped = context.fisher, context.weights, context.dropped
         if fisher.block_size is not None:
             return _joint_update_of_blocks(fisher, weights, dropped)
-        effect = ops.window_dot(fisher.grads, torch.where(dropped, weights, 0)[None])[0]  # G_D w_D, [m]
+        effect = fisher.dot(torch.where(dropped, weights, 0))  # G_D w_D, [m]
         delta = -weights.double() * dropped
         delta[~dropped] = context.kept_fisher.ihvp_of_combination(effect).double() / fisher.rank
         return delta

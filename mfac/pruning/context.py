@@ -99,5 +99,4 @@ class StepContext:
     @cached_property
     def kept_fisher(self) -> EmpiricalFisher:
         """F over the kept weights alone, with the same gradients and λ: a joint update and the next step need it."""
-        kept = (~self.dropped).nonzero()[:, 0]
-        return EmpiricalFisher(self.fisher.grads.index_select(1, kept), self.fisher.damping, self.fisher.block_size)
+        return self.fisher.restricted(~self.dropped)

@@ -41,11 +41,13 @@ class PruningReport:
         masks: Parameter name to mask of its shape, True = kept.
         steps: Every pruning step in order.
         left_dense: Name of every other weight tensor, of two dimensions or more, and why it was not pruned.
+        pattern: Which zeros there may be, in words.
     """
 
     masks: dict[str, Tensor]
     steps: list[PruningStep] = field(default_factory=list)
     left_dense: dict[str, str] = field(default_factory=dict)
+    pattern: str | None = None
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> None:

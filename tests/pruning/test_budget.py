@@ -11,7 +11,7 @@ from models import batches, classifier, cross_entropy
 
 import mfac
 
-numbers = st.floats(0, 100)
+numbers = st.integers(0, 1000).map(lambda tenths: tenths / 10)
 tables = st.integers(1, 4).flatmap(
     lambda layers: st.lists(
         st.lists(st.tuples(numbers, numbers), min_size=1, max_size=4), min_size=layers, max_size=layers
