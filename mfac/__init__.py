@@ -16,6 +16,7 @@ from mfac.curvature.damping import RelativeDamping, relative
 from mfac.curvature.fisher import EmpiricalFisher, ihvp
 from mfac.curvature.held_out import HeldOutDamping, held_out
 from mfac.gradients.collecting import collect_gradients
+from mfac.masks.masks import Masks
 from mfac.masks.patterns import NM, Candidates, Heads, Pattern, Units
 from mfac.masks.shrink import shrink
 from mfac.optim.mfac import MFAC
@@ -31,6 +32,7 @@ from mfac.pruning.report import PruningReport, PruningStep
 from mfac.pruning.saliencies.wanda import Wanda
 from mfac.pruning.saliency import Saliency
 from mfac.pruning.schedule import Schedule
+from mfac.pruning.verify import verify
 from mfac.window.window import GradientWindow
 
 __version__ = build_info()["version"]  # of the pyproject.toml that the core was compiled from
@@ -48,6 +50,7 @@ __all__ = [
     "GradientWindow",
     "Heads",
     "HeldOutDamping",
+    "Masks",
     "Pattern",
     "Pruner",
     "PruningPlan",
@@ -69,4 +72,5 @@ __all__ = [
     "reestimate_batchnorm",
     "relative",
     "shrink",
+    "verify",
 ]

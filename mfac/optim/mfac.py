@@ -234,6 +234,29 @@ class MFAC(Optimizer):
                 torch._foreach_add_(pieces, parameters, alpha=group["weight_decay"])
         return self._vector
 
+    @cached_property
+    def _columns(self) -> dict[int, int]:
+        """The first column of each parameter, by its identity."""
+        columns, column = {}, 0
+        for parameter in self._parameters():
+            columns[id(parameter)] = column
+            column += parameter.numel()
+        return columns
+
+    def elementwise_state(self, parameter: Tensor) -> list[Tensor]:
+        """What the optimizer keeps of each weight outside `state`, the momentum, which `Masks.attach` clears.
+
+        Args:
+            parameter: Of this optimizer, or not.
+
+        Returns:
+            Tensors of its shape, by reference; none where there is no momentum.
+        """
+        column = self._columns.get(id(parameter))
+        if self._average is None or column is None:
+            return []
+        return [self._average[column : column + parameter.numel()].view(parameter.shape)]
+
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold; torch's own would leave the window out."""
         mine = {name: getattr(self, name) for name in ("_window", "_average", "decoupled_weight_decay")}

@@ -65,7 +65,7 @@ class Run:
         self.ranks = Ranks() if ranks is None else ranks
         self.damping: Damping | HeldOutDamping = settings.damping
         self.fisher: EmpiricalFisher | None = None  # over the live weights, while a stage goes on
-        self.report = PruningReport({}, pattern=str(settings.rules.pattern))
+        self.report = PruningReport({})
         self.kept_after: list[int] | None = None  # of each step, once it is known
         self._evaluation: list[Any] | None = None  # batches, of the stage
         self._unused: set[str] = set()
@@ -174,6 +174,7 @@ class Run:
             of_each[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
         self.report.masks = of_each
         self.report.left_dense = self.targets.left_dense
+        self.report.record_(self.model, str(self.settings.rules.pattern))
 
     def _first_stage(self) -> None:
         """Collects the first gradients, and leaves out the weights that they say nothing of."""

@@ -164,6 +164,9 @@ class Pattern(ABC):
 class Unstructured(Pattern):
     """Any weights."""
 
+    def __repr__(self) -> str:
+        return "unstructured"
+
     def units(self, candidates: Candidates) -> Units:
         """Every live weight for itself."""
         return Units(candidates.scores, candidates.live_counts())
