@@ -155,6 +155,18 @@ def load_compact_(model: nn.Module, path: str | os.PathLike[str]) -> Masks:
         ValueError: If it is no such file, or names or shapes are not the model's; the model is then as it was.
         ImportError: If it is of safetensors, and safetensors is not installed.
         FileNotFoundError: If there is no such file.
+
+    Example:
+        >>> import os, tempfile, torch, mfac
+        >>> masks = mfac.Masks({"weight": torch.tensor([[True, False]])})
+        >>> model, other = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+        >>> masks.apply_(model)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = mfac.save_compact(model, masks, os.path.join(folder, "model.pt"))
+        ...     mfac.load_compact_(other, os.path.join(folder, "model.pt"))
+        Masks(1 tensor, 1 of 2 weights kept, sparsity 0.5000)
+        >>> torch.equal(other.weight, model.weight)
+        True
     """
     tensors, about = read_tensors(path, KIND)
     state: dict[str, Tensor] = {}
@@ -184,6 +196,13 @@ def to_semi_structured_(model: nn.Module) -> dict[str, str]:
     Raises:
         RuntimeError: If the model is not on a GPU of compute capability 8.0 or above.
         ValueError: If no weight could be turned; the model is then as it was.
+
+    Example:
+        >>> import torch, mfac
+        >>> model = torch.nn.Linear(64, 64)
+        >>> mfac.Masks({"weight": torch.tensor([True, True, False, False]).repeat(64, 16)}).apply_(model)
+        >>> mfac.to_semi_structured_(model.half().cuda())  # doctest: +SKIP
+        {}
     """
     device = next(model.parameters()).device
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
@@ -232,6 +251,12 @@ def export_onnx(
     Raises:
         ImportError: If onnx, onnxscript or onnxruntime is not installed.
         ValueError: If outputs differ by more; the file is left for inspection.
+
+    Example:
+        >>> import torch, mfac
+        >>> model = torch.nn.Linear(4, 2)
+        >>> mfac.export_onnx(model, torch.zeros(1, 4), "model.onnx")  # doctest: +SKIP
+        0.0
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
