@@ -106,7 +106,7 @@ def test_json_goes_and_comes_back(tmp_path: Path):
     assert mfac.Masks(mfac.PruningReport.from_json(bare, report.masks).masks) == report.masks
     with pytest.raises(ValueError, match="Parameter `masks` should be given"):
         mfac.PruningReport.from_json(bare)
-    with pytest.raises(ValueError, match="should be a report as JSON, of format 'mfac.report'"):
+    with pytest.raises(ValueError, match=r"should be a report as JSON, of format 'mfac.report'"):
         mfac.PruningReport.from_json("{}")
 
 
