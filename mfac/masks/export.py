@@ -199,10 +199,11 @@ def to_semi_structured_(model: nn.Module) -> dict[str, str]:
 
     Example:
         >>> import torch, mfac
-        >>> model = torch.nn.Linear(64, 64)
-        >>> mfac.Masks({"weight": torch.tensor([True, True, False, False]).repeat(64, 16)}).apply_(model)
-        >>> mfac.to_semi_structured_(model.half().cuda())  # doctest: +SKIP
-        {}
+        >>> try:
+        ...     stays = mfac.to_semi_structured_(torch.nn.Linear(64, 64))
+        ... except RuntimeError as error:  # on a CPU
+        ...     print(str(error)[:28])
+        Semi-structured tensors need
     """
     device = next(model.parameters()).device
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
@@ -253,10 +254,14 @@ def export_onnx(
         ValueError: If outputs differ by more; the file is left for inspection.
 
     Example:
-        >>> import torch, mfac
-        >>> model = torch.nn.Linear(4, 2)
-        >>> mfac.export_onnx(model, torch.zeros(1, 4), "model.onnx")  # doctest: +SKIP
-        0.0
+        >>> import tempfile, torch, mfac
+        >>> try:
+        ...     with tempfile.TemporaryDirectory() as folder:
+        ...         gap = mfac.export_onnx(torch.nn.Linear(2, 2), torch.ones(1, 2), folder + "/a.onnx")
+        ... except ImportError:  # onnx, onnxscript and onnxruntime are optional
+        ...     gap = 0.0
+        >>> gap < 1e-4
+        True
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
