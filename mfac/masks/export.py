@@ -35,8 +35,9 @@ def plain_state_dict(model: nn.Module, masks: Mapping[str, Tensor] | None = None
     Example:
         >>> import torch, mfac
         >>> model = torch.nn.DataParallel(torch.nn.Linear(2, 1, bias=False))
-        >>> mfac.plain_state_dict(model, {"weight": torch.tensor([[True, False]])})["weight"][0, 1].item()
-        0.0
+        >>> state = mfac.plain_state_dict(model, {"weight": torch.tensor([[True, False]])})
+        >>> state["weight"].count_nonzero().item()
+        1
     """
     state = _plain(model)
     for name, mask in (masks or {}).items():
