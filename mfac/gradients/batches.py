@@ -57,6 +57,11 @@ class BatchStream:
         self._length: int | None = None  # of a pass, once one has ended
 
     @property
+    def can_restart(self) -> bool:
+        """Whether another pass over the data can follow the first."""
+        return self._can_restart
+
+    @property
     def length(self) -> int | None:
         """Batches of a pass, as the data says; None where it does not."""
         if self._length is None and self._can_restart and isinstance(self._data, Sized):

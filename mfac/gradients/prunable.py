@@ -27,12 +27,14 @@ class PrunableWeight:
         layout: (outer, inputs, inner), whose product is the size; None where no layer says which
             axis the input channels are.
         layer: The class of the layer that holds the weight.
+        groups: Of the layer's channels, as of a grouped convolution.
     """
 
     name: str
     shape: torch.Size
     layout: Layout | None
     layer: str
+    groups: int = 1
 
     @property
     def size(self) -> int:
@@ -91,13 +93,13 @@ def describe_weights(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> 
     Returns:
         A description of each, in order.
     """
-    layouts: dict[int, tuple[Layout, str]] = {}
+    layouts: dict[int, tuple[Layout, int]] = {}
     holders: dict[int, str] = {}
     for module in model.modules():
         kind = type(module).__name__
         for name in weight_names(module):
             if (weight := parameter_behind(module, name)) is not None:
-                layouts.setdefault(id(weight), (layout_of(module, weight.shape), kind))
+                layouts.setdefault(id(weight), (layout_of(module, weight.shape), getattr(module, "groups", 1)))
         for parameter in module.parameters(recurse=False):
             holders.setdefault(id(parameter), kind)
     return [
@@ -106,6 +108,7 @@ def describe_weights(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> 
             parameter.shape,
             layouts[id(parameter)][0] if id(parameter) in layouts else None,
             holders.get(id(parameter), ""),
+            layouts[id(parameter)][1] if id(parameter) in layouts else 1,
         )
         for name, parameter in selected.items()
     ]

@@ -95,7 +95,7 @@ class Pruner:
         ...     optimizer.zero_grad()
         ...     loss_fn(model, batch).backward()
         ...     optimizer.step()
-        ...     pruner.step()
+        ...     _ = pruner.step()
         >>> pruner.events, int((model.weight == 0).sum())
         ([2, 8, 14, 20], 8)
     """

@@ -47,7 +47,7 @@ def prune(
     params: Selection = None,
     saliency: SaliencyName | Saliency = "obs",
     compensation: CompensationName | Compensation = "joint",
-    pattern: str | Pattern = "unstructured",
+    pattern: str | Pattern | Mapping[str, str | Pattern] = "unstructured",
     allocation: AllocationName | Allocation | Mapping[str, float] = "global",
     num_gradients: int | None = None,
     damping: Damping | HeldOutDamping | Literal["auto"] = relative(0.02),  # ruff: ignore[function-call-in-default-argument]  a frozen value
@@ -61,6 +61,8 @@ def prune(
     mode: Mode = "auto",
     per_sample: bool = False,
     batchnorm_batches: int = 100,
+    step_check: bool = False,
+    refits: int = 0,
     effort: Effort = "default",
     time_budget: float | None = None,
     gradients: GradientsIn = "ram",
@@ -93,10 +95,12 @@ def prune(
             Hugging Face `Conv1D` that require a gradient and get one; names or shell-style patterns, the parameters
             themselves, or a predicate of name and parameter. Names are without the prefixes of wrappers. A weight that
             layers share counts once; with an N:M pattern it is grouped as in the first of them.
-        saliency: "obs", w²/(2 (F⁻¹)_pp), or "magnitude"; or a `Saliency` of your own.
+        saliency: "obs", w²/(2 (F⁻¹)_pp); "magnitude"; "obd"; "snip"; "wanda"; "greedy", OBS to exhaustion inside
+            blocks; "refined", exchanges that lower the joint objective; or a `Saliency`.
         compensation: "joint", the exact minimiser over the kept weights; "summed", the sum of single-weight updates,
-            as M-FAC's own pruner; "none"; or a `Compensation`.
-        pattern: "unstructured", or "N:M" with 1 <= N < M <= 64, as "2:4"; or a `Pattern`.
+            as M-FAC's own pruner; "greedy", exact inside blocks; "none"; or a `Compensation`.
+        pattern: "unstructured"; "N:M" with 1 <= N < M <= 64, as "2:4"; "AxB", blocks of A outputs by B inputs; "rows";
+            "channels"; a `Pattern`; or one of these for each name or shell-style pattern.
         allocation: "global", one ranking over all parameters with a floor for each (`mfac.Global`); "uniform", the
             same density everywhere; "erk", densities by the shapes, which favour small layers; a sparsity for each
             name or shell-style pattern, as {"head.*": 0.5, "*": 0.9}; or an `Allocation`.
@@ -118,6 +122,9 @@ def prune(
         batchnorm_batches: Batches on which the running statistics of batch-norm layers are re-estimated after pruning;
             0 for not at all. Frozen layers keep theirs, batches of one sample are passed over, and if a batch fails
             the network stays pruned: a warning says what to call.
+        step_check: Whether the change of the kept weights is scaled by 1, ½, ¼ or 0 in each step,
+            whichever has the least loss on eight batches that the gradients are not of.
+        refits: Solves of the kept weights after the last stage, each with fresh gradients.
         effort: What decides numbers that are left open, after a batch has been timed. "default": 8 stages of 256
             gradients, or fewer where those take more than 120 seconds; "fast": 4 of 128, 20 seconds; "best": 16 of
             512, half an hour. The numbers hang on the clock where these do not fit: give them to repeat a run.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -14,11 +15,15 @@ from mfac.curvature.fisher import EmpiricalFisher
 from mfac.curvature.held_out import HeldOutDamping, left_out_errors
 from mfac.gradients.backward import GradientSource, LossFunction
 from mfac.gradients.batches import BatchStream
+from mfac.gradients.input_norms import input_norms
 from mfac.gradients.modes import model_mode
 from mfac.gradients.prunable import describe_weights
 from mfac.gradients.ranks import Ranks
+from mfac.pruning.budget import Budget
+from mfac.pruning.checked import refit_update
 from mfac.pruning.context import StepContext
-from mfac.pruning.obs import prune_step
+from mfac.pruning.counts import settle
+from mfac.pruning.obs import prune_step, scored_units
 from mfac.pruning.report import PruningReport, PruningStep
 from mfac.pruning.rows import StageGradients
 from mfac.pruning.schedule import Schedule, check_schedule
@@ -27,6 +32,7 @@ from mfac.pruning.target import final_count
 from mfac.pruning.targets import Targets
 from mfac.pruning.torch_masks import torch_masks
 
+INPUT_BATCHES = 32  # whose activations a saliency is given that asks for them
 NO_GRADIENT = "gets no gradient: the loss does not depend on it, or only in batches that were not seen"
 
 _EVALUATED = 8  # batches that the loss is measured on
@@ -59,7 +65,7 @@ class Run:
         self.ranks = Ranks() if ranks is None else ranks
         self.damping: Damping | HeldOutDamping = settings.damping
         self.fisher: EmpiricalFisher | None = None  # over the live weights, while a stage goes on
-        self.report = PruningReport({}, pattern=str(settings.rules.pattern))
+        self.report = PruningReport({})
         self.kept_after: list[int] | None = None  # of each step, once it is known
         self._evaluation: list[Any] | None = None  # batches, of the stage
         self._unused: set[str] = set()
@@ -109,8 +115,35 @@ class Run:
                 progress(done)
             if after_stage is not None and self.fisher is None:
                 after_stage(self)
+        if settings.rules.needs_fisher and self.kept_after:
+            self._refit(settings.refits)
         self.finish_report()
         return self.report
+
+    def _refit(self, solves: int) -> None:
+        """Solves for the kept weights once more, each time with fresh gradients."""
+        for _ in range(solves):
+            self._evaluation = None
+            assert not isinstance(self.damping, HeldOutDamping)  # the first stage has chosen
+            self.fisher = self._gradients().fisher(self.damping)
+            delta, _scale = refit_update(self._context())
+            self._apply(delta, torch.zeros_like(delta, dtype=torch.bool))
+        self.fisher = None
+
+    def _context(self) -> StepContext:
+        """The live weights as saliencies and compensations see them."""
+        return StepContext(
+            *(self.weights[self.live], self.fisher, self.parameters, self.live),
+            self.evaluate if self.settings.step_check else None,
+            lambda: input_norms(self.model, islice(self.stream.rest(), INPUT_BATCHES), self.loss_fn),
+        )
+
+    def _settle(self) -> None:
+        """Lets an allocation that goes by the first scores say how many weights are kept in the end."""
+        if isinstance(self.settings.rules.allocation, Budget):
+            context, rules = self._context(), self.settings.rules
+            units = scored_units(rules, context, rules.saliency.scores(context))
+            self.finally_kept = settle(rules.allocation, context, units) or self.finally_kept
 
     def plan_steps(self, schedule: Schedule, steps: int) -> None:
         """Finds how many weights each step leaves; collects the first gradients, as they say what is pruned.
@@ -122,6 +155,7 @@ class Run:
         settings = self.settings
         if settings.rules.needs_fisher and int(self.live.sum()) > self.finally_kept:
             self._first_stage()
+        self._settle()
         live, self.kept_after = int(self.live.sum()), []
         if live > self.finally_kept:  # otherwise as sparse as asked for already
             self.kept_after = schedule.kept(live, self.finally_kept, steps)
@@ -140,6 +174,7 @@ class Run:
             of_each[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
         self.report.masks = of_each
         self.report.left_dense = self.targets.left_dense
+        self.report.record_(self.model, str(self.settings.rules.pattern))
 
     def _first_stage(self) -> None:
         """Collects the first gradients, and leaves out the weights that they say nothing of."""
@@ -184,7 +219,7 @@ class Run:
             if isinstance(self.damping, HeldOutDamping):
                 self._choose_damping(self.damping)
             self.damping = self.fisher.damping  # a relative one is relative to the first stage's gradients
-        context = StepContext(self.weights[self.live], self.fisher, self.parameters, self.live, self.evaluate)
+        context = self._context()
         outcome = prune_step(rules, context, kept, self.finally_kept)
         damping = None if self.fisher is None else self.fisher.damping
         self.fisher = context.kept_fisher if self.fisher is not None and stage_goes_on else None

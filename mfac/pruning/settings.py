@@ -53,6 +53,8 @@ class Settings:
         time_budget: Seconds, in place of an effort.
         gradients: "ram", "bf16" or the folder of a file.
         or_fewer: Whether a stage goes on with fewer gradients where the data has no more.
+        step_check: Whether the size of each step is checked on batches of its own.
+        refits: Solves after the last stage, each with fresh gradients.
     """
 
     rules: Rules
@@ -73,6 +75,8 @@ class Settings:
     time_budget: float | None
     gradients: Path | Literal["ram", "bf16"]
     or_fewer: bool
+    step_check: bool = False
+    refits: int = 0
 
     @property
     def rank(self) -> int:
@@ -104,7 +108,7 @@ class Settings:
         }
         plain = (
             *("sparsity", "num_gradients", "stages", "recomputations", "effort", "time_budget", "damping"),
-            *("block_size", "per_sample", "existing_zeros", "mode", "seed"),
+            *("block_size", "per_sample", "existing_zeros", "mode", "seed", "step_check", "refits"),
         )
         return {**words, **{name: repr(getattr(self, name)) for name in plain}}
 
@@ -155,6 +159,8 @@ def checked_settings(arguments: Mapping[str, Any]) -> Settings:
         time_budget=None if budget is None else check_number("time_budget", budget, above=0),
         gradients=gradients,
         or_fewer=given["num_gradients"] is None,
+        step_check=given.get("step_check", False),
+        refits=check_count("refits", given.get("refits", 0)),
     )
 
 

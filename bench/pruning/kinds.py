@@ -1,0 +1,130 @@
+"""Every kind of layer that is pruned, by what can be done with it. A cell says what was reached, or raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+import mfac
+
+SETTINGS: dict[str, Any] = {"num_gradients": 16, "stages": 2, "recomputations": 2}
+
+
+class Conv1D(nn.Module):
+    """Hugging Face's linear layer with its weight the other way round, known by its name and shape."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs) / 4), nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, in] to [n, out]."""
+        return x @ self.weight + self.bias
+
+
+class First(nn.Module):
+    """A module that returns several things, of which the first counts."""
+
+    def __init__(self, inner: nn.Module, copies: int = 1) -> None:
+        super().__init__()
+        self.inner, self.copies = inner, copies
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The inner module's first result, its input given as often as it wants it."""
+        return self.inner(*[x] * self.copies)[0]
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, 16] to [n, 16]."""
+        return self.b(torch.relu(self.a(x)))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of layer.
+
+    Attributes:
+        make: The layer.
+        shape: Of one of its inputs, without the batch.
+        params: What is pruned, where it has to be named.
+    """
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    params: str | None = None
+
+
+def _under_torch_pruning() -> nn.Module:
+    return torch_prune.l1_unstructured(nn.Linear(16, 16), "weight", amount=0.25)
+
+
+KINDS: dict[str, Kind] = {
+    "Linear": Kind(lambda: nn.Linear(16, 16), (16,)),
+    "Conv1d": Kind(lambda: nn.Conv1d(8, 8, 3), (8, 6)),
+    "Conv2d": Kind(lambda: nn.Conv2d(8, 8, 3), (8, 4, 4)),
+    "Conv2d, channels_last": Kind(lambda: nn.Conv2d(8, 8, 3).to(memory_format=torch.channels_last), (8, 4, 4)),
+    "Conv3d": Kind(lambda: nn.Conv3d(8, 8, 2), (8, 3, 3, 3)),
+    "Conv2d, 2 groups": Kind(lambda: nn.Conv2d(16, 8, 3, groups=2), (16, 4, 4)),
+    "Conv2d, depthwise": Kind(lambda: nn.Conv2d(8, 8, 3, groups=8), (8, 4, 4)),
+    "ConvTranspose2d": Kind(lambda: nn.ConvTranspose2d(8, 8, 3), (8, 4, 4)),
+    "GRU": Kind(lambda: First(nn.GRU(8, 8, batch_first=True)), (4, 8)),
+    "LSTM": Kind(lambda: First(nn.LSTM(8, 8, batch_first=True)), (4, 8)),
+    "GRUCell": Kind(lambda: nn.GRUCell(8, 8), (8,)),
+    "MultiheadAttention, packed": Kind(lambda: First(nn.MultiheadAttention(8, 2, batch_first=True), 3), (4, 8)),
+    "Conv1D of transformers": Kind(lambda: Conv1D(16, 16), (16,)),
+    "Linear, tied": Kind(Tied, (16,)),
+    "Linear under torch.nn.utils.prune": Kind(_under_torch_pruning, (16,)),
+    "Embedding, named": Kind(lambda: nn.Embedding(16, 8), (), "0.weight"),
+    "Linear in bfloat16": Kind(lambda: nn.Linear(16, 16).bfloat16(), (16,)),
+    "Linear in float64": Kind(lambda: nn.Linear(16, 16).double(), (16,)),
+}
+
+
+def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean squared distance."""
+    inputs, targets = batch
+    return (model(inputs).flatten(1).float() - targets).square().mean()
+
+
+def prepare(kind: Kind) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """A network of the layer alone, and batches for it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(kind.make())
+    dtype = next(model.parameters()).dtype
+    inputs = [torch.randn(4, *kind.shape).to(dtype) if kind.shape else torch.arange(16) for _ in range(32)]
+    targets = [torch.randn(model(x).flatten(1).shape) for x in inputs]
+    return model, list(zip(inputs, targets, strict=True))
+
+
+def check_zeros(model: nn.Module, masks: dict[str, Tensor]) -> float:
+    """Share of zeros in what is masked, in %; an error if a dropped weight is none."""
+    parameters = dict(model.named_parameters())
+    for name, mask in masks.items():
+        if bool(parameters[name][~mask].any()):
+            raise AssertionError(f"A dropped weight of {name!r} should be zero. Found others.")
+    kept, total = (sum(int(f(mask)) for mask in masks.values()) for f in (torch.sum, torch.numel))
+    return 100 * (1 - kept / total)
+
+
+def fine_tune(model: nn.Module, batches: list[Any], masks: mfac.Masks) -> None:
+    """Some steps of Adam with the masks attached."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-2)
+    handle = masks.attach(model, optimizer)
+    for batch in batches[:8]:
+        optimizer.zero_grad()
+        loss_fn(model, batch).backward()
+        optimizer.step()
+    handle.remove()
