@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -179,6 +180,7 @@ class Run:
     def _first_stage(self) -> None:
         """Collects the first gradients, and leaves out the weights that they say nothing of."""
         grads = self._gradients(or_fewer=self.settings.or_fewer)
+        self.settings = replace(self.settings, num_gradients=grads.store.rank)  # of all stages, as of the first
         if self.source.unused:
             begin, columns = 0, []
             for name, size in zip(self.vector.names, self.vector.sizes, strict=True):
