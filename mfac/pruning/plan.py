@@ -223,7 +223,8 @@ class Planner:
             generator = torch.Generator().manual_seed(0)
             grads = torch.randn((rank, columns), generator=generator).to(self.targets.vector.device)
             weights = torch.randn(columns, generator=generator).to(grads)
-            self._probe(grads[:, : columns // 64 + 1].contiguous(), weights[: columns // 64 + 1])  # warms up
+            few = min(columns, max(64, columns // 64))
+            self._probe(grads[:, :few].contiguous(), weights[:few])  # warms up
             start = time.perf_counter()
             self._probe(grads, weights)
             self._step_seconds[rank] = time.perf_counter() - start
@@ -241,7 +242,7 @@ class Planner:
         shape = torch.Size((1, count))
         parameter = PrunableWeight(self.parameters[0].name, shape, (1, count, 1), self.parameters[0].layer)
         context = StepContext(weights, fisher, [parameter], torch.ones(count, dtype=torch.bool, device=weights.device))
-        prune_step(replace(settings.rules, allocation=Global()), context, count * 3 // 4, count // 2)
+        prune_step(replace(settings.rules, allocation=Global()), context, max(1, count * 3 // 4), max(1, count // 2))
         _ = context.kept_fisher
 
     def _probe_columns(self, rank: int) -> int:

@@ -89,6 +89,14 @@ def test_a_slow_batch_makes_stages_fewer_and_the_plan_says_so(monkeypatch):
     assert any("effort='default' allows" in note for note in planned.notes)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_smallest_network_has_a_plan(size):
+    planned = mfac.plan(
+        torch.nn.Linear(size, 1), lambda model, batch: model(batch).square().mean(), [torch.ones(2, size)], 0.4
+    )
+    assert planned.weights == size and (planned.seconds is None) == (size == 1)  # where none goes
+
+
 @pytest.mark.parametrize("sized", [True, False])
 def test_short_data_gives_fewer_gradients(sized):
     class Unsized:
