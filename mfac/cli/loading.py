@@ -67,7 +67,7 @@ def load_data(text: str) -> Iterable[Any]:
     """
     found = load_object("data", text)
     data = found() if callable(found) and not isinstance(found, Iterable) else found
-    if not isinstance(data, Iterable):
+    if not isinstance(data, Iterable) or isinstance(data, str):
         raise TypeError(f"Parameter `data` should name batches or what makes them. Found a {_kind(data)}.")
     return data
 

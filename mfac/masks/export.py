@@ -158,12 +158,15 @@ def load_compact_(model: nn.Module, path: str | os.PathLike[str]) -> Masks:
 
     Example:
         >>> import os, tempfile, torch, mfac
+        >>> masks = mfac.Masks({"weight": torch.tensor([[True, False]])})
+        >>> model, other = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+        >>> masks.apply_(model)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     file = os.path.join(folder, "model.pt")
-        ...     _ = mfac.save_compact(torch.nn.Linear(2, 2), {}, file)
-        ...     masks = mfac.load_compact_(torch.nn.Linear(2, 2), file)
-        >>> len(masks)
-        0
+        ...     _ = mfac.save_compact(model, masks, os.path.join(folder, "model.pt"))
+        ...     mfac.load_compact_(other, os.path.join(folder, "model.pt"))
+        Masks(1 tensor, 1 of 2 weights kept, sparsity 0.5000)
+        >>> torch.equal(other.weight, model.weight)
+        True
     """
     tensors, about = read_tensors(path, KIND)
     state: dict[str, Tensor] = {}

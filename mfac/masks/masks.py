@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from mfac.gradients.naming import named_layers, named_parameters
 from mfac.gradients.parameters import Selection, match_parameters
 from mfac.gradients.prunable import parameter_behind, weight_names
-from mfac.masks.attachment import MaskHandle, clear_
+from mfac.masks.attachment import MaskHandle
 from mfac.masks.located import locate
 from mfac.masks.packing import pack_bits, unpack_bits
 from mfac.masks.storage import read_tensors, write_tensors
@@ -179,7 +179,7 @@ class Masks(Mapping[str, Tensor]):
             ValueError: If a name or shape is not the model's; the model is then as it was.
         """
         for name, parameter in locate(model, self).items():
-            clear_(parameter, ~self[name])
+            parameter.masked_fill_(~self[name].to(parameter.device), 0)  # a product would leave a NaN as it is
 
     def attach(self, model: nn.Module, optimizer: Optimizer, keep_state: Collection[str] = ()) -> MaskHandle:
         """Keeps dropped weights at zero through every step of an optimizer, and their momentum with them.
@@ -204,7 +204,7 @@ class Masks(Mapping[str, Tensor]):
             TypeError: If `optimizer` is no `torch.optim.Optimizer`.
             ValueError: If a name or shape is not the model's, or the optimizer has none of the parameters.
 
-        Cost: a step reads and writes weights twice, gradients and state once; the masks, one byte a weight.
+        Cost: a step reads and writes weights twice, gradients and state once; memory as much as the masked weights.
         """
         return MaskHandle(model, optimizer, self, keep_state)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ def verify(model: nn.Module, report: PruningReport) -> list[str]:
         report: Of `mfac.prune`.
 
     Returns:
-        What has been proved, a line a promise. What the report does not say, as the pattern, is not among it.
+        What has been proved, a line a promise. Of patterns it is N:M; what the report does not say is not among it.
 
     Raises:
         ValueError: If a promise does not hold, naming it: a name or shape is not there, a weight is not finite, dropped
@@ -53,8 +54,8 @@ def verify(model: nn.Module, report: PruningReport) -> list[str]:
     proved.append(f"{zeros} weights that were dropped are zero, and no others of these tensors")
     _check_sparsity(report, pruned, zeros)
     proved.append(f"the sparsity is {report.sparsity:.6f}")
-    if report.pattern is not None and (line := _check_pattern(report.pattern, model, pruned)):
-        proved.append(line)
+    if report.pattern is not None:
+        proved += _check_patterns(report.pattern, model, pruned)
     if report.dense_zeros is not None:
         _check_dense(model, report.dense_zeros)
         proved.append(f"{len(report.dense_zeros)} tensors that were left dense have no new zeros")
@@ -100,24 +101,32 @@ def _check_sparsity(report: PruningReport, pruned: dict[str, nn.Parameter], zero
             raise ValueError(f"The sparsity should be {sparsity:.6f}, as reported. Found {found:.6f}.")
 
 
-def _check_pattern(pattern: str, model: nn.Module, pruned: dict[str, nn.Parameter]) -> str | None:
-    """Says what was proved; None where the pattern promises nothing that is known here."""
-    found = re.fullmatch(r"([0-9]+):([0-9]+)", pattern)
-    if found is None:
-        return None
-    keep, group = map(int, found.groups())
+def _check_patterns(pattern: str, model: nn.Module, pruned: dict[str, nn.Parameter]) -> list[str]:
+    """Says what was proved. Blocks, rows and channels go whole but for zeros of before, so that masks prove nothing."""
+    by_name = pattern.startswith("{")  # one for each name, the first that matches
+    parts = re.findall(r"'([^']*)': ([^,}]+)", pattern) if by_name else [("*", pattern)]
+    left, proved = dict(pruned), []
+    for names, part in parts:
+        meant = {name: left.pop(name) for name in list(left) if fnmatchcase(name, names)}
+        if found := re.fullmatch(r"([0-9]+):([0-9]+)", part):
+            _check_n_of_m(int(found[1]), int(found[2]), model, meant)
+            of = "" if names == "*" else f" of {names!r}"
+            proved.append(f"at most {part.replace(':', ' of ')} successive weights{of} are kept along input channels")
+    return proved
+
+
+def _check_n_of_m(keep: int, group: int, model: nn.Module, pruned: dict[str, nn.Parameter]) -> None:
     for weight in describe_weights(model, pruned):
         if weight.layout is None:
             raise ValueError(
-                f"The pattern should be {pattern} along input channels. Found {weight.name!r}, which has none."
+                f"The pattern should be {keep}:{group} along input channels. Found {weight.name!r}, which has none."
             )
         most = most_in_groups(pruned[weight.name].reshape(weight.layout) != 0, group)
         if most > keep:
             raise ValueError(
-                f"The pattern should be {pattern}: at most {keep} of {group} successive weights. Found {most} in "
+                f"The pattern should be {keep}:{group}: at most {keep} of {group} successive weights. Found {most} in "
                 f"{weight.name!r}."
             )
-    return f"at most {keep} of {group} successive weights are kept along input channels"
 
 
 def most_in_groups(kept: Tensor, group: int) -> int:

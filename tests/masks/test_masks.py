@@ -204,6 +204,25 @@ def test_an_infinite_gradient_of_a_dropped_weight_does_no_harm():
     assert bool(torch.isfinite(model[0].weight).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_dtypes_and_memory_formats(dtype: torch.dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(6 * 4, 2)).to(dtype)
+    model = model.to(memory_format=torch.channels_last)
+    masks = random_masks(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    masks.attach(model, optimizer)
+    before = model[0].weight.detach().clone()
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(3, 4, 4, 4, dtype=dtype)).square().mean().backward()
+        optimizer.state[model[0].weight]["in_float64"] = torch.ones(6, 4, 3, 3, dtype=torch.float64)
+        optimizer.step()
+        assert revived(model, masks) == 0
+    assert torch.equal(optimizer.state[model[0].weight]["in_float64"] != 0, masks["0.weight"])
+    assert bool((model[0].weight != before)[masks["0.weight"]].any())
+
+
 def test_sparse_gradients():
     model = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Flatten(), nn.Linear(8, 1))
     masks = random_masks(model)
