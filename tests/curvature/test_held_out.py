@@ -9,7 +9,7 @@ import torch
 from models import batches, cross_entropy, trained_classifier
 
 import mfac
-from mfac.curvature.held_out import left_out_errors
+from mfac.curvature.held_out import cautious_choice, left_out_errors
 
 
 def test_errors_are_those_of_leaving_each_row_out():
@@ -24,11 +24,22 @@ def test_errors_are_those_of_leaving_each_row_out():
             G, e = kept[others], effect[others]
             delta = G.T @ torch.linalg.solve(G @ G.T + 7 * damping * torch.eye(6, dtype=torch.float64), e)
             misses.append(effect[row] - kept[row] @ delta)
-        expected.append(0.5 * torch.stack(misses).square().mean())
+        expected.append(0.5 * torch.stack(misses).square())
     # A 7 x 7 eigendecomposition of a matrix with condition below 1e4.
     torch.testing.assert_close(
         left_out_errors(kept @ kept.T, effect, dampings), torch.stack(expected), rtol=1e-9, atol=0
     )
+
+
+def test_of_what_cannot_be_told_apart_the_largest_is_taken():
+    torch.manual_seed(0)
+    best = torch.rand(100, dtype=torch.float64)
+    noise = torch.randn(100, dtype=torch.float64)
+    worse = [best + 0.5 + 0.01 * noise, best, best, best + 0.2]
+    assert cautious_choice(torch.stack(worse[:2])) == 1
+    assert cautious_choice(torch.stack([*worse[:2], worse[3]])) == 1
+    level = best + 0.1 * (noise - noise.mean())  # another mean by rounding alone
+    assert cautious_choice(torch.stack([*worse[:2], level, worse[3]])) == 2
 
 
 @pytest.mark.parametrize("extra", [{}, {"gradients": "bf16"}, {"compensation": "summed"}])
