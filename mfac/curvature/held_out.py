@@ -29,7 +29,8 @@ def held_out(scales: Sequence[float] = _SCALES) -> HeldOutDamping:
 
     The joint update is a ridge regression: it makes up for what the dropped weights did to each of the m gradients,
     G_D w_D, by moving the kept ones, and λ is its ridge. Each row is left out in turn and predicted from the others.
-    That takes one eigendecomposition and O(m³) a candidate, and no further pass over the gradients.
+    Of the candidates that are within a standard error of the best the largest is taken. That takes one
+    eigendecomposition and O(m²) a candidate, beyond a pruning step to see what would be dropped.
 
     Args:
         scales: Candidates for c, positive.
@@ -51,7 +52,7 @@ def held_out(scales: Sequence[float] = _SCALES) -> HeldOutDamping:
     """
     if not scales:
         raise ValueError("Parameter `scales` should have at least one candidate. Found none.")
-    return HeldOutDamping(tuple(check_number("scales", scale, above=0) for scale in scales))
+    return HeldOutDamping(tuple(sorted(check_number("scales", scale, above=0) for scale in scales)))
 
 
 def left_out_errors(gram: Tensor, effect: Tensor, dampings: Sequence[float]) -> Tensor:
@@ -65,7 +66,8 @@ def left_out_errors(gram: Tensor, effect: Tensor, dampings: Sequence[float]) -> 
         dampings: λ, several.
 
     Returns:
-        ½ mean of the squared misses for each λ, in units of the loss. O(m³) once and O(m²) each.
+        Half the squared misses of each row for each λ, [len(dampings), m], in units of the loss. O(m³) once and O(m²)
+        each.
 
     Source: leave-one-out of ridge regression in closed form: Allen's PRESS (1974).
     """
@@ -75,5 +77,25 @@ def left_out_errors(gram: Tensor, effect: Tensor, dampings: Sequence[float]) -> 
     for damping in dampings:
         inverse = 1 / (values.clamp(min=0) + gram.shape[0] * damping)
         misses = (vectors @ (inverse * turned)) / (vectors.square() @ inverse)
-        errors.append(0.5 * misses.square().mean())
+        errors.append(0.5 * misses.square())
     return torch.stack(errors)
+
+
+def cautious_choice(errors: Tensor) -> int:
+    """The last candidate that is not worse than the best by more than the standard error of the difference.
+
+    The mean error is flat over a wide range of λ, and where it is least is largely chance. Of what cannot be told
+    apart the largest λ moves the weights least.
+
+    Args:
+        errors: Of `left_out_errors`, with the candidates in rising order.
+
+    Returns:
+        Its number.
+
+    Source: the rule of one standard error: Breiman et al., "Classification and Regression Trees" (1984), 3.4.3, here
+    on the differences of rows, which the candidates share.
+    """
+    over = errors - errors[int(errors.mean(dim=1).argmin())]
+    spread = over.std(dim=1, correction=0) / errors.shape[1] ** 0.5
+    return int((over.mean(dim=1) <= spread).nonzero().max())

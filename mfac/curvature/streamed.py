@@ -15,7 +15,7 @@ from mfac.curvature.dual import DualFisher, window_combine_, window_dot
 from mfac.curvature.fisher import EmpiricalFisher
 from mfac.gradients.store import GradientStore
 
-_IN_MEMORY = 1 << 25  # entries of a window that is small enough to be held in full: 128 MiB in float32
+IN_MEMORY = 1 << 25  # entries of a window that is small enough to be held in full: 128 MiB in float32
 
 
 class StreamedFisher(EmpiricalFisher):
@@ -105,7 +105,7 @@ def fisher_of(store: GradientStore, damping: Damping, live: Tensor | None = None
         The Fisher. With at most 2²⁵ entries, or with m >= n, it holds them in memory.
     """
     count = store.dim if live is None else int(live.sum())
-    if store.rank < count and store.rank * count > _IN_MEMORY:
+    if store.rank < count and store.rank * count > IN_MEMORY:
         return StreamedFisher(store, damping, live)
     window = torch.empty((store.rank, count), dtype=store.dtype)
     for columns, tile in store.tiles(live):

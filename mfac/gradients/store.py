@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_TILE_ENTRIES = 1 << 23  # of a tile, m rows by so many columns: 32 MiB in float32
+TILE_ENTRIES = 1 << 23  # of a tile, m rows by so many columns: 32 MiB in float32
 
 
 class GradientStore(ABC):
@@ -55,7 +55,7 @@ class GradientStore(ABC):
         Yields:
             Where the tile's columns stand among those that are wanted, and the tile, [m, w] in `dtype`.
         """
-        width = max(1, min(self.dim, _TILE_ENTRIES // self.rank))
+        width = max(1, min(self.dim, TILE_ENTRIES // self.rank))
         begin = 0
         for start in range(0, self.dim, width):
             stop = min(start + width, self.dim)
@@ -147,7 +147,7 @@ class FileStore(GradientStore):
         """Rounds a piece at a time and writes it."""
         for number, row in enumerate(rows, start=first):
             offset = number * self._row_bytes
-            for piece in row.split(_TILE_ENTRIES):
+            for piece in row.split(TILE_ENTRIES):
                 data = memoryview(piece.to(torch.bfloat16).view(torch.int16).numpy()).cast("B")
                 while data:
                     done = os.pwrite(self._file, data, offset)

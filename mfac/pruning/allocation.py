@@ -125,7 +125,7 @@ class Global(Allocation):
 
     def protected(self, context: AllocationContext) -> Tensor | None:
         """The units of the best chains, and the highest of each parameter up to its floor; None without a floor."""
-        if self.floor == 0:
+        if self.floor == 0 or not context.units.ranking.numel():  # a pattern may leave nothing to drop in a step
             return None
         density = context.finally_kept / sum(weight.size for weight in context.weights)
         floors = [max(1, math.ceil(self.floor * density * weight.size)) for weight in context.weights]

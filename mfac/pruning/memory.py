@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
 from mfac.core.memory import GIB, available_bytes
+from mfac.curvature.streamed import IN_MEMORY
+from mfac.gradients.store import TILE_ENTRIES
 from mfac.gradients.vector import ParameterVector
 from mfac.pruning.settings import Settings
 
-_VECTORS_OF_A_STEP = 8 + 8 + 8 + 8 + 8 + 1 + 1  # float64 results, scores, their order, δ and masks, each [n]
-_STREAMED = 5 << 25  # entries of a tile and of what is small enough to be held, with their copies; bytes / 4
+_VECTORS_OF_A_STEP = 61  # float64 results, scores, rankings and their orders, δ and masks, each [n]: as measured
+_TILE_BYTES = 20  # of a column tile's entry: as read, as selected, in float32, and products with it
 
 
 def run_bytes(
@@ -42,7 +45,11 @@ def run_bytes(
     if settings.gradients == "ram":
         return whole + matrices + rank * live * size + max(gradient, step + rank * kept * size), 0
     stored = 2 * rank * live
-    held = min(4 * _STREAMED, 3 * size * rank * live) + max(gradient, step)
+    held = max(gradient, step + _TILE_BYTES * min(TILE_ENTRIES, rank * live))
+    for before, after in pairwise([live, *kept_after]):  # few enough to be held as a tensor, and those of the next step
+        if rank * before <= IN_MEMORY:
+            held = max(held, before * (_VECTORS_OF_A_STEP + size) + size * rank * (before + after))
+            break
     if settings.gradients == "bf16":
         return whole + matrices + stored + held, 0
     return whole + matrices + held, stored

@@ -12,6 +12,7 @@ from torch import nn
 from mfac.core.memory import GIB
 from mfac.curvature.damping import RelativeDamping, relative
 from mfac.curvature.fisher import EmpiricalFisher
+from mfac.curvature.streamed import StreamedFisher
 from mfac.gradients.backward import GradientSource, LossFunction
 from mfac.gradients.batches import BatchStream
 from mfac.gradients.collecting import resolve_mode
@@ -24,11 +25,12 @@ from mfac.pruning.context import StepContext
 from mfac.pruning.effort import candidates, choose
 from mfac.pruning.memory import check_memory, run_bytes
 from mfac.pruning.obs import prune_step
+from mfac.pruning.rows import store_for
 from mfac.pruning.settings import Settings
 from mfac.pruning.target import final_count
 from mfac.pruning.targets import Targets
 
-_PROBE_COLUMNS = 1 << 14  # of the window that a step is timed on
+_PROBE_ENTRIES = 1 << 24  # of the window that a step is timed on: more than caches hold
 _TIMED_BATCHES = 2  # after one that warms up
 
 
@@ -67,7 +69,7 @@ class PruningPlan:
     @property
     def sparsity(self) -> float:
         """Share of zeros at the end."""
-        return 1 - self.kept / self.weights
+        return (self.weights - self.kept) / self.weights
 
     def __str__(self) -> str:
         time_ = "" if self.seconds is None else f", about {_duration(self.seconds)}"
@@ -187,7 +189,7 @@ class Planner:
         """What a run takes: its batches, and its steps in proportion to the weights that are alive."""
         assert self._batch_seconds is not None
         steps = [self.live, *self.kept_counts(settings)][:-1]
-        share = sum(steps) / min(_PROBE_COLUMNS, self.live)
+        share = sum(steps) / self._probe_columns(settings.rank)
         batches = settings.total_stages * self._batches(settings)
         return batches * self._batch_seconds + share * self._seconds_of_a_step(settings.rank)
 
@@ -201,7 +203,7 @@ class Planner:
         return None if self.stream.length is None else self.stream.length * self._rows_a_batch
 
     def _time_a_batch(self) -> None:
-        """Seconds of one batch's gradients: the least of a few, after one that warms up."""
+        """Seconds of one batch's gradients: the mean of a few, after one that warms up."""
         batch = self.stream.peek()
         source = GradientSource(self.model, self.loss_fn, self.targets.vector, self.settings.per_sample)
         before, seconds = Randomness.of(None), []
@@ -209,32 +211,39 @@ class Planner:
             for _ in range(1 + _TIMED_BATCHES):
                 start = time.perf_counter()
                 for rows in source.rows(batch, 0):
-                    bool(torch.isfinite(rows.sum()))
+                    bool(torch.isfinite(rows.clone().sum()))
                 seconds.append(time.perf_counter() - start)
         before.restore(None)
-        self._batch_seconds = min(seconds[1:])
+        self._batch_seconds = sum(seconds[1:]) / _TIMED_BATCHES
 
     def _seconds_of_a_step(self, rank: int) -> float:
         """Seconds of a pruning step on a small window of random numbers."""
         if rank not in self._step_seconds:
-            columns = min(_PROBE_COLUMNS, self.live)
+            columns = self._probe_columns(rank)
             generator = torch.Generator().manual_seed(0)
             grads = torch.randn((rank, columns), generator=generator).to(self.targets.vector.device)
             weights = torch.randn(columns, generator=generator).to(grads)
-            seconds = []
-            for _ in range(2):
-                start = time.perf_counter()
-                self._probe(grads, weights)
-                seconds.append(time.perf_counter() - start)
-            self._step_seconds[rank] = min(seconds)
+            few = min(columns, max(64, columns // 64))
+            self._probe(grads[:, :few].contiguous(), weights[:few])  # warms up
+            start = time.perf_counter()
+            self._probe(grads, weights)
+            self._step_seconds[rank] = time.perf_counter() - start
         return self._step_seconds[rank]
 
     def _probe(self, grads: torch.Tensor, weights: torch.Tensor) -> None:
         settings, count = self.settings, weights.numel()
         damping = settings.damping if isinstance(settings.damping, RelativeDamping) else relative(0.02)
-        fisher = EmpiricalFisher(grads, damping, settings.block_size)
+        if settings.gradients == "ram" or grads.shape[0] >= count:
+            fisher = EmpiricalFisher(grads, damping, settings.block_size)
+        else:
+            store = store_for(settings.gradients, grads.shape[0], count, grads.dtype, grads.device)
+            store.write_(0, grads)
+            fisher = StreamedFisher(store, damping)
         shape = torch.Size((1, count))
         parameter = PrunableWeight(self.parameters[0].name, shape, (1, count, 1), self.parameters[0].layer)
         context = StepContext(weights, fisher, [parameter], torch.ones(count, dtype=torch.bool, device=weights.device))
-        prune_step(replace(settings.rules, allocation=Global()), context, count * 3 // 4, count // 2)
+        prune_step(replace(settings.rules, allocation=Global()), context, max(1, count * 3 // 4), max(1, count // 2))
         _ = context.kept_fisher
+
+    def _probe_columns(self, rank: int) -> int:
+        return max(1, min(_PROBE_ENTRIES // rank, self.live))

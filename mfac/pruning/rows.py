@@ -60,7 +60,7 @@ class StageGradients:
         vector = source.vector
         columns = None if live is None else live.nonzero()[:, 0]
         width = vector.dim if columns is None else columns.numel()
-        store = _store(settings.gradients, settings.rank, width, vector.dtype, vector.device)
+        store = store_for(settings.gradients, settings.rank, width, vector.dtype, vector.device)
         found = fill_rows_(store.write_, source, stream, settings.rank, mode, columns, or_fewer=or_fewer, ranks=ranks)
         store.cut_(found)
         return cls(store, settings.block_size)
@@ -92,9 +92,24 @@ class StageGradients:
         return fisher_of(self.store, damping, self.live)
 
 
-def _store(
+def store_for(
     where: Path | Literal["ram", "bf16"], rank: int, dim: int, dtype: torch.dtype, device: torch.device
 ) -> GradientStore:
+    """An empty store where gradients are asked to be kept.
+
+    Args:
+        where: "ram", "bf16" or a folder.
+        rank: m.
+        dim: d.
+        dtype: Of the arithmetic.
+        device: Of the gradients.
+
+    Returns:
+        The store.
+
+    Raises:
+        ValueError: If it is another than "ram" and the gradients are not on a CPU.
+    """
     if where == "ram":
         return TensorStore(torch.empty((rank, dim), dtype=dtype, device=device))
     if device.type != "cpu":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from mfac.curvature.damping import Damping, relative, resolve_damping
 from mfac.curvature.fisher import EmpiricalFisher
-from mfac.curvature.held_out import HeldOutDamping, left_out_errors
+from mfac.curvature.held_out import HeldOutDamping, cautious_choice, left_out_errors
 from mfac.gradients.backward import GradientSource, LossFunction
 from mfac.gradients.batches import BatchStream
 from mfac.gradients.input_norms import input_norms
@@ -179,6 +180,7 @@ class Run:
     def _first_stage(self) -> None:
         """Collects the first gradients, and leaves out the weights that they say nothing of."""
         grads = self._gradients(or_fewer=self.settings.or_fewer)
+        self.settings = replace(self.settings, num_gradients=grads.store.rank)  # of all stages, as of the first
         if self.source.unused:
             begin, columns = 0, []
             for name, size in zip(self.vector.names, self.vector.sizes, strict=True):
@@ -246,7 +248,7 @@ class Run:
         trace = float(fisher.gram().trace())
         dampings = [resolve_damping(relative(c), trace, fisher.rank, fisher.dim) for c in candidates.scales]
         errors = left_out_errors(fisher.restricted(~dropped).gram(), effect, dampings)
-        self.fisher = fisher.damped(dampings[int(errors.argmin())])
+        self.fisher = fisher.damped(dampings[cautious_choice(errors)])
 
     def evaluate(self, delta: Tensor) -> float:
         """The loss after a change of the live weights, on batches that the stage's gradients are not of.

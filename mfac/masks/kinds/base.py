@@ -90,6 +90,8 @@ class Units:
         """The live weights of the chosen units, [u] bool -> [n] bool."""
         if self.unit_of is None:
             return chosen
+        if not chosen.numel():  # a pattern may leave nothing to drop
+            return torch.zeros_like(self.unit_of, dtype=torch.bool)
         return chosen[self.unit_of.clamp(min=0)] & (self.unit_of >= 0)
 
 
