@@ -55,9 +55,9 @@ wheel: .venv/wheel
 	build/wheel/venv/bin/python -m pip install --quiet --no-deps --no-index build/wheel/repaired/*.whl
 	cd build/wheel && venv/bin/python -c "import mfac; print(mfac.__file__, mfac.build_info())"
 
-# The picture of the README, from the numbers in docs/figures/.
+# The picture of the README, from the tables of docs/benchmarks/.
 figures: .venv/installed
-	$(BIN)/python -m bench.figures
+	$(BIN)/python -m tools.figures
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -202,4 +202,5 @@ class Build(BuildExtension):
         super().build_extensions()
 
 
-setup(ext_modules=[make_extension()], cmdclass={"build_ext": Build})
+if __name__ == "__main__":
+    setup(ext_modules=[make_extension()], cmdclass={"build_ext": Build})

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from demo.digits import Digits
 from demo.networks import accuracy
-from mfac.gradients.threads import ThreadChoice, threads_restored
+from demo.threads import ThreadChoice, threads_restored
 
 
 @dataclass

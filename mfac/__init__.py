@@ -14,17 +14,25 @@ except ImportError as error:
     ) from error
 from mfac.curvature.damping import RelativeDamping, relative
 from mfac.curvature.fisher import EmpiricalFisher, ihvp
+from mfac.curvature.held_out import HeldOutDamping, held_out
 from mfac.gradients.collecting import collect_gradients
-from mfac.masks.patterns import NM, Candidates, Pattern, Units
+from mfac.masks.masks import Masks
+from mfac.masks.patterns import NM, Candidates, Heads, Pattern, Units
+from mfac.masks.shrink import shrink
 from mfac.optim.mfac import MFAC
 from mfac.pruning.allocation import Allocation, AllocationContext, Global
 from mfac.pruning.batchnorm import reestimate_batchnorm
+from mfac.pruning.budget import Budget, allocate
 from mfac.pruning.compensation import Compensation
 from mfac.pruning.context import StepContext
-from mfac.pruning.pruner import prune
+from mfac.pruning.gradual import Pruner
+from mfac.pruning.plan import PruningPlan
+from mfac.pruning.pruner import plan, prune
 from mfac.pruning.report import PruningReport, PruningStep
+from mfac.pruning.saliencies.wanda import Wanda
 from mfac.pruning.saliency import Saliency
 from mfac.pruning.schedule import Schedule
+from mfac.pruning.verify import verify
 from mfac.window.window import GradientWindow
 
 __version__ = build_info()["version"]  # of the pyproject.toml that the core was compiled from
@@ -34,12 +42,18 @@ __all__ = [
     "NM",
     "Allocation",
     "AllocationContext",
+    "Budget",
     "Candidates",
     "Compensation",
     "EmpiricalFisher",
     "Global",
     "GradientWindow",
+    "Heads",
+    "HeldOutDamping",
+    "Masks",
     "Pattern",
+    "Pruner",
+    "PruningPlan",
     "PruningReport",
     "PruningStep",
     "RelativeDamping",
@@ -47,10 +61,16 @@ __all__ = [
     "Schedule",
     "StepContext",
     "Units",
+    "Wanda",
+    "allocate",
     "build_info",
     "collect_gradients",
+    "held_out",
     "ihvp",
+    "plan",
     "prune",
     "reestimate_batchnorm",
     "relative",
+    "shrink",
+    "verify",
 ]

@@ -10,7 +10,8 @@ Batch = tuple[Tensor, Tensor]
 
 def classifier(seed: int = 0, hidden: int = 32, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(12, hidden), nn.Tanh(), nn.Linear(hidden, 3)).to(dtype)
+    model = nn.Sequential(nn.Linear(12, hidden), nn.Tanh(), nn.Linear(hidden, 3))
+    return model if dtype == torch.float32 else model.to(dtype)
 
 
 def conv_classifier(seed: int = 0) -> nn.Sequential:
@@ -53,3 +54,24 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 def same_state(model: nn.Module, before: dict[str, Tensor]) -> bool:
     return all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def deep(middle: nn.Module | None = None) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), middle or nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], **options: object) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = kind(4, 8, batch_first=True, **options), nn.LazyLinear(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x.view(len(x), 3, 4))[0][:, -1])
+
+
+def recurrent(kind: type[nn.RNNBase], **options: object) -> Recurrent:
+    model = Recurrent(kind, **options)
+    model(torch.zeros(1, 12))  # makes the lazy layer
+    return model

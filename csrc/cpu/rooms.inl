@@ -4,6 +4,7 @@
 // (cpu/kernels.h), or `path`_cpu.inl, their text, compiled once for every instruction set (cpu/table.inl). A text may
 // use those above it.
 #if defined(MFAC_ROOM_FILE)
+// clang-format off
 #include MFAC_ROOM_FILE(window/window_dot/window_dot)
 #include MFAC_ROOM_FILE(window/window_combine/window_combine)
 #include MFAC_ROOM_FILE(window/window_push/window_push)
@@ -14,6 +15,7 @@
 #include MFAC_ROOM_FILE(curvature/whitened_norms/whitened_norms)
 #include MFAC_ROOM_FILE(curvature/block_fisher/block_fisher)
 #include MFAC_ROOM_FILE(pruning/nm_mask/nm_mask)
+// clang-format on
 #undef MFAC_ROOM_FILE
 #endif
 

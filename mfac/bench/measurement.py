@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from mfac.bench.network import NetworkGradients, network_gradients
 from mfac.bench.timing import medians
 
 BLOCK_SIZE = 128
@@ -28,17 +30,30 @@ class Setting:
         dim: d.
         rounds: Times that a function is timed.
         slow_rounds: The same for plain torch and the paper's recurrences, after ours.
+        network_width: Of the ResNet-20 whose gradients the static Fisher has.
+        saved_gradients: A file of these, which another process has written.
     """
 
     rank: int
     dim: int
     rounds: int = 7
     slow_rounds: int = 1
+    network_width: int = 16
+    saved_gradients: Path | None = None
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Normally distributed numbers, rows of norm about 1."""
         return torch.randn(*shape, dtype=dtype, generator=self.generator).div_(shape[-1] ** 0.5)
+
+    @cached_property
+    def gradients(self) -> NetworkGradients:
+        """The window of the static Fisher, of half the rank."""
+        if self.saved_gradients is not None:
+            saved = torch.load(self.saved_gradients)
+            return NetworkGradients(saved["rows"], saved["source"])
+        steps = 100 if self.network_width > 8 else 20
+        return network_gradients(max(1, self.rank // 2), self.network_width, steps)
 
     @cached_property
     def _read(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which devices there are kernels for, what each can do, and whether tensors are on the same one."""
+"""Which devices there are kernels for, what each can do, and whether tensors are on one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ class Capabilities:
     """What the kernels of a device can do and ask for.
 
     Attributes:
-        defers: Whether a step does not wait for the numbers that it computes: the host reads them at the next.
+        defers: Whether a step does not wait for the numbers that it computes: the host reads them
+            at the next.
         packet_bytes: Rows begin at multiples of so many bytes.
-        keeps_boundaries: Whether kernels read of a sparse row one tile of columns at a time, and want to know where
-            each begins.
+        keeps_boundaries: Whether kernels read of a sparse row one tile of columns at a time, and
+            want to know where each begins.
     """
 
     defers: bool

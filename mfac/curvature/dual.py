@@ -85,6 +85,9 @@ def factor_capacitance(gram: Tensor, shift: float) -> Tensor:
 class DualFisher:
     """F⁻¹ = (I - Gᵀ C⁻¹ G)/λ for m < d.
 
+    What goes over the gradients stands in `dot`, `combine_`, `_whitened_norms` and `_gather`; a subclass that has its
+    gradients elsewhere replaces these.
+
     Args:
         window: G, [m, d], kept by reference.
         damping: λ.
@@ -105,43 +108,64 @@ class DualFisher:
         store_columns: bool,
     ) -> None:
         self.window = window
-        self.damping = damping
-        self.num_terms = num_terms
-        self.factor = factor_capacitance(gram, num_terms * damping)  # L, [m, m]
         self.stored: Tensor | None = None  # U
+        self._factor(window.shape[1], damping, num_terms, gram)
         if store_columns:
             self.stored = torch.empty_like(window, dtype=torch.float64)
             for columns, tile in column_tiles(window):
                 self.stored[:, columns] = self._whiten(tile)
+
+    def _factor(self, dim: int, damping: float, num_terms: float, gram: Tensor) -> None:
+        """Sets all but the gradients."""
+        self.rank, self.dim = gram.shape[0], dim
+        self.damping = damping
+        self.num_terms = num_terms
+        self.factor = factor_capacitance(gram, num_terms * damping)  # L, [m, m]
+
+    def dot(self, v: Tensor) -> Tensor:
+        """GV for float64 v [k, d]: [k, m] float64; one pass."""
+        return window_dot(self.window, v)
+
+    def combine_(self, out: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
+        """In place: out [k, d] <- alpha·out + beta·coefficients [k, m] G; one pass."""
+        return window_combine_(out, self.window, coefficients, alpha, beta)
+
+    def _whitened_norms(self) -> Tensor:
+        """‖(L⁻¹G)_:i‖² for every column, [d] float64."""
+        return whitened_norms(self.window, self.factor)
+
+    def _gather(self, index: Tensor) -> Tensor:
+        """G[:, index] in float64."""
+        return self.window[:, index].double()
 
     def _whiten(self, tile: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self.factor, tile, upper=False)
 
     def ihvp(self, v: Tensor) -> Tensor:
         """F⁻¹v for float64 v [k, d]; two passes."""
-        c = torch.cholesky_solve(window_dot(self.window, v).T, self.factor)  # [m, k]
-        return window_combine_(v.clone(), self.window, c.T.contiguous(), 1 / self.damping, -1 / self.damping)
+        c = torch.cholesky_solve(self.dot(v).T, self.factor)  # [m, k]
+        return self.combine_(v.clone(), c.T.contiguous(), 1 / self.damping, -1 / self.damping)
 
     def ihvp_of_combination(self, a: Tensor) -> Tensor:
         """F⁻¹Gᵀa = n Gᵀ C⁻¹ a for float64 a [k, m], in the push-through form, which does not subtract; one pass."""
         c = torch.cholesky_solve(a.T, self.factor)  # [m, k]
-        out = a.new_empty((a.shape[0], self.window.shape[1]))
-        return window_combine_(out, self.window, c.T.contiguous(), 0.0, self.num_terms)
+        out = a.new_empty((a.shape[0], self.dim))
+        return self.combine_(out, c.T.contiguous(), 0.0, self.num_terms)
 
     def matvec(self, v: Tensor) -> Tensor:
         """Fv for float64 v [k, d]; two passes."""
-        return window_combine_(v.clone(), self.window, window_dot(self.window, v), self.damping, 1 / self.num_terms)
+        return self.combine_(v.clone(), self.dot(v), self.damping, 1 / self.num_terms)
 
     def inverse_diagonal(self) -> Tensor:
         """diag(F⁻¹), [d] float64, from the squared column norms of L⁻¹G; m²d flops."""
         if self.stored is not None:
             norms = torch.cat([tile.square().sum(0) for tile in self.stored.split(_NORMS_AT_ONCE, dim=1)])
         else:
-            norms = whitened_norms(self.window, self.factor)
+            norms = self._whitened_norms()
         rest = norms.neg_().add_(1)
         cancelled = (rest < _CANCELLED).nonzero()[:, 0]
         for columns in cancelled.split(_NORMS_AT_ONCE):  # (F⁻¹)_ii >= 1/F_ii, which does not subtract
-            squares = self.window[:, columns].double().square_().sum(0)
+            squares = self._gather(columns).square_().sum(0)
             rest[columns] = torch.maximum(rest[columns], self.damping / (self.damping + squares / self.num_terms))
         return rest.div_(self.damping)
 
@@ -149,7 +173,7 @@ class DualFisher:
         """U[:, index], [m, len(index)]."""
         if self.stored is not None:
             return self.stored[:, index]
-        return self._whiten(self.window[:, index].double())
+        return self._whiten(self._gather(index))
 
     def inverse_elements(self, i: Tensor, j: Tensor) -> Tensor:
         """(F⁻¹)_ij for index vectors of one length."""
@@ -163,6 +187,6 @@ class DualFisher:
 
     def logdet(self) -> float:
         """Log det F = d log λ + log det C - m log(nλ)."""
-        rank, dim = self.window.shape
         log_det_capacitance = 2 * float(self.factor.diagonal().log().sum())
-        return dim * math.log(self.damping) + log_det_capacitance - rank * math.log(self.num_terms * self.damping)
+        shift = self.num_terms * self.damping
+        return self.dim * math.log(self.damping) + log_det_capacitance - self.rank * math.log(shift)

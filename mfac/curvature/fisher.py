@@ -13,7 +13,7 @@ from mfac.core.checks.numbers import check_count
 from mfac.core.checks.tensors import check_finite_rows, check_vectors, check_window
 from mfac.curvature.block_diagonal import BlockDiagonalFisher
 from mfac.curvature.damping import Damping, RelativeDamping, check_damping, resolve_damping
-from mfac.curvature.dual import DualFisher
+from mfac.curvature.dual import DualFisher, window_dot
 from mfac.curvature.primal import PrimalFisher
 
 _ELEMENTS_AT_ONCE = 4096
@@ -63,6 +63,7 @@ class EmpiricalFisher:
         damping: λ, a number.
         block_size: B, or None.
         dtype: The gradients' dtype.
+        device: Where they are.
 
     Raises:
         TypeError: If `grads` is not a float32 or float64 tensor.
@@ -93,7 +94,7 @@ class EmpiricalFisher:
         self.grads = window
         self.rank, self.dim = window.shape
         self.block_size = None if block_size is None else check_count("block_size", block_size, least=1)
-        self.dtype = window.dtype
+        self.dtype, self.device = window.dtype, window.device
         num_terms = float(self.rank)
         whole = self.block_size is None or self.block_size >= self.dim
 
@@ -132,7 +133,7 @@ class EmpiricalFisher:
             TypeError: If the dtype differs from the gradients'.
             ValueError: If the shape is wrong, or `refine` negative.
         """
-        vectors = check_vectors("v", v, self.dim, self.dtype, self.grads.device).double()  # [k, d]
+        vectors = check_vectors("v", v, self.dim, self.dtype, self.device).double()  # [k, d]
         check_count("refine", refine)
         result = self._form.ihvp(vectors)
         for _ in range(refine):
@@ -156,9 +157,64 @@ class EmpiricalFisher:
             raise ValueError(
                 f"Parameter `block_size` should be None for a product with a combination. Found {self.block_size}."
             )
-        a = check_vectors("coefficients", coefficients, self.rank, torch.float64, self.grads.device, size="m")
+        a = check_vectors("coefficients", coefficients, self.rank, torch.float64, self.device, size="m")
         result = self._form.ihvp_of_combination(a.contiguous())
         return result.to(self.dtype).reshape(*coefficients.shape[:-1], self.dim)
+
+    def dot(self, v: Tensor) -> Tensor:
+        """Products Gv with the gradients, accumulated in float64.
+
+        Args:
+            v: [d] or [k, d], in the gradients' dtype.
+
+        Returns:
+            [m] or [k, m] float64. Time O(kdm): one pass.
+
+        Raises:
+            TypeError: If the dtype differs from the gradients'.
+            ValueError: If the shape is wrong.
+        """
+        vectors = check_vectors("v", v, self.dim, self.dtype, self.device)
+        return self._dot(vectors.contiguous()).reshape(*v.shape[:-1], self.rank)
+
+    def _dot(self, vectors: Tensor) -> Tensor:
+        return window_dot(self.grads, vectors)
+
+    def gram(self) -> Tensor:
+        """The Gram matrix GGᵀ of the rows, undamped.
+
+        Returns:
+            [m, m] float64. O(m³) where the dual form has it factored, otherwise O(m²d).
+        """
+        if isinstance(self._form, DualFisher):
+            gram = self._form.factor @ self._form.factor.T
+            gram.diagonal().sub_(self.rank * self.damping)
+            return gram
+        return ops.gram(self.grads)
+
+    def restricted(self, kept: Tensor) -> EmpiricalFisher:
+        """The Fisher over some of the columns, of the same gradients and with the same λ.
+
+        Args:
+            kept: Which columns, [d] bool.
+
+        Returns:
+            The Fisher over them; its blocks are those of the columns that are left. Time and memory O(m) a column,
+            beyond factoring.
+        """
+        grads = self.grads.index_select(1, kept.nonzero()[:, 0])
+        return EmpiricalFisher(grads, self.damping, self.block_size)
+
+    def damped(self, damping: float) -> EmpiricalFisher:
+        """The Fisher of the same gradients with another λ.
+
+        Args:
+            damping: λ > 0.
+
+        Returns:
+            The Fisher. Time as for a new one.
+        """
+        return EmpiricalFisher(self.grads, damping, self.block_size)
 
     def matvec(self, v: Tensor) -> Tensor:
         """Products Fv = λv + Gᵀ(Gv)/m with the Fisher itself.
@@ -173,7 +229,7 @@ class EmpiricalFisher:
             TypeError: If the dtype differs from the gradients'.
             ValueError: If the shape is wrong.
         """
-        vectors = check_vectors("v", v, self.dim, self.dtype, self.grads.device).double()
+        vectors = check_vectors("v", v, self.dim, self.dtype, self.device).double()
         return self._form.matvec(vectors).to(self.dtype).reshape(v.shape)
 
     def inverse_diagonal(self) -> Tensor:
@@ -240,12 +296,12 @@ class EmpiricalFisher:
 
     def _check_index(self, name: str, index: int | Tensor) -> Tensor:
         if not isinstance(index, (Integral, Tensor)) or (
-            isinstance(index, Tensor) and index.device not in {torch.device("cpu"), self.grads.device}
+            isinstance(index, Tensor) and index.device not in {torch.device("cpu"), self.device}
         ):
             raise TypeError(f"Parameter `{name}` should be an integer or a CPU tensor of integers. Found {index!r}.")
         if isinstance(index, Integral) and not -self.dim <= index < self.dim:
             raise ValueError(f"Parameter `{name}` should be in [-{self.dim}, {self.dim}). Found {index}.")
-        tensor = torch.as_tensor(index, device=self.grads.device)
+        tensor = torch.as_tensor(index, device=self.device)
         if tensor.dtype not in {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}:
             raise TypeError(f"Parameter `{name}` should be an integer or a tensor of integers. Found {tensor.dtype}.")
         tensor = tensor.long()

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from mfac.gradients.nested import map_tensors, tensors_in
+from mfac.gradients.threads import OperationCount, threads_for
 from mfac.gradients.vector import ParameterVector
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
 _SAMPLE_ENTRIES = 1 << 24  # of the per-sample gradients that are held at once
+_UNCOUNTED = 1 << 62  # operations of what does not compute on the CPU
 
 
 def check_loss(loss: Tensor) -> Tensor:
@@ -62,6 +64,7 @@ class GradientSource:
         self.unused = set(vector.names)
         self.never_used = set(vector.names)
         self._way: Literal["grad", "backward"] | None = None  # until the first batch
+        self._operations: int | None = None  # of a batch, or of a sample; None until the first
         # By torch.func, until a model turns out not to allow it; recurrent layers only have a slow way round.
         self._vectorised = not any(isinstance(layer, nn.RNNBase) for layer in model.modules())
 
@@ -112,6 +115,16 @@ class GradientSource:
 
     def _of_batch(self, batch: Any, number: int) -> Tensor:
         """The gradient of one batch, [d]."""
+        if self._operations is None:  # the first batch takes one thread, as what it is like is not known yet
+            counted = OperationCount()
+            with counted.over(self.model), threads_for(0):
+                gradient = self._computed(batch, number)
+            self._operations = counted.total if self.vector.device.type == "cpu" else _UNCOUNTED
+            return gradient
+        with threads_for(self._operations):
+            return self._computed(batch, number)
+
+    def _computed(self, batch: Any, number: int) -> Tensor:
         leaves = self.vector.leaves()
         with torch.enable_grad():
             loss = check_loss(self.loss_fn(self.model, batch))
@@ -181,7 +194,8 @@ class GradientSource:
             return result
 
         gradient_of = torch.func.vmap(torch.func.grad(of_one_sample), in_dims=(None, 0), randomness="different")
-        gradients = gradient_of(weights, list(tensors_in(batch)))
+        with threads_for((self._operations or 0) * count):
+            gradients = gradient_of(weights, list(tensors_in(batch)))
         pieces, left = [], iter(gradients[names[id(leaf)]] for leaf in leaves)
         for aliases in self.vector.aliases:
             total = next(left).reshape(count, -1).to(self.vector.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from mfac.core.checks.choices import check_choice
 from mfac.core.checks.numbers import check_count
 from mfac.gradients.backward import GradientSource, LossFunction
-from mfac.gradients.batches import BatchStream
+from mfac.gradients.batches import BatchStream, DataEndedError
 from mfac.gradients.modes import Mode, model_mode
 from mfac.gradients.naming import named_parameters
+from mfac.gradients.nested import num_samples
 from mfac.gradients.parameters import Selection, select_parameters
-from mfac.gradients.threads import threads_restored
+from mfac.gradients.ranks import Ranks
 from mfac.gradients.vector import ParameterVector
 
 
@@ -72,8 +73,7 @@ def collect_gradients(
     vector = ParameterVector(selected, list(named_parameters(model).values()))
     source = GradientSource(model, loss_fn, vector, per_sample)
     stream = BatchStream(data)
-    with threads_restored():
-        rows = gather_rows(source, stream, num_gradients, resolve_mode(model, loss_fn, stream, mode))
+    rows = gather_rows(source, stream, num_gradients, resolve_mode(model, loss_fn, stream, mode))
     if source.never_used:
         raise ValueError(
             f"Parameter `params` should select parameters that the loss depends on. "
@@ -154,8 +154,6 @@ def gather_rows(
         mode: Of the model meanwhile.
         columns: Which of the d columns to keep, [d'] indices; None for all. The others are never stored.
 
-    On a CPU it may leave torch with one thread, where more do not pay: see `mfac.gradients.threads`.
-
     Returns:
         [m, d'].
 
@@ -165,19 +163,87 @@ def gather_rows(
     vector = source.vector
     width = vector.dim if columns is None else columns.numel()
     rows = torch.empty((num_gradients, width), dtype=vector.dtype, device=vector.device)
+
+    def write_(first: int, block: Tensor) -> None:
+        rows[first : first + block.shape[0]] = block
+
+    fill_rows_(write_, source, stream, num_gradients, mode, columns)
+    return rows
+
+
+def fill_rows_(
+    write_: Callable[[int, Tensor], None],
+    source: GradientSource,
+    stream: BatchStream,
+    num_gradients: int,
+    mode: Literal["eval", "train"],
+    columns: Tensor | None = None,
+    *,
+    or_fewer: bool = False,
+    ranks: Ranks | None = None,
+) -> int:
+    """Hands the next gradients of a stream to a function that stores them.
+
+    Args:
+        write_: Called with the number of a row and rows [k, d'], those from there on.
+        source: Of gradients.
+        stream: Where the batches come from.
+        num_gradients: m.
+        mode: Of the model meanwhile.
+        columns: Which of the d columns to keep, [d'] indices; None for all.
+        or_fewer: Whether fewer than m, and more than none, will do where the data ends.
+        ranks: The processes that share the work.
+
+    Returns:
+        How many gradients there were.
+
+    Raises:
+        ValueError: As `collect_gradients` does.
+    """
+    ranks = Ranks() if ranks is None else ranks
     filled = 0
-    batches = stream.take(f"num_gradients={num_gradients}")
+
+    def rows_of(batch: Any, number: int) -> Iterator[Tensor]:
+        for rows in source.rows(batch, number):  # each [k, d]
+            kept = rows[: num_gradients - filled]
+            yield kept if columns is None else kept[:, columns]
+            if filled >= num_gradients:
+                return
+
+    rounds = _rounds(stream, num_gradients, source.per_sample, ranks.size, or_fewer)
     with model_mode(source.model, mode):
-        for number, batch in stream.threads.over(batches) if rows.is_cpu else batches:
-            for gradients in source.rows(batch, number):  # each [k, d]
-                kept = gradients[: num_gradients - filled]
-                rows[filled : filled + kept.shape[0]] = kept if columns is None else kept[:, columns]
-                if not bool(torch.isfinite(rows[filled : filled + kept.shape[0]].sum())):
-                    _check_finite(rows[filled : filled + kept.shape[0]], filled, number)
-                filled += kept.shape[0]
+        for number, rows in ranks.rows(rounds, rows_of):
+            kept = rows[: num_gradients - filled]
+            if not bool(torch.isfinite(kept.sum())):
+                _check_finite(kept, filled, number)
+            write_(filled, kept)
+            filled += kept.shape[0]
             if filled == num_gradients:
                 break
-    return rows
+    source.unused, source.never_used = ranks.common(source.unused), ranks.common(source.never_used)
+    return filled
+
+
+def _rounds(
+    stream: BatchStream, num_gradients: int, per_sample: bool, size: int, or_fewer: bool
+) -> Iterator[list[tuple[int, Any]]]:
+    """Batches with their numbers, `size` at a time and no more of them than give `num_gradients` rows."""
+    open_: list[tuple[int, Any]] = []
+    wanted = num_gradients
+    try:
+        for number, batch in stream.take(f"num_gradients={num_gradients}"):
+            open_.append((number, batch))
+            wanted -= (num_samples(batch) or 1) if per_sample else 1
+            if len(open_) == size or wanted <= 0:
+                yield open_
+                open_ = []
+            if wanted <= 0:
+                return
+    except DataEndedError as error:
+        if not or_fewer or not error.taken:
+            raise
+    if open_:
+        yield open_
 
 
 def _check_finite(rows: Tensor, first: int, number: int) -> None:

@@ -27,12 +27,14 @@ class PrunableWeight:
         layout: (outer, inputs, inner), whose product is the size; None where no layer says which
             axis the input channels are.
         layer: The class of the layer that holds the weight.
+        groups: Of the layer's channels, as of a grouped convolution.
     """
 
     name: str
     shape: torch.Size
     layout: Layout | None
     layer: str
+    groups: int = 1
 
     @property
     def size(self) -> int:
@@ -51,7 +53,7 @@ def weight_names(module: nn.Module) -> list[str]:
     """
     if any(isinstance(parameter, UninitializedParameter) for parameter in module.parameters(recurse=False)):
         return []
-    if isinstance(module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)) or _is_transformers_conv1d(module):
+    if isinstance(module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)) or is_transformers_conv1d(module):
         return ["weight"]
     if isinstance(module, nn.MultiheadAttention):
         if module._qkv_same_embed_dim:
@@ -76,7 +78,7 @@ def layout_of(module: nn.Module, shape: torch.Size) -> Layout:
     """
     if isinstance(module, _TRANSPOSED):  # [in, out / groups, ...], the channels of each group in turn
         return (module.groups, shape[0] // module.groups, math.prod(shape[1:]))
-    if _is_transformers_conv1d(module):  # [in, out]
+    if is_transformers_conv1d(module):  # [in, out]
         return (1, shape[0], shape[1])
     return (shape[0], shape[1], math.prod(shape[2:]))  # [out, in], or [out, in / groups, ...]
 
@@ -91,13 +93,13 @@ def describe_weights(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> 
     Returns:
         A description of each, in order.
     """
-    layouts: dict[int, tuple[Layout, str]] = {}
+    layouts: dict[int, tuple[Layout, int]] = {}
     holders: dict[int, str] = {}
     for module in model.modules():
         kind = type(module).__name__
         for name in weight_names(module):
             if (weight := parameter_behind(module, name)) is not None:
-                layouts.setdefault(id(weight), (layout_of(module, weight.shape), kind))
+                layouts.setdefault(id(weight), (layout_of(module, weight.shape), getattr(module, "groups", 1)))
         for parameter in module.parameters(recurse=False):
             holders.setdefault(id(parameter), kind)
     return [
@@ -106,6 +108,7 @@ def describe_weights(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> 
             parameter.shape,
             layouts[id(parameter)][0] if id(parameter) in layouts else None,
             holders.get(id(parameter), ""),
+            layouts[id(parameter)][1] if id(parameter) in layouts else 1,
         )
         for name, parameter in selected.items()
     ]
@@ -128,7 +131,7 @@ def parameter_behind(module: nn.Module, name: str) -> nn.Parameter | None:
     return own
 
 
-def _is_transformers_conv1d(module: nn.Module) -> bool:
+def is_transformers_conv1d(module: nn.Module) -> bool:
     """Whether it is the Conv1D of Hugging Face's transformers, whose weight is [in, out]: known by name and shape."""
     weight = module._parameters.get("weight")
     return type(module).__name__ == "Conv1D" and weight is not None and weight.dim() == 2

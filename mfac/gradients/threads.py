@@ -1,85 +1,93 @@
-"""How many threads compute a gradient: all of torch's, or one where other work keeps their cores.
+"""How many threads compute a gradient: all of torch's, or one where the batch is too small for more.
 
 The backward pass of a small batch is hundreds of short parallel regions. At the end of each region
-every thread waits for the slowest, and the waiting threads spin. If another process has a core, the
-slowest thread is one that is not running at all, and a pass takes ten times as long with two threads
-as with one. One thread waits for nobody.
+every thread waits for the slowest, and the waiting threads spin. Several threads then gain little on
+a quiet machine. If another process has a core, the slowest thread is one that is not running at all,
+and a pass takes ten times as long with two threads as with one. One thread waits for nobody.
+
+The choice hangs on the number of operations of a batch, never on a clock. So the gradients of two
+runs are the same to the last bit, whatever else the machine does.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-Batch = TypeVar("Batch")
+from mfac.gradients.prunable import is_transformers_conv1d
 
-_MEASURED = 2  # batches that begin with one thread: the first warms up, the second is timed
-_SLOWER = 2.0  # times as slow as one thread: a gap that a quiet machine does not show
-_SLOW_IN_A_ROW = 2  # batches, as a single one may be slow by chance; once it was so, one is enough
-_PAUSE = 128  # batches with one thread, before all are tried again
+_OPERATIONS_FOR_ALL = 2e9  # of a batch: from here on several threads pay
 
-
-@contextmanager
-def threads_restored() -> Generator[None]:
-    """Torch's number of threads back as it was, however the block ends."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
 
-class ThreadChoice:
-    """The number of threads that pays, found while gradients are computed.
+class OperationCount:
+    """Counts the operations of the layers that most work is in, while a batch goes forward.
 
-    The first two batches take one thread, and all others take all of torch's threads. If two batches
-    in a row take twice as long as with one thread, the next 128 batches take one, and so does what
-    follows the last of them. On a quiet machine the choice is the same in every run, and so are the
-    gradients, to the last bit.
+    Attributes:
+        total: Floating-point operations, forward and backward: 6 for each weight and place that it is used in.
     """
 
     def __init__(self) -> None:
-        self._all = torch.get_num_threads()
-        self._one_thread = float("inf")  # seconds of the last batch that took one
-        self._to_measure, self._pause = _MEASURED, 0  # batches
-        self._slow, self._slow_allowed = 0, _SLOW_IN_A_ROW  # batches in a row
+        self.total = 0
 
-    def over(self, batches: Iterable[Batch]) -> Generator[Batch]:
-        """Batches, each handed out with torch's number of threads set for it.
-
-        `threads_restored` should enclose the loop: afterwards the number is still the one that pays.
+    @contextmanager
+    def over(self, model: nn.Module) -> Generator[None]:
+        """Counts what the model does inside.
 
         Args:
-            batches: The batches. What is timed is what the caller does until it asks for the next.
+            model: Whose linear, convolutional and recurrent layers are looked at.
 
         Yields:
-            Each batch.
+            Nothing.
         """
+        hooks = [layer.register_forward_hook(self._add) for layer in model.modules() if _is_counted(layer)]
         try:
-            for batch in batches:
-                self._set(1 if self._to_measure or self._pause else self._all)
-                start = time.perf_counter()
-                yield batch
-                self._note(time.perf_counter() - start)
+            yield
         finally:
-            self._set(1 if self._pause else self._all)
+            for hook in hooks:
+                hook.remove()
 
-    def _set(self, count: int) -> None:
-        if torch.get_num_threads() != count:
-            torch.set_num_threads(count)
-
-    def _note(self, seconds: float) -> None:
-        if self._to_measure or self._pause:
-            self._one_thread = seconds
-            self._to_measure, self._pause = max(0, self._to_measure - 1), max(0, self._pause - 1)
-        elif seconds <= _SLOWER * self._one_thread:
-            self._slow, self._slow_allowed = 0, _SLOW_IN_A_ROW
+    def _add(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        if not isinstance(first, Tensor) or not first.numel():
+            return
+        if isinstance(layer, nn.RNNBase):
+            size = sum(p.numel() for p in layer.parameters() if p.dim() > 1)
+            self.total += 6 * size * (first.numel() // first.shape[-1])  # also of a packed sequence's data
         else:
-            self._slow += 1
-            if self._slow >= self._slow_allowed:
-                self._slow, self._slow_allowed, self._pause = 0, 1, _PAUSE
+            assert isinstance(layer.weight, Tensor)
+            # an output takes as many inputs as a row of the weight has; of a transposed weight, the other way round
+            turned = isinstance(layer, _TRANSPOSED) or is_transformers_conv1d(layer)
+            uses = inputs[0].numel() if turned else first.numel()
+            self.total += 6 * layer.weight[0].numel() * uses
+
+
+def _is_counted(layer: nn.Module) -> bool:
+    return isinstance(layer, (*_LAYERS, nn.RNNBase)) or is_transformers_conv1d(layer)
+
+
+@contextmanager
+def threads_for(operations: int) -> Generator[None]:
+    """One thread inside where a batch is small; torch's own number otherwise, and again at the end.
+
+    Args:
+        operations: Of a batch.
+
+    Yields:
+        Nothing.
+    """
+    before = torch.get_num_threads()
+    if operations >= _OPERATIONS_FOR_ALL or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -82,6 +82,12 @@ class ParameterVector:
             yield name, piece.view(parameter.shape)
 
     @torch.no_grad()
+    def zero_(self, where: Tensor) -> None:
+        """Sets weights to exactly zero, whatever they were; `where` is [d] bool."""
+        for (_, piece), parameter in zip(self.pieces(where), self.parameters.values(), strict=True):
+            parameter.masked_fill_(piece, 0)
+
+    @torch.no_grad()
     def write_(self, flat: Tensor) -> None:
         """Writes a vector [d] into the parameters, whatever their memory format; rounds once to their dtype.
 

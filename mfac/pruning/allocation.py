@@ -20,6 +20,9 @@ from mfac.core.checks.numbers import check_number
 from mfac.core.named import resolve
 from mfac.gradients.prunable import PrunableWeight
 from mfac.masks.patterns import Units
+from mfac.pruning.chains import best_chains
+
+_SHARE_OF_CHAINS = 10  # at most one in so many of the weights that are kept in the end
 
 AllocationName = Literal["global", "uniform", "erk"]
 
@@ -35,6 +38,7 @@ class AllocationContext:
         units: What the step may drop, with its saliencies.
         kept: How many weights are to be left after the step, in all.
         finally_kept: How many after the last step.
+        alive: Which of the d weights of all parameters are alive before it, [d] bool.
     """
 
     weights: Sequence[PrunableWeight]
@@ -43,6 +47,7 @@ class AllocationContext:
     units: Units
     kept: int
     finally_kept: int
+    alive: Tensor
 
 
 class Allocation(ABC):
@@ -60,6 +65,17 @@ class Allocation(ABC):
             `context.kept`.
         """
 
+    def protected(self, context: AllocationContext) -> Tensor | None:
+        """Units that are ranked above all others, whatever their scores.
+
+        Args:
+            context: The step.
+
+        Returns:
+            [u] bool; None for none, as by default.
+        """
+        return None
+
 
 class Global(Allocation):
     """One ranking of saliencies over all parameters, with a floor for each.
@@ -68,6 +84,10 @@ class Global(Allocation):
     and no fine-tuning can bring it back. A parameter of s weights keeps at least `floor` · density · s
     weights and at least one, with the density that all parameters together end at. Where that is more
     than there is to keep there is no floor.
+
+    A few weights in each layer may still lead nowhere. So with a floor the best chains of weights from the first
+    of successive layers to each output of the last are kept too (mfac/pruning/chains.py), as far as they take no
+    more than a tenth of what is kept in the end. They count towards the floor.
 
     Args:
         floor: Share of the overall density that each parameter keeps at least, in [0, 1).
@@ -91,39 +111,56 @@ class Global(Allocation):
         self.floor = check_number("floor", floor, least=0, below=1)
 
     def kept(self, context: AllocationContext) -> list[int]:
-        """The counts of the lowest units of all parameters; the highest of each are safe up to its floor."""
+        """The counts of the lowest units of all parameters; what is protected goes last."""
         units, drop = context.units, sum(context.live) - context.kept
-        scores = units.scores
-        protected = self._protected(context)
-        if protected is not None:
-            scores = scores.masked_fill(protected, math.inf)
-        order = torch.argsort(scores, stable=True)
+        order = torch.argsort(units.ranking, stable=True)
         sizes = units.sizes
         count = drop if sizes is None else int((sizes[order].cumsum(0) <= drop).sum())
-        chosen = torch.zeros_like(scores, dtype=torch.bool)
+        chosen = torch.zeros_like(units.scores, dtype=torch.bool)
         chosen[order[:count]] = True
         dropped = [
             int(piece.sum()) for piece in units.by_parameter(chosen if sizes is None else torch.where(chosen, sizes, 0))
         ]
         return [live - gone for live, gone in zip(context.live, dropped, strict=True)]
 
-    def _protected(self, context: AllocationContext) -> Tensor | None:
-        """The highest units of each parameter, up to its floor, [u]; None where there is no floor."""
+    def protected(self, context: AllocationContext) -> Tensor | None:
+        """The units of the best chains, and the highest of each parameter up to its floor; None without a floor."""
         if self.floor == 0:
             return None
         density = context.finally_kept / sum(weight.size for weight in context.weights)
         floors = [max(1, math.ceil(self.floor * density * weight.size)) for weight in context.weights]
         if sum(map(min, floors, context.live)) > context.finally_kept:
             return None
-        units = context.units
-        protected = torch.zeros_like(units.scores, dtype=torch.bool)
+        units, ranking = context.units, context.units.ranking
+        protected = self._chained(context)
         start = 0
         for count, floor, least in zip(units.counts, floors, context.least, strict=True):
-            safe = min(count, max(0, floor - least))
-            if safe:
-                piece = units.scores[start : start + count]
-                protected[start + torch.argsort(piece, stable=True)[count - safe :]] = True
+            there = protected[start : start + count]
+            sizes = (
+                torch.ones_like(there, dtype=torch.int64) if units.sizes is None else units.sizes[start : start + count]
+            )
+            missing = floor - least - int(sizes[there].sum())
+            if missing > 0 and count:
+                order = torch.argsort(ranking[start : start + count].masked_fill(there, -math.inf), descending=True)
+                reached = sizes[order].cumsum(0) - sizes[order]  # before each
+                there[order[reached < missing]] = True
             start += count
+        return protected
+
+    def _chained(self, context: AllocationContext) -> Tensor:
+        """Units that the best chains of weights go through, [u] bool."""
+        units = context.units
+        if units.unit_of is None:
+            of_live = units.ranking.double()
+        else:
+            of_live = torch.where(units.unit_of >= 0, units.ranking.double()[units.unit_of.clamp(min=0)], math.inf)
+        scores = torch.full(context.alive.shape, -math.inf, dtype=torch.float64, device=of_live.device)
+        scores[context.alive] = of_live
+        chains = best_chains(context.weights, scores, context.finally_kept // _SHARE_OF_CHAINS)[context.alive]  # [n]
+        if units.unit_of is None:
+            return chains
+        protected = torch.zeros_like(units.scores, dtype=torch.bool)
+        protected[units.unit_of[chains & (units.unit_of >= 0)]] = True
         return protected
 
 

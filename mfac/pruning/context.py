@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 from torch import Tensor
@@ -21,12 +21,24 @@ class StepContext:
         fisher: F over the live weights; None where nothing in the step asked for gradients.
         parameters: What is known of each parameter that is pruned.
         live: Weights that are alive, [d] bool: n of the d weights of all parameters.
+        evaluate: The loss on held-out batches with a change δ of the live weights, [n]; None where steps are not
+            checked.
+        input_norms: Norms of the input channels that each weight is multiplied with, by the parameter's name; None
+            where the run looks at no activations.
     """
 
     def __init__(
-        self, weights: Tensor, fisher: EmpiricalFisher | None, parameters: Sequence[PrunableWeight], live: Tensor
+        self,
+        weights: Tensor,
+        fisher: EmpiricalFisher | None,
+        parameters: Sequence[PrunableWeight],
+        live: Tensor,
+        evaluate: Callable[[Tensor], float] | None = None,
+        input_norms: Callable[[], Mapping[str, Tensor]] | None = None,
     ) -> None:
         self.weights = weights
+        self.evaluate = evaluate
+        self._input_norms = input_norms
         self.parameters = parameters
         self.live = live
         self._fisher = fisher
@@ -47,6 +59,22 @@ class StepContext:
         if self._fisher is None:
             raise RuntimeError("The step has no Fisher: its saliency and its compensation both say needs_fisher=False.")
         return self._fisher
+
+    def input_norms(self) -> Mapping[str, Tensor]:
+        """‖X_j‖₂ of the input channel of each weight, by the parameter's name and in its shape.
+
+        Returns:
+            What `mfac.gradients.input_norms.input_norms` found.
+
+        Raises:
+            ValueError: If the run looks at no activations.
+        """
+        if self._input_norms is None:
+            raise ValueError(
+                "Parameter `saliency` should bring its activations, as mfac.Wanda(model, batches). Found one without, "
+                "in a run that looks at none."
+            )
+        return self._input_norms()
 
     @cached_property
     def inverse_diagonal(self) -> Tensor:
@@ -71,5 +99,4 @@ class StepContext:
     @cached_property
     def kept_fisher(self) -> EmpiricalFisher:
         """F over the kept weights alone, with the same gradients and λ: a joint update and the next step need it."""
-        kept = (~self.dropped).nonzero()[:, 0]
-        return EmpiricalFisher(self.fisher.grads.index_select(1, kept), self.fisher.damping, self.fisher.block_size)
+        return self.fisher.restricted(~self.dropped)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mfac.masks.patterns import Candidates, Pattern, Units
-from mfac.pruning.allocation import Allocation, AllocationContext
+from mfac.pruning.allocation import Allocation
+from mfac.pruning.checked import checked_update
 from mfac.pruning.compensation import Compensation, predicted_increase
 from mfac.pruning.context import StepContext
+from mfac.pruning.counts import choose_units
 from mfac.pruning.saliency import Saliency
 
 
@@ -44,11 +46,13 @@ class Outcome:
         dropped: Which go, [n] bool.
         delta: δ, [n] float64.
         predicted_increase: ½ δᵀFδ, or None without a Fisher.
+        scale: What the change of the kept weights was scaled with by the step-size check.
     """
 
     dropped: Tensor
     delta: Tensor
     predicted_increase: float | None
+    scale: float = 1.0
 
 
 def prune_step(rules: Rules, context: StepContext, kept: int, finally_kept: int) -> Outcome:
@@ -66,30 +70,46 @@ def prune_step(rules: Rules, context: StepContext, kept: int, finally_kept: int)
     Raises:
         ValueError: If a saliency, an allocation or a compensation returns what it should not.
     """
-    scores = rules.saliency.scores(context)
-    _check_scores(rules.saliency, scores, context.weights)
-    units = rules.pattern.units(Candidates(context.parameters, context.live, scores))
-    context.decide(units.lowest(_counts(rules.allocation, context, units, kept, finally_kept)))
+
+    def choose(scores: Tensor) -> Tensor:
+        _check_scores(rules.saliency, scores, context.weights)
+        units = scored_units(rules, context, scores)
+        return choose_units(rules.allocation, rules.pattern, context, units, kept, finally_kept)
+
+    context.decide(rules.saliency.select(context, choose))
     delta = rules.compensation.update(context)
     _check_update(rules.compensation, delta, context)
+    scale = 1.0
+    if context.evaluate is not None:
+        delta, scale = checked_update(context, delta, context.evaluate)
     increase = predicted_increase(context.fisher, delta) if context.has_fisher else None
-    return Outcome(context.dropped, delta, increase)
+    return Outcome(context.dropped, delta, increase, scale)
 
 
-def _counts(allocation: Allocation, context: StepContext, units: Units, kept: int, finally_kept: int) -> list[int]:
-    """How many weights of each parameter go."""
-    live = [int(piece.sum()) for piece in context.live.split([weight.size for weight in context.parameters])]
-    least = [alive - open_ for alive, open_ in zip(live, units.droppable(), strict=True)]
-    kept = max(kept, sum(least))
-    of_each = allocation.kept(AllocationContext(context.parameters, live, least, units, kept, finally_kept))
-    bounds = zip(of_each, least, live, strict=False)
-    whole = units.sizes is None  # of units of several weights the nearest number that they allow
-    if len(of_each) != len(live) or (whole and sum(of_each) != kept) or any(not a <= n <= b for n, a, b in bounds):
+def scored_units(rules: Rules, context: StepContext, scores: Tensor) -> Units:
+    """What the pattern lets go by these scores of weights, with the saliency's own scores of units of several.
+
+    Args:
+        rules: Of the step.
+        context: The step.
+        scores: Of the live weights, [n].
+
+    Returns:
+        The units.
+
+    Raises:
+        ValueError: If the saliency returns scores that cannot be.
+    """
+    units = rules.pattern.units(Candidates(context.parameters, context.live, scores))
+    own = rules.saliency.unit_scores(context, units) if units.sizes is not None else None
+    if own is None:
+        return units
+    if own.shape != units.scores.shape or not bool((own >= 0).all()) or not bool(torch.isfinite(own).all()):
         raise ValueError(
-            f"Parameter `allocation` should return a count between {least} and {live} for each parameter, "
-            f"in all {kept}. Found {list(of_each)} from {type(allocation).__name__}."
+            f"Parameter `saliency` should return finite scores >= 0 for each of the {units.scores.numel()} units. "
+            f"Found others from {type(rules.saliency).__name__}."
         )
-    return [alive - stay for alive, stay in zip(live, of_each, strict=True)]
+    return replace(units, scores=own)
 
 
 def _check_scores(saliency: Saliency, scores: Tensor, weights: Tensor) -> None:

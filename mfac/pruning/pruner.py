@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from inspect import signature
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 
-from mfac.core.checks.choices import check_choice
-from mfac.core.checks.numbers import check_count
-from mfac.core.named import resolve
-from mfac.curvature.damping import Damping, check_damping, relative
+from mfac.curvature.damping import Damping, relative
+from mfac.curvature.held_out import HeldOutDamping
 from mfac.gradients.backward import LossFunction
 from mfac.gradients.batches import BatchStream
-from mfac.gradients.collecting import check_model_and_loss, resolve_mode
+from mfac.gradients.collecting import check_model_and_loss
 from mfac.gradients.modes import Mode
 from mfac.gradients.parameters import Selection
-from mfac.gradients.threads import threads_restored
-from mfac.masks.patterns import Pattern, resolve_pattern
-from mfac.pruning.allocation import Allocation, AllocationName, resolve_allocation
+from mfac.gradients.ranks import Ranks
+from mfac.masks.patterns import Pattern
+from mfac.pruning.allocation import Allocation, AllocationName
 from mfac.pruning.batchnorm import normalised_layers, reestimate_batchnorm
-from mfac.pruning.compensation import COMPENSATIONS, Compensation, CompensationName
-from mfac.pruning.memory import check_memory
-from mfac.pruning.obs import Rules
+from mfac.pruning.checkpoint import Checkpoint
+from mfac.pruning.compensation import Compensation, CompensationName
+from mfac.pruning.plan import Planner, PruningPlan
 from mfac.pruning.report import PruningReport, PruningStep
-from mfac.pruning.run import Run, Settings
-from mfac.pruning.saliency import SALIENCIES, Saliency, SaliencyName
-from mfac.pruning.schedule import SCHEDULES, Schedule, ScheduleName
+from mfac.pruning.run import Run
+from mfac.pruning.saliency import Saliency, SaliencyName
+from mfac.pruning.schedule import Schedule, ScheduleName
+from mfac.pruning.settings import Effort, GradientsIn, checked_settings
 from mfac.pruning.targets import ExistingZeros, choose_targets
 from mfac.pruning.torch_masks import update_torch_masks_
 
@@ -43,13 +47,13 @@ def prune(
     params: Selection = None,
     saliency: SaliencyName | Saliency = "obs",
     compensation: CompensationName | Compensation = "joint",
-    pattern: str | Pattern = "unstructured",
+    pattern: str | Pattern | Mapping[str, str | Pattern] = "unstructured",
     allocation: AllocationName | Allocation | Mapping[str, float] = "global",
-    num_gradients: int = 256,
-    damping: Damping = relative(0.02),  # ruff: ignore[function-call-in-default-argument]  a frozen value
+    num_gradients: int | None = None,
+    damping: Damping | HeldOutDamping | Literal["auto"] = relative(0.02),  # ruff: ignore[function-call-in-default-argument]  a frozen value
     block_size: int | None = None,
     recomputations: int = 4,
-    stages: int = 8,
+    stages: int | None = None,
     seed: int = 0,
     *,
     schedule: ScheduleName | Schedule = "geometric",
@@ -57,6 +61,14 @@ def prune(
     mode: Mode = "auto",
     per_sample: bool = False,
     batchnorm_batches: int = 100,
+    step_check: bool = False,
+    refits: int = 0,
+    effort: Effort = "default",
+    time_budget: float | None = None,
+    gradients: GradientsIn = "ram",
+    checkpoint: str | os.PathLike[str] | None = None,
+    process_group: ProcessGroup | None = None,
+    verbose: bool = False,
     progress: Callable[[PruningStep], None] | None = None,
 ) -> PruningReport:
     """Prunes a model in place with second-order information, from trained weights and without fine-tuning.
@@ -83,18 +95,22 @@ def prune(
             Hugging Face `Conv1D` that require a gradient and get one; names or shell-style patterns, the parameters
             themselves, or a predicate of name and parameter. Names are without the prefixes of wrappers. A weight that
             layers share counts once; with an N:M pattern it is grouped as in the first of them.
-        saliency: "obs", w²/(2 (F⁻¹)_pp), or "magnitude"; or a `Saliency` of your own.
+        saliency: "obs", w²/(2 (F⁻¹)_pp); "magnitude"; "obd"; "snip"; "wanda"; "greedy", OBS to exhaustion inside
+            blocks; "refined", exchanges that lower the joint objective; or a `Saliency`.
         compensation: "joint", the exact minimiser over the kept weights; "summed", the sum of single-weight updates,
-            as M-FAC's own pruner; "none"; or a `Compensation`.
-        pattern: "unstructured", or "N:M" with 1 <= N < M <= 64, as "2:4"; or a `Pattern`.
+            as M-FAC's own pruner; "greedy", exact inside blocks; "none"; or a `Compensation`.
+        pattern: "unstructured"; "N:M" with 1 <= N < M <= 64, as "2:4"; "AxB", blocks of A outputs by B inputs; "rows";
+            "channels"; a `Pattern`; or one of these for each name or shell-style pattern.
         allocation: "global", one ranking over all parameters with a floor for each (`mfac.Global`); "uniform", the
             same density everywhere; "erk", densities by the shapes, which favour small layers; a sparsity for each
             name or shell-style pattern, as {"head.*": 0.5, "*": 0.9}; or an `Allocation`.
-        num_gradients: m, gradients of a stage.
-        damping: λ > 0, or `mfac.relative(c)`, relative to the first stage's gradients and held from then on.
+        num_gradients: m, gradients of a stage; None for as many as `effort` or `time_budget` allows, and no more than
+            a pass over the data has.
+        damping: λ > 0, or `mfac.relative(c)`, relative to the first stage's gradients and held from then on; or
+            "auto", `mfac.held_out()`, chosen on the first stage's gradients.
         block_size: For a block-diagonal Fisher over the live weights; None for the full matrix.
         recomputations: Pruning steps within a stage, on the same gradients.
-        stages: How often fresh gradients are collected.
+        stages: How often fresh gradients are collected; None for as often as `effort` or `time_budget` allows.
         seed: Of torch's generator while `data` is gone through, so that a shuffling loader gives the same batches each
             time; the caller's generator is not touched.
         schedule: How the number of kept weights falls over all steps: "geometric", "cubic" or "linear"; or a
@@ -106,6 +122,20 @@ def prune(
         batchnorm_batches: Batches on which the running statistics of batch-norm layers are re-estimated after pruning;
             0 for not at all. Frozen layers keep theirs, batches of one sample are passed over, and if a batch fails
             the network stays pruned: a warning says what to call.
+        step_check: Whether the change of the kept weights is scaled by 1, ½, ¼ or 0 in each step,
+            whichever has the least loss on eight batches that the gradients are not of.
+        refits: Solves of the kept weights after the last stage, each with fresh gradients.
+        effort: What decides numbers that are left open, after a batch has been timed. "default": 8 stages of 256
+            gradients, or fewer where those take more than 120 seconds; "fast": 4 of 128, 20 seconds; "best": 16 of
+            512, half an hour. The numbers hang on the clock where these do not fit: give them to repeat a run.
+        time_budget: Seconds that the run may take, in place of an effort.
+        gradients: Where they are kept: "ram"; "bf16", in memory in bfloat16, half as much and no second copy; or a
+            folder, for a file in bfloat16 of which only tiles of columns are in memory.
+        checkpoint: A folder that holds the run after each stage. The same call goes on from there, and ends with the
+            masks of a run that was never stopped; of a finished run it gives the result again.
+        process_group: Of `torch.distributed`. Every process makes the same call with the same data. Each computes its
+            share of the gradients and sends them to all, d numbers a gradient; all hold all of them.
+        verbose: Whether to time a batch and print the plan first (`mfac.plan`).
         progress: Called with a `PruningStep` after each step.
 
     Returns:
@@ -136,43 +166,71 @@ def prune(
         >>> (model.weight != 0).view(2, 2, 4).sum(2).tolist()
         [[2, 2], [2, 2]]
     """
+    settings = checked_settings(locals())
     check_model_and_loss(model, loss_fn)
-    rules = Rules(
-        resolve("saliency", saliency, SALIENCIES, Saliency),  # type: ignore[type-abstract]
-        resolve_pattern(pattern),
-        resolve_allocation(allocation),
-        resolve("compensation", compensation, COMPENSATIONS, Compensation),  # type: ignore[type-abstract]
-    )
-    check_choice("existing_zeros", existing_zeros, ("auto", "keep", "ignore"))
-    check_choice("mode", mode, ("auto", "eval", "train"))
-    check_count("batchnorm_batches", batchnorm_batches)
-    if check_count("seed", seed) >= 2**63:
-        raise ValueError(f"Parameter `seed` should be below 2**63. Found {seed}.")
-
-    settings = Settings(
-        rules=rules,
-        schedule=resolve("schedule", schedule, SCHEDULES, Schedule),  # type: ignore[type-abstract]
-        sparsity=sparsity,
-        num_gradients=check_count("num_gradients", num_gradients, least=1),
-        damping=check_damping(damping),
-        block_size=None if block_size is None else check_count("block_size", block_size, least=1),
-        recomputations=check_count("recomputations", recomputations, least=1),
-        stages=check_count("stages", stages, least=1),
-        per_sample=per_sample,
-        keep_zeros=existing_zeros != "ignore",
-    )
     targets = choose_targets(model, params, existing_zeros)
-    check_memory(targets.vector, num_gradients, recomputations, needs_fisher=rules.needs_fisher)
-    with torch.random.fork_rng(devices=[]), threads_restored():
+    with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        stream = BatchStream(data)
+        stream, ranks = BatchStream(data), Ranks(process_group)
+        saved = None if checkpoint is None else Checkpoint.of(Path(checkpoint), settings.described(), model)
+        state = ranks.same(saved.load() if saved is not None and ranks.rank == 0 else None)
         with _restored_on_error(model):
-            found_mode = resolve_mode(model, loss_fn, stream, mode) if rules.needs_fisher else "eval"
-            report = Run(model, loss_fn, stream, targets, settings, found_mode).run(progress)
+            if state is None:
+                planner = Planner(model, loss_fn, stream, targets, settings)
+                settings, planned = planner.settle(timed=verbose, refuse=True)
+                chosen = ranks.same((settings.rank, settings.total_stages))  # by one clock
+                settings, found_mode = replace(settings, num_gradients=chosen[0], stages=chosen[1]), planner.mode
+                if verbose and ranks.rank == 0:
+                    print(planned)
+                run = Run(model, loss_fn, stream, targets, settings, found_mode, ranks)
+            else:
+                settings, found_mode = replace(settings, **state["chosen"]), state["run"]["mode"]
+                run = Run(model, loss_fn, stream, targets, settings, found_mode, ranks)
+                run.load_state_dict(state["run"])
+            report = run.run(progress, saved.save_run if saved is not None and ranks.rank == 0 else None)
             update_torch_masks_(model, report.masks)
         if batchnorm_batches and report.steps and normalised_layers(model):
             _reestimate(model, loss_fn, stream, batchnorm_batches, found_mode)
     return report
+
+
+def plan(*arguments: Any, **named: Any) -> PruningPlan:
+    """What `prune` would do with the same arguments: weights, batches, bytes and seconds. Nothing is changed.
+
+    The gradients of the first batch are computed three times, to time them, and a pruning step on random numbers. Of a
+    one-shot iterator the first batch is taken.
+
+    Args:
+        *arguments: As of `prune`.
+        **named: As of `prune`; those of progress and checkpoints are passed over.
+
+    Returns:
+        The plan. Its bytes are held to within 10 % on large networks and its seconds within a factor of 1.5 on a
+        machine that does nothing else.
+
+    Raises:
+        TypeError: As `prune` does.
+        ValueError: As `prune` does, where that shows beforehand.
+
+    Example:
+        >>> import torch, mfac
+        >>> model = torch.nn.Linear(8, 2)
+        >>> data = [(torch.randn(4, 8), torch.randint(2, (4,))) for _ in range(32)]
+        >>> loss_fn = lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+        >>> planned = mfac.plan(model, loss_fn, data, sparsity=0.5)
+        >>> planned.weights, planned.kept, planned.num_gradients
+        (16, 8, 32)
+    """
+    bound = signature(prune).bind(*arguments, **named)
+    bound.apply_defaults()
+    given = bound.arguments
+    settings = checked_settings(given)
+    check_model_and_loss(given["model"], given["loss_fn"])
+    targets = choose_targets(given["model"], given["params"], given["existing_zeros"])
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(given["seed"])
+        planner = Planner(given["model"], given["loss_fn"], BatchStream(given["data"]), targets, settings)
+        return planner.settle(timed=True, refuse=False)[1]
 
 
 def _reestimate(

@@ -2,50 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mfac.gradients.naming import parameter_named
+from mfac.gradients.backward import LossFunction
+from mfac.gradients.naming import named_parameters, parameter_named
+from mfac.pruning.measurement import Measurement, measure
+from mfac.pruning.report_data import PruningStep, ReportData
+from mfac.pruning.report_json import report_fields, report_to_json
+from mfac.pruning.report_plot import plot_report
+from mfac.pruning.report_text import report_text
 
-
-@dataclass(frozen=True)
-class PruningStep:
-    """One pruning step: one recomputation within one stage.
-
-    Attributes:
-        step: Its number, from 1.
-        total_steps: How many there will be.
-        stage: The stage it belongs to, from 1; each stage has gradients of its own.
-        sparsity: Share of zeros among the prunable weights after it.
-        damping: λ, or None where no Fisher was needed.
-        predicted_increase: ½ δᵀFδ of its update in units of the loss, or None where no Fisher was needed.
-        seconds: Wall time, the stage's gradients included in its first step.
-    """
-
-    step: int
-    total_steps: int
-    stage: int
-    sparsity: float
-    damping: float | None
-    predicted_increase: float | None
-    seconds: float
+__all__ = ["PruningReport", "PruningStep"]
 
 
 @dataclass
-class PruningReport:
+class PruningReport(ReportData):
     """The result of `mfac.prune`.
 
     Attributes:
         masks: Parameter name to mask of its shape, True = kept.
         steps: Every pruning step in order.
         left_dense: Name of every other weight tensor, of two dimensions or more, and why it was not pruned.
+        pattern: The pattern's name, as "unstructured" or "2:4"; None where it is not known.
+        dense_zeros: How many zeros each tensor left dense had when pruning ended; None where it is not known.
+        measured: What `measure` found last.
     """
-
-    masks: dict[str, Tensor]
-    steps: list[PruningStep] = field(default_factory=list)
-    left_dense: dict[str, str] = field(default_factory=dict)
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> None:
@@ -57,46 +45,87 @@ class PruningReport:
         for name, mask in self.masks.items():
             parameter_named(model, name).mul_(mask)
 
-    @property
-    def sparsity(self) -> float:
-        """Share of zeros among the weights that were pruned, exact; what was left dense does not count."""
-        total = self._total()
-        return (total - sum(self._kept().values())) / total if total else 0.0
+    def record_(self, model: nn.Module, pattern: str) -> None:
+        """Notes what `mfac.verify` compares a model with later.
 
-    def _kept(self) -> dict[str, int]:
-        return {name: int(mask.sum()) for name, mask in self.masks.items() if name not in self.left_dense}
-
-    def _total(self) -> int:
-        return sum(mask.numel() for name, mask in self.masks.items() if name not in self.left_dense)
-
-    @property
-    def sparsity_by_parameter(self) -> dict[str, float]:
-        """Share of zeros in each parameter."""
-        return {name: 1 - float(mask.double().mean()) for name, mask in self.masks.items()}
-
-    @property
-    def predicted_increase(self) -> float | None:
-        """½ δᵀFδ summed over the steps: what the quadratic models say the updates cost, in units of the loss.
-
-        None where no Fisher was needed: magnitude saliency without compensation.
+        Args:
+            model: As pruning left it.
+            pattern: The pattern's name.
         """
-        increases = [step.predicted_increase for step in self.steps if step.predicted_increase is not None]
-        return sum(increases) if increases or not self.steps else None
+        self.pattern = pattern
+        named = named_parameters(model)
+        self.dense_zeros = {name: int((named[name] == 0).sum()) for name in self.left_dense if name in named}
 
-    @property
-    def seconds(self) -> float:
-        """Wall time of all steps."""
-        return sum(step.seconds for step in self.steps)
+    def measure(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction | None = None,
+        data: Iterable[Any] | None = None,
+        *,
+        dense: nn.Module | None = None,
+        example: Any = None,
+    ) -> Measurement:
+        """Measures what pruning cost and saved, on the model itself; kept as `measured`, and printed with the report.
+
+        Args:
+            model: The pruned model; nothing of it changes.
+            loss_fn: As for `mfac.prune`.
+            data: A finite iterable of batches, of which the loss and its time are taken.
+            dense: The model as it was before, for its loss and time.
+            example: An input, or a tuple or dict of several, whose operations are counted; otherwise the first batch's.
+
+        Returns:
+            Bytes of each tensor dense and compact; operations where there is an example or data; loss and time where
+            there is data.
+
+        Raises:
+            ValueError: If a mask's name or shape is not the model's, or the data is empty.
+        """
+        self.measured = measure(self.masks, model, loss_fn, data, dense=dense, example=example)
+        return self.measured
+
+    def to_json(self, path: str | os.PathLike[str] | None = None, *, masks: bool = True) -> str:
+        """The report as JSON.
+
+        Args:
+            path: A file to write it to; None for none.
+            masks: Whether masks are in it, compressed bits. Without them `from_json` asks for them.
+
+        Returns:
+            The text.
+        """
+        text = report_to_json(self, masks)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike[str], masks: Mapping[str, Tensor] | None = None) -> PruningReport:
+        """Reads what `to_json` wrote.
+
+        Args:
+            source: The text, or the path of a file.
+            masks: Where the text has none.
+
+        Returns:
+            The report; its masks are on the CPU.
+
+        Raises:
+            ValueError: If it is no such report, or there are no masks.
+        """
+        text = source if isinstance(source, str) and source.lstrip().startswith("{") else Path(source).read_text()
+        return cls(**report_fields(text, masks))
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draws density by layer, and sparsity by step; needs matplotlib.
+
+        Args:
+            path: Of the picture; its suffix chooses the form, as ".png" or ".svg".
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        plot_report(self, path)
 
     def __str__(self) -> str:
-        kept, total = sum(self._kept().values()), self._total()
-        increase = "" if self.predicted_increase is None else f", predicted increase {self.predicted_increase:.3g}"
-        lines = [
-            f"sparsity {self.sparsity:.4f}: {kept} of {total} weights kept in {len(self.steps)} steps, "
-            f"{self.seconds:.1f} s{increase}"
-        ]
-        width = max(map(len, [*self.masks, *self.left_dense]))
-        shares = self.sparsity_by_parameter
-        lines += [f"  {name:<{width}}  {share:.4f}" for name, share in shares.items() if name not in self.left_dense]
-        lines += [f"  {name:<{width}}  left dense: it {why}" for name, why in self.left_dense.items()]
-        return "\n".join(lines)
+        return report_text(self)

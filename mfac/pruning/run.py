@@ -3,62 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mfac.curvature.damping import Damping
+from mfac.curvature.damping import Damping, relative, resolve_damping
 from mfac.curvature.fisher import EmpiricalFisher
+from mfac.curvature.held_out import HeldOutDamping, left_out_errors
 from mfac.gradients.backward import GradientSource, LossFunction
 from mfac.gradients.batches import BatchStream
-from mfac.gradients.collecting import gather_rows
+from mfac.gradients.input_norms import input_norms
+from mfac.gradients.modes import model_mode
 from mfac.gradients.prunable import describe_weights
+from mfac.gradients.ranks import Ranks
+from mfac.pruning.budget import Budget
+from mfac.pruning.checked import refit_update
 from mfac.pruning.context import StepContext
-from mfac.pruning.obs import Rules, prune_step
+from mfac.pruning.counts import settle
+from mfac.pruning.obs import prune_step, scored_units
 from mfac.pruning.report import PruningReport, PruningStep
+from mfac.pruning.rows import StageGradients
 from mfac.pruning.schedule import Schedule, check_schedule
+from mfac.pruning.settings import Settings
 from mfac.pruning.target import final_count
 from mfac.pruning.targets import Targets
 from mfac.pruning.torch_masks import torch_masks
 
+INPUT_BATCHES = 32  # whose activations a saliency is given that asks for them
 NO_GRADIENT = "gets no gradient: the loss does not depend on it, or only in batches that were not seen"
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run was asked for, checked.
-
-    Attributes:
-        rules: Of a step.
-        schedule: Of the kept counts.
-        sparsity: Share of zeros, or None.
-        num_gradients: m, of a stage.
-        damping: λ, absolute or relative.
-        block_size: Of a block-diagonal Fisher, or None.
-        recomputations: Steps of a stage.
-        stages: How many.
-        per_sample: One gradient a sample.
-        keep_zeros: Whether weights that are zero count as pruned.
-    """
-
-    rules: Rules
-    schedule: Schedule
-    sparsity: float | None
-    num_gradients: int
-    damping: Damping
-    block_size: int | None
-    recomputations: int
-    stages: int
-    per_sample: bool
-    keep_zeros: bool
-
-    @property
-    def total_steps(self) -> int:
-        """Of all stages."""
-        return self.stages * self.recomputations if self.rules.needs_fisher else 1
+_EVALUATED = 8  # batches that the loss is measured on
 
 
 class Run:
@@ -69,8 +46,9 @@ class Run:
         loss_fn: The loss.
         stream: Of batches.
         targets: What is pruned.
-        settings: How.
+        settings: How, with numbers of gradients and stages chosen.
         mode: Of the model while gradients are collected.
+        ranks: The processes that share the gradients.
     """
 
     def __init__(
@@ -81,11 +59,16 @@ class Run:
         targets: Targets,
         settings: Settings,
         mode: Literal["eval", "train"],
+        ranks: Ranks | None = None,
     ) -> None:
         self.model, self.loss_fn, self.stream, self.settings, self.mode = model, loss_fn, stream, settings, mode
-        self.damping = settings.damping
+        self.ranks = Ranks() if ranks is None else ranks
+        self.damping: Damping | HeldOutDamping = settings.damping
         self.fisher: EmpiricalFisher | None = None  # over the live weights, while a stage goes on
         self.report = PruningReport({})
+        self.kept_after: list[int] | None = None  # of each step, once it is known
+        self._evaluation: list[Any] | None = None  # batches, of the stage
+        self._unused: set[str] = set()
         self._take(targets)
 
     def _take(self, targets: Targets) -> None:
@@ -96,32 +79,33 @@ class Run:
         self.weights = self.vector.flat()  # [d]
         if not bool(torch.isfinite(self.weights).all()):
             raise ValueError("Parameter `model` should have finite weights. Found a NaN or infinity.")
-        self.live = self.weights != 0 if self.settings.keep_zeros else torch.ones_like(self.weights, dtype=torch.bool)
+        keep_zeros = self.settings.existing_zeros != "ignore"
+        self.live = self.weights != 0 if keep_zeros else torch.ones_like(self.weights, dtype=torch.bool)
         masked = torch_masks(self.model)
         for name, piece in self.vector.pieces(self.live):
             if name in masked:
                 piece &= masked[name]
         self.finally_kept = final_count(self.settings.rules, self.settings.sparsity, self.parameters, self.live)
 
-    def run(self, progress: Callable[[PruningStep], None] | None) -> PruningReport:
-        """Takes all steps.
+    def run(
+        self, progress: Callable[[PruningStep], None] | None, after_stage: Callable[[Run], None] | None = None
+    ) -> PruningReport:
+        """Takes all steps that are left.
 
         Args:
             progress: Called after each.
+            after_stage: Called when the last step of a stage is done, and nothing of the stage is needed any more.
 
         Returns:
             The report; the model is pruned.
         """
-        settings = self.settings
-        start = time.perf_counter()
-        if settings.rules.needs_fisher and int(self.live.sum()) > self.finally_kept:
-            self._first_stage()
-        live, kept_after = int(self.live.sum()), []
-        if live > self.finally_kept:  # otherwise as sparse as asked for already
-            kept_after = settings.schedule.kept(live, self.finally_kept, settings.total_steps)
-            check_schedule(settings.schedule, kept_after, live, self.finally_kept, settings.total_steps)
-        for step, kept in enumerate(kept_after, start=1):
-            damping, increase = self._step(step, kept)
+        settings, start = self.settings, time.perf_counter()
+        if self.kept_after is None:
+            self.plan_steps(settings.schedule, settings.total_steps)
+        assert self.kept_after is not None
+        total = len(self.kept_after)
+        for step, kept in list(enumerate(self.kept_after, start=1))[len(self.report.steps) :]:
+            damping, increase = self.step(kept, stage_goes_on=step % settings.recomputations != 0 and step < total)
             stage = (step - 1) // settings.recomputations + 1
             reached = 1 - int(self.live.sum()) / self.vector.dim
             seconds, start = time.perf_counter() - start, time.perf_counter()
@@ -129,51 +113,161 @@ class Run:
             self.report.steps.append(done)
             if progress is not None:
                 progress(done)
-        self.fisher = None
-        self._finish_report()
+            if after_stage is not None and self.fisher is None:
+                after_stage(self)
+        if settings.rules.needs_fisher and self.kept_after:
+            self._refit(settings.refits)
+        self.finish_report()
         return self.report
 
-    def _finish_report(self) -> None:
+    def _refit(self, solves: int) -> None:
+        """Solves for the kept weights once more, each time with fresh gradients."""
+        for _ in range(solves):
+            self._evaluation = None
+            assert not isinstance(self.damping, HeldOutDamping)  # the first stage has chosen
+            self.fisher = self._gradients().fisher(self.damping)
+            delta, _scale = refit_update(self._context())
+            self._apply(delta, torch.zeros_like(delta, dtype=torch.bool))
+        self.fisher = None
+
+    def _context(self) -> StepContext:
+        """The live weights as saliencies and compensations see them."""
+        return StepContext(
+            *(self.weights[self.live], self.fisher, self.parameters, self.live),
+            self.evaluate if self.settings.step_check else None,
+            lambda: input_norms(self.model, islice(self.stream.rest(), INPUT_BATCHES), self.loss_fn),
+        )
+
+    def _settle(self) -> None:
+        """Lets an allocation that goes by the first scores say how many weights are kept in the end."""
+        if isinstance(self.settings.rules.allocation, Budget):
+            context, rules = self._context(), self.settings.rules
+            units = scored_units(rules, context, rules.saliency.scores(context))
+            self.finally_kept = settle(rules.allocation, context, units) or self.finally_kept
+
+    def plan_steps(self, schedule: Schedule, steps: int) -> None:
+        """Finds how many weights each step leaves; collects the first gradients, as they say what is pruned.
+
+        Args:
+            schedule: Of the kept counts.
+            steps: How many there are.
+        """
+        settings = self.settings
+        if settings.rules.needs_fisher and int(self.live.sum()) > self.finally_kept:
+            self._first_stage()
+        self._settle()
+        live, self.kept_after = int(self.live.sum()), []
+        if live > self.finally_kept:  # otherwise as sparse as asked for already
+            self.kept_after = schedule.kept(live, self.finally_kept, steps)
+            check_schedule(schedule, self.kept_after, live, self.finally_kept, steps)
+
+    def reread_weights(self) -> None:
+        """Takes over the model's weights as they are, and sets those that are dropped to zero in both."""
+        self.weights = self.vector.flat()
+        self.weights[~self.live] = 0
+        self.vector.zero_(~self.live)
+
+    def finish_report(self) -> None:
+        """Writes masks and what was left dense into the report."""
         of_each = {name: mask.clone() for name, mask in self.vector.pieces(self.live)}
         for name, parameter in self.targets.whole.items():
             of_each[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
         self.report.masks = of_each
         self.report.left_dense = self.targets.left_dense
+        self.report.record_(self.model, str(self.settings.rules.pattern))
 
     def _first_stage(self) -> None:
         """Collects the first gradients, and leaves out the weights that they say nothing of."""
-        grads = self._gradients()
+        grads = self._gradients(or_fewer=self.settings.or_fewer)
         if self.source.unused:
             begin, columns = 0, []
             for name, size in zip(self.vector.names, self.vector.sizes, strict=True):
                 piece = self.live[begin : begin + size]
                 columns.append(piece & (name not in self.source.unused))
                 begin += size
-            used = torch.cat(columns)[self.live].nonzero()[:, 0]
-            self._take(self.targets.without(self.source.unused, NO_GRADIENT))
-            grads = grads.index_select(1, used)
-        self._factor(grads)
+            used = torch.cat(columns)[self.live]
+            self.leave_out(self.source.unused)
+            grads = grads.restricted(used)
+        self.fisher = grads.fisher(relative(0.02) if isinstance(self.damping, HeldOutDamping) else self.damping)
 
-    def _step(self, step: int, kept: int) -> tuple[float | None, float | None]:
-        """Drops all but `kept` of the live weights and moves those; returns λ and ½ δᵀFδ."""
-        rules, stage_goes_on = self.settings.rules, step % self.settings.recomputations != 0
+    def leave_out(self, names: set[str]) -> None:
+        """Takes weights without a gradient off what is pruned.
+
+        Args:
+            names: Of the parameters.
+        """
+        self._unused = set(names)
+        self._take(self.targets.without(names, NO_GRADIENT))
+
+    def step(self, kept: int, *, stage_goes_on: bool) -> tuple[float | None, float | None]:
+        """Drops all but `kept` of the live weights and moves those; collects gradients where a stage begins.
+
+        Args:
+            kept: How many weights stay.
+            stage_goes_on: Whether the next step takes the same gradients.
+
+        Returns:
+            λ and ½ δᵀFδ; None without a Fisher.
+        """
+        rules = self.settings.rules
         if rules.needs_fisher and self.fisher is None:
-            self._factor(self._gradients())
-        context = StepContext(self.weights[self.live], self.fisher, self.parameters, self.live)
+            self._evaluation = None
+            self.fisher = self._gradients().fisher(
+                relative(0.02) if isinstance(self.damping, HeldOutDamping) else self.damping
+            )
+        if self.fisher is not None:
+            if isinstance(self.damping, HeldOutDamping):
+                self._choose_damping(self.damping)
+            self.damping = self.fisher.damping  # a relative one is relative to the first stage's gradients
+        context = self._context()
         outcome = prune_step(rules, context, kept, self.finally_kept)
         damping = None if self.fisher is None else self.fisher.damping
         self.fisher = context.kept_fisher if self.fisher is not None and stage_goes_on else None
+        self.ranks.agree_(outcome.delta, outcome.dropped)
         self._apply(outcome.delta, outcome.dropped)
         return damping, outcome.predicted_increase
 
-    def _gradients(self) -> Tensor:
+    def _gradients(self, *, or_fewer: bool = False) -> StageGradients:
         """Fresh gradients at the weights as they are, of the live weights alone."""
-        columns = None if bool(self.live.all()) else self.live.nonzero()[:, 0]
-        return gather_rows(self.source, self.stream, self.settings.num_gradients, self.mode, columns)
+        live = None if bool(self.live.all()) else self.live
+        return StageGradients.collect(
+            self.source, self.stream, self.settings, self.mode, live, or_fewer=or_fewer, ranks=self.ranks
+        )
 
-    def _factor(self, grads: Tensor) -> None:
-        self.fisher = EmpiricalFisher(grads, self.damping, self.settings.block_size)
-        self.damping = self.fisher.damping  # a relative one is relative to the first stage's gradients
+    def _choose_damping(self, candidates: HeldOutDamping) -> None:
+        """Takes the candidate that predicts best what the first stage's weights do to gradients left out."""
+        assert self.fisher is not None and self.kept_after is not None
+        fisher, weights = self.fisher, self.weights[self.live]
+        kept = self.kept_after[min(self.settings.recomputations, len(self.kept_after)) - 1]
+        scores = weights.double().square() / fisher.inverse_diagonal().double()
+        dropped = torch.zeros_like(self.live[self.live])
+        dropped[torch.argsort(scores, stable=True)[: weights.numel() - kept]] = True
+        effect = fisher.dot(torch.where(dropped, weights, 0))
+        trace = float(fisher.gram().trace())
+        dampings = [resolve_damping(relative(c), trace, fisher.rank, fisher.dim) for c in candidates.scales]
+        errors = left_out_errors(fisher.restricted(~dropped).gram(), effect, dampings)
+        self.fisher = fisher.damped(dampings[int(errors.argmin())])
+
+    def evaluate(self, delta: Tensor) -> float:
+        """The loss after a change of the live weights, on batches that the stage's gradients are not of.
+
+        Args:
+            delta: δ, [n].
+
+        Returns:
+            The mean loss of eight batches, or of as many as there are. The weights are as before.
+        """
+        if self._evaluation is None:
+            self._evaluation = self.stream.others(_EVALUATED)
+        moved = self.weights.clone()
+        moved[self.live] = (self.weights[self.live].double() + delta).to(moved.dtype)
+        try:
+            self.vector.write_(moved)
+            with model_mode(self.model, self.mode), torch.enable_grad():  # some losses differentiate within
+                losses = [float(self.loss_fn(self.model, batch).detach()) for batch in self._evaluation]
+        finally:
+            self.vector.write_(self.weights)
+        return sum(losses) / len(losses)
 
     def _apply(self, delta: Tensor, dropped: Tensor) -> None:
         """Moves the live weights by δ, sets the dropped ones to exactly zero, and writes them to the model."""
@@ -182,3 +276,43 @@ class Run:
         self.live[self.live.clone()] = ~dropped
         self.weights[~self.live] = 0
         self.vector.write_(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next stage needs to know, as tensors, numbers and strings."""
+        return {
+            "weights": self.weights.clone(),
+            "live": self.live.clone(),
+            "damping": self.damping if isinstance(self.damping, float) else None,
+            "unused": sorted(self._unused),
+            "kept_after": self.kept_after,
+            "steps": [list(vars(step).values()) for step in self.report.steps],
+            "mode": self.mode,
+            "stream": self.stream.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, write: bool = True) -> None:
+        """Goes on where another run was.
+
+        Args:
+            state: Of `state_dict`.
+            write: Whether the model gets the weights of then.
+
+        Raises:
+            ValueError: If it is of a model with other weights, or the data ends before.
+        """
+        if state["unused"]:
+            self.leave_out(set(state["unused"]))
+        if state["live"].shape != self.live.shape:
+            raise ValueError(
+                f"Parameter `state` should be of a model with {self.live.numel()} prunable weights. "
+                f"Found {state['live'].numel()}."
+            )
+        self.live, self.kept_after = state["live"].clone().to(self.live.device), state["kept_after"]
+        steps: Sequence[Sequence[Any]] = state["steps"]
+        self.report.steps = [PruningStep(*values) for values in steps]
+        if self.settings.rules.needs_fisher and steps:
+            self.damping = state["damping"]
+        if write:
+            self.weights = state["weights"].to(self.weights)
+            self.vector.write_(self.weights)
+        self.stream.load_state_dict(state["stream"])

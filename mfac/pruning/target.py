@@ -9,6 +9,7 @@ from torch import Tensor
 from mfac.core.checks.numbers import check_number
 from mfac.gradients.prunable import PrunableWeight
 from mfac.pruning.allocation import ByLayer
+from mfac.pruning.budget import Budget
 from mfac.pruning.obs import Rules
 
 DEFAULT_SPARSITY = 0.9
@@ -43,6 +44,13 @@ def final_count(rules: Rules, sparsity: float | None, weights: Sequence[Prunable
                 f"Parameter `sparsity` should be left out where `allocation` gives one for each weight, which make "
                 f"{1 - kept / total:g} together. Found {sparsity!r}."
             )
+    elif isinstance(rules.allocation, Budget):
+        if sparsity is not None:
+            raise ValueError(
+                f"Parameter `sparsity` should be left out where `allocation` is a budget, which decides it. "
+                f"Found {sparsity!r}."
+            )
+        kept = rules.allocation.least(weights)  # until the first scores choose the levels
     elif rules.pattern.sparsity is not None:
         if sparsity is not None and abs(sparsity - rules.pattern.sparsity) > 1e-6:
             raise ValueError(
@@ -56,5 +64,11 @@ def final_count(rules: Rules, sparsity: float | None, weights: Sequence[Prunable
         if kept == 0:
             raise ValueError(
                 f"Parameter `sparsity` should leave at least one of the {total} prunable weights. Found {sparsity!r}."
+            )
+        most = sum(rules.pattern.most_kept(weights, live))
+        if kept > most and most < alive:
+            raise ValueError(
+                f"Parameter `sparsity` should be at least {1 - most / total:.4f}, which the fixed parts of "
+                f"pattern={str(rules.pattern)!r} make on their own. Found {sparsity!r}."
             )
     return min(alive, max(least, kept))

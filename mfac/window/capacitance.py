@@ -1,4 +1,4 @@
-"""The inverse capacitance C⁻¹ = (shift·I + K)⁻¹ of a sliding window, kept up to date in O(m²) a replaced row."""
+"""The inverse capacitance C⁻¹ = (shift·I + K)⁻¹ of a sliding window, in O(m²) a replaced row."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _GUARD = 1e-12  # backward error above which the inverse is computed anew
 class InverseCapacitance:
     """K = GGᵀ and A = (shift·I + K)⁻¹ in float64, both as lower triangles in ring order.
 
-    A replaced row costs O(m²) (docs/derivation.md, "Replacing a row"). Three things keep A exact over any number of
-    replacements: every solve is refined with C itself until its residual is at rounding; a residual that does not get
-    there has A computed anew by Cholesky; and so do every m replacements, O(m²) each when shared among them.
+    A replaced row costs O(m²) (docs/derivation.md, "Replacing a row"). Three things keep A exact
+    over any number of replacements: every solve is refined with C itself until its residual is at
+    rounding; a residual that does not get there has A computed anew by Cholesky; and so do every m
+    replacements, O(m²) each when shared among them.
 
     Args:
         rank: m.
@@ -67,8 +68,10 @@ class InverseCapacitance:
 
         Args:
             row: Which.
-            products: G g, [m] float64, the new row's products with every row, its own squared norm included.
-            shift: nλ from now on. Where it differs from before, A is left to be computed anew by the next solve.
+            products: G g, [m] float64, the new row's products with every row, its own squared norm
+                included.
+            shift: nλ from now on. Where it differs from before, A is left to be computed anew by
+                the next solve.
         """
         self.look_back()
         if self.replaced < 0 or shift != self.shift:
@@ -104,7 +107,7 @@ class InverseCapacitance:
         return solutions
 
     def solve_unread(self, b: Tensor, shift: float) -> Tensor:
-        """`solve` where nothing waits for the device: zeros where A has drifted, which the next step mends."""
+        """`solve` without waiting: zeros where A has drifted, which the next step mends."""
         if not self.defers:
             return self.solve(b, shift)
         solutions, error = self._solve(b, shift)
@@ -117,7 +120,7 @@ class InverseCapacitance:
         return solutions.where(good, 0.0)
 
     def _solve(self, b: Tensor, shift: float) -> tuple[Tensor, Tensor | None]:
-        """A product with A, refined, and its backward error; None where A had to be computed anew before."""
+        """A product with A, refined, and its backward error; None if A was computed anew."""
         anew = self.replaced < 0 or shift != self.shift
         if anew:
             self._refactor(shift)
@@ -130,7 +133,8 @@ class InverseCapacitance:
 
     def look_back(self) -> None:
         """Has A computed anew where the last step says that it has drifted."""
-        # In exact arithmetic the pivot is at least the shift. One far below it says that A has drifted.
+        # In exact arithmetic the pivot is at least the shift. One far below it says that A has
+        # drifted.
         if self._pivot is not None and not self._pivot.value() >= 0.5 * self.shift:
             self.replaced = -1
         if self._error is not None and not self._error.value() <= _GUARD:

@@ -1,4 +1,4 @@
-"""What a step learns on a GPU, read without waiting for it: at the next step, when it has long been computed."""
+"""What a step learns on a GPU, read at the next step, long after it was computed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class Reading:
     """A number on its way from a device to the host.
 
     Args:
-        value: One element that nothing writes to any more, on any device. Of a CUDA tensor a copy to page-locked memory
-            is queued on the current stream; nothing waits.
+        value: One element that nothing writes to any more, on any device. Of a CUDA tensor a copy
+            to page-locked memory is queued on the current stream; nothing waits.
 
     Attributes:
         on_device: The number where it was computed, for what goes on there.

@@ -1,4 +1,4 @@
-"""How weights move along the direction of a window: how far, and with which momentum. Both are known here alone."""
+"""How weights move along the direction of a window; the one place that knows of momentum."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 @dataclass
 class Descent:
-    """w <- decay·w - rate·v for several parameters, with v <- βv + (1 - β)u the average of directions u = F⁻¹g.
+    """w <- decay·w - rate·v for several parameters, where v <- βv + (1 - β)u averages u = F⁻¹g.
 
-    Where the window's rows are sparse, what a row carries has been held back by error feedback for many steps already.
-    Averaging would hold it back once more while its gradient still points the same way, so that the same weights are
-    sent again and overshoot. Therefore the weights that the newest row carries move by all of u at once and start with
-    no momentum; the others move by v.
+    Where the window's rows are sparse, what a row carries has been held back by error feedback for
+    many steps already. Averaging would hold it back once more while its gradient still points the
+    same way, so that the same weights are sent again and overshoot. Therefore the weights that the
+    newest row carries move by all of u at once and start with no momentum; the others move by v.
 
-    Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), Algorithm 2; for sparse rows the momentum factor masking of
-    Deep Gradient Compression (Lin et al., 1712.01887), section 3.2.
+    Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), Algorithm 2; for sparse rows the
+    momentum factor masking of Deep Gradient Compression (Lin et al., 1712.01887), section 3.2.
 
     Attributes:
         average: v, [d]; None where there is no momentum, and v is u.
@@ -46,13 +46,13 @@ class Descent:
         self.momenta.append(momentum)
 
     def fuses(self, dim: int, dtype: torch.dtype) -> bool:
-        """Whether the pass that computes u, [d] in `dtype`, may move them: it needs pieces of vectors and one β."""
+        """Whether the pass for u, [d] in `dtype`, may move them: pieces of vectors, one β."""
         of_all = len(set(self.momenta)) == 1 and sum(p.numel() for p in self.parameters) == dim
         return (self.average is None or of_all) and all(p.dtype == dtype and p.is_contiguous() for p in self.parameters)
 
     @property
     def moved(self) -> tuple[list[Tensor], Tensor | None]:
-        """What a pass of an operator writes; autograd is told of it here, which the operator does not."""
+        """What an operator's pass writes; autograd is told of it here, as the operator does not."""
         written = self.parameters if self.average is None else [*self.parameters, self.average]
         torch.autograd.graph.increment_version(written)
         return self.parameters, self.average

@@ -1,4 +1,4 @@
-"""Gradients that a window cannot hold: an error at once, or where nothing waits for the device a row of zeros."""
+"""Gradients that a window cannot hold: an error at once, or zeros where no device is waited for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class Refusals:
     """Writes gradients into rows, and says which were refused.
 
     Args:
-        defers: Whether that is read from the device at the next step. Until then a refused gradient counts as zero.
+        defers: False: `push_` raises a `ValueError` for a gradient that was refused, and the rows
+            are as they were. True: it becomes a row of zeros, and the next `report` raises.
     """
 
     def __init__(self, defers: bool) -> None:
@@ -22,21 +23,9 @@ class Refusals:
         self._last: Reading | None = None
 
     def push_(self, rows: Rows, row: int, gradient: Tensor) -> Tensor:
-        """Writes a gradient [d] into a row.
-
-        Args:
-            rows: That it is written into.
-            row: Which.
-            gradient: [d].
-
-        Returns:
-            Its products with every row, [m] float64; zeros of one that was refused on a device that is not waited for.
-
-        Raises:
-            ValueError: If it was refused, and that is known; the rows are as they were.
-        """
+        """Writes a gradient [d] into a row; the row's products with every row, [m] float64."""
         products = rows.push_(row, gradient)
-        squared_norm = products[row]
+        squared_norm = products.select(0, row)
         if self._defers:
             refused = squared_norm.isnan()
             rows.clear_(row, refused)
@@ -48,11 +37,7 @@ class Refusals:
         return products
 
     def report(self) -> None:
-        """Waits for the last push to be decided on.
-
-        Raises:
-            ValueError: Once, if it was refused.
-        """
+        """Waits for the last push to be decided on; a `ValueError`, once, if it was refused."""
         last, self._last = self._last, None
         if last is not None and last.value():
             raise ValueError(

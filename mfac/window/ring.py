@@ -17,8 +17,8 @@ class Ring:
         rank: m.
 
     Attributes:
-        written_by: The number of the push that wrote each row, or -1. A list: after a pass over the window a small
-            torch operation starts with cold caches and takes up to 100 µs.
+        written_by: The number of the push that wrote each row, or -1. A list: after a pass over the
+            window a small torch operation starts with cold caches and takes up to 100 µs.
         pushes: How many there have been.
         newest: The row of the newest gradient, or None.
     """

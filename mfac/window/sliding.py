@@ -1,4 +1,4 @@
-"""The algebra of the Fisher over rows that come and go: what `GradientWindow` computes, without its checks."""
+"""The algebra of the Fisher over rows that come and go, without the checks of `GradientWindow`."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class SlidingFisher:
         self.capacitance.replace(row, products, self.shift if fixed else float("nan"))
 
     def newest_coefficients(self, newest: int) -> Tensor | None:
-        """The c [1, m] of F⁻¹g = n Gᵀc for the newest gradient; None where the primal form is the better way."""
+        """The c [1, m] of F⁻¹g = n Gᵀc for the newest g; None where the primal form is better."""
         unit = torch.zeros((1, self.rows.rank), dtype=torch.float64, device=self.rows.device)
-        waits = not self.capacitance.defers or not isinstance(self.given_damping, float)  # λ is read in any case
+        waits = not (self.capacitance.defers and isinstance(self.given_damping, float))
         if waits and not float(self.capacitance.gram[newest, newest]) > 0:
             return unit  # F⁻¹0 = 0, whatever λ is
         if self.ring.num_filled >= self.rows.dim:
             return None
-        unit[0, newest] = 1
+        unit.narrow(1, newest, 1).fill_(1)
         return self.capacitance.solve_unread(unit, self.shift)
 
     def newest_into(self, out: Tensor, newest: int) -> Tensor:
@@ -83,7 +83,7 @@ class SlidingFisher:
         return self.rows.combine_(v.clone(), self.rows.dot(v), self.damping, 1 / self.num_terms)
 
     def by_primal(self, v: Tensor, refine: int = 0) -> Tensor:
-        """F⁻¹v where d or more rows are filled: from the d x d primal matrix, smaller and more accurate."""
+        """F⁻¹v where d or more rows are filled: the primal matrix, d x d, is more accurate."""
         rows = self.rows.as_dense(torch.tensor(self.ring.filled, device=self.rows.device))
         # EmpiricalFisher divides by its own number of rows: scaling the rows makes that n.
         scale = (rows.shape[0] / self.num_terms) ** 0.5

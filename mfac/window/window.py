@@ -26,50 +26,50 @@ class GradientWindow:
 
     .. math:: F = \lambda I + \frac{1}{n} \sum_i g_i g_i^\top
 
-    A push replaces the oldest row: one pass over the window and O(m²) for the inverse of the m x m capacitance.
-    `precondition` is a second pass. Memory: `nbytes`, which is the window and 2m² float64, and O(d). It is allocated by
-    the first push, so `nbytes` can be asked for before.
+    A push replaces the oldest row: one pass over the window and O(m²) for the inverse of the m x m
+    capacitance. `precondition` is a second pass. Memory: `nbytes`, which is the window and 2m²
+    float64, and O(d). It is allocated by the first push, so `nbytes` can be asked for before.
 
-    The window may be compressed: `dtype` 16 or 8 bits wide, or `density` < 1. F is then exactly the Fisher of the rows
-    as they were rounded, and `precondition` is exact for the newest of these.
+    The window may be compressed: `dtype` 16 or 8 bits wide, or `density` < 1. F is then exactly the
+    Fisher of the rows as they were rounded, and `precondition` is exact for the newest of these.
 
     Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 3.2, with the differences that
-    docs/derivation.md numbers: (3) O(dm + m²) in place of O(dm + m³); (4) the push-through form n Gᵀ C⁻¹ eⱼ for the
-    newest gradient, which does not subtract.
+    docs/derivation.md numbers: (3) O(dm + m²) in place of O(dm + m³); (4) the push-through form n
+    Gᵀ C⁻¹ eⱼ for the newest gradient, which does not subtract.
 
     Args:
         rank: m, the rows of the window.
         dim: d.
-        damping: λ > 0, or `mfac.relative(c)`; the latter follows the window and so has the capacitance factored
-            anew, O(m³), before the first product after a push.
-        dtype: Of the window: float32, float64, bfloat16, float16 or int8, the last with a scale for every 1024 columns
-            of a row. Gradients and vectors are float64 for a float64 window; otherwise float32, or the window's dtype
-            if that is a float. `precondition` returns float64 or float32.
-        density: Share of the entries that a row keeps, in (0, 1]. Below 1, of every block of at most 16384 columns the
-            largest in magnitude; what is left out is added to the next gradient (error feedback).
-        device: Where the window is: "cpu", or a CUDA GPU. There a step waits for nothing it computes: a gradient
-            that is refused becomes a row of zeros, and the error comes from the next call, not from a property; where
-            C⁻¹ is found to have drifted, the step is zero, and C⁻¹ is computed anew in the next.
-        normalize: n: "rank" divides by m from the first gradient on, as the paper does, so that while the window fills
-            steps are larger, about m over the number of gradients held; "filled" divides by that number, which has the
-            capacitance factored anew, O(m³), at every push until the window is full.
-        format: A format of your own, in place of `dtype` and `density`: called with m, d and the device, it gives an
-            object like `mfac.window.formats.base.Rows` (docs/extending/window_format.md).
+        damping: λ > 0, or `mfac.relative(c)`; the latter follows the window and so has the
+            capacitance factored anew, O(m³), before the first product after a push.
+        dtype: Of the window: float32, float64, bfloat16, float16 or int8, the last with a scale for
+            every 1024 columns of a row. Gradients and vectors are float64 for a float64 window;
+            otherwise float32, or the window's dtype if that is a float. `precondition` returns
+            float64 or float32.
+        density: Share of the entries that a row keeps, in (0, 1]. Below 1, of every block of at
+            most 16384 columns the largest in magnitude; what is left out is added to the next
+            gradient (error feedback).
+        device: Where the window is: "cpu", or a CUDA GPU. There a step waits for nothing it
+            computes: a gradient that is refused becomes a row of zeros, and the error comes from
+            the next call, not from a property; where C⁻¹ is found to have drifted, the step is
+            zero, and C⁻¹ is computed anew in the next.
+        normalize: n: "rank" divides by m from the first gradient on, as the paper does, so that
+            while the window fills steps are larger, about m over the number of gradients held;
+            "filled" divides by that number, which has the capacitance factored anew, O(m³), at
+            every push until the window is full.
+        format: A format of your own, in place of `dtype` and `density`: called with m, d and the
+            device, it gives an object like `mfac.window.formats.base.Rows`
+            (docs/extending/window_format.md).
 
     Attributes:
-        rows: The window, [m, d], in ring order; read it, do not write to it. Of an int8 or sparse window a dense copy.
-        num_filled: How many rows hold a gradient.
-        newest: The row of the newest gradient, or None.
-        nbytes: Bytes that window and capacitance take, or will take.
-        damping: λ as it stands now.
-        num_terms: n as it stands now.
         rank: m.
         dim: d.
         dtype: Of the window.
         density: Share of the entries that a row keeps.
         vector_dtype: Of what `precondition` returns, float32 or float64.
         device: Of the window.
-        format: The object that stores the rows. It and the next two are for inspection: they may change.
+        format: The object that stores the rows. It and the next two are for inspection: they may
+            change.
         ring: Which row holds which push.
         capacitance: The inverse capacitance.
 
@@ -97,8 +97,7 @@ class GradientWindow:
         normalize: str = "rank",
         format: Format | None = None,
     ) -> None:
-        check_count("rank", rank, least=1)
-        check_count("dim", dim, least=1)
+        rank, dim = check_count("rank", rank, least=1), check_count("dim", dim, least=1)
         damping = check_damping(damping)
         density = check_storage("dtype", dtype, density)
         if format is not None and (dtype, density) != (torch.float32, 1):
@@ -145,12 +144,12 @@ class GradientWindow:
 
     @property
     def rows(self) -> Tensor:
-        """The rows, [m, d]: the window itself, or a dense float copy of an int8 or sparse one."""
+        """The window, [m, d], in ring order, to be read; of int8 or sparse rows a dense copy."""
         return self.format.as_dense()
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the window and the two m x m matrices take, known before the first push allocates them."""
+        """Bytes of the window and two m x m matrices, known before the first push allocates any."""
         return self.format.nbytes + 2 * 8 * self.rank**2
 
     def push(self, gradient: Tensor) -> None:
@@ -162,8 +161,9 @@ class GradientWindow:
         Raises:
             MemoryError: If the machine cannot hold the window, at the first push.
             TypeError: If the dtype is wrong.
-            ValueError: If the shape is wrong or the gradient holds a NaN or infinity; the window is as it was. On a GPU
-                instead if the gradient of the push before did, whose row counts as zeros; this one has not been pushed.
+            ValueError: If the shape is wrong or the gradient holds a NaN or infinity; the window is
+                as it was. On a GPU instead if the gradient of the push before did, whose row counts
+                as zeros; this one has not been pushed.
         """
         g = self._vectors("gradient", gradient)
         if gradient.dim() != 1:
@@ -174,7 +174,7 @@ class GradientWindow:
         if self.ring.pushes == 0:
             check_fits("`rank` and `dim`", self.nbytes, self.device)
         row = self.ring.next_row
-        products = self._refusals.push_(self.format, row, g[0])
+        products = self._refusals.push_(self.format, row, g.view(-1))
         self.ring.write(row)
         self._fisher.replace(row, products)
 
@@ -182,7 +182,8 @@ class GradientWindow:
         """Takes a gradient out of the window; its row is empty and the next to be written.
 
         Args:
-            row: Its row in ring order, 0 <= row < m: while nothing has been overwritten, the number of the push.
+            row: Its row in ring order, 0 <= row < m: while nothing has been overwritten, the number
+                of the push.
 
         Raises:
             TypeError: If `row` is not an integer.
@@ -205,8 +206,8 @@ class GradientWindow:
             refine: Steps of iterative refinement y <- y + F⁻¹(v - Fy), two more passes each.
 
         Returns:
-            Like `v`. Two passes over the window for each vector; where d or more rows are filled, a factorisation of
-            the d x d matrix.
+            Like `v`. Two passes over the window for each vector; where d or more rows are filled, a
+            factorisation of the d x d matrix.
 
         Raises:
             RuntimeError: If the window is empty.
@@ -245,20 +246,23 @@ class GradientWindow:
     def precondition(self, *, out: Tensor | None = None) -> Tensor:
         """F⁻¹g for the newest gradient g, in the push-through form, which does not subtract.
 
-        The error is about ε·(‖G‖²/(nλ))^1.5 where rows are nearly dependent, with ε = 1e-16, and far less where not.
+        The error is about ε·(‖G‖²/(nλ))^1.5 where rows are nearly dependent, with ε = 1e-16, and
+        far less where not.
 
         Args:
-            out: [d], contiguous, without gradient and of the result's dtype, to be overwritten with the result in
-                place of a new tensor.
+            out: [d], contiguous, without gradient and of the result's dtype, to be overwritten with
+                the result in place of a new tensor.
 
         Returns:
-            [d] float64 for a float64 window, float32 for any other, in units of the parameters. One pass over the
-            window and O(m²); where d or more rows are filled, a factorisation of the d x d matrix.
+            [d] float64 for a float64 window, float32 for any other, in units of the parameters. One
+            pass over the window and O(m²); where d or more rows are filled, a factorisation of the
+            d x d matrix.
 
         Raises:
             RuntimeError: If there is no newest gradient: nothing was pushed, or it was removed.
             TypeError: If `out` is of another dtype.
-            ValueError: If `out` is of another shape, not contiguous, requires a gradient, or is part of the window.
+            ValueError: If `out` is of another shape, not contiguous, requires a gradient, or is
+                part of the window.
             torch.linalg.LinAlgError: If λ is too small for float64.
         """
         if out is None:
@@ -270,7 +274,7 @@ class GradientWindow:
 
     @torch.no_grad()
     def descend_(self, descent: Descent) -> None:
-        """Moves weights along F⁻¹g for the newest gradient g, in the pass that computes it; for `mfac.MFAC` alone.
+        """Moves weights along F⁻¹g, in the pass that computes it; for `mfac.MFAC` alone.
 
         Args:
             descent: Which weights, how far, and with which momentum.
@@ -292,15 +296,17 @@ class GradientWindow:
         """Which entries the newest row of a sparse window carries.
 
         Returns:
-            Their columns, [k] int64, ascending; None where rows are dense, or there is no newest row. O(k).
+            Their columns, [k] int64, ascending; None where rows are dense, or there is no newest
+            row. O(k).
         """
         return None if self.newest is None else self.format.carried(self.newest)
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
-        """Everything that a window made with the same arguments needs to go on bit by bit as this one would.
+        """What a window made with the same arguments needs to go on bit by bit as this one.
 
         Args:
-            copy: Whether tensors are copied, which takes the window's memory once more, or given by reference.
+            copy: Whether tensors are copied, which takes the window's memory once more, or given by
+                reference.
 
         Returns:
             Tensors and numbers, as `load_state_dict` takes them.
@@ -319,7 +325,8 @@ class GradientWindow:
         Raises:
             KeyError: If an entry is missing.
             TypeError: If an entry is of another type.
-            ValueError: If a tensor is of another shape or dtype. After any of these the window is as it was.
+            ValueError: If a tensor is of another shape or dtype. After any of these the window is
+                as it was.
         """
         self.check_state(state)
         self._refusals = Refusals(self.capacitance.defers)

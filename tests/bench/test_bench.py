@@ -3,12 +3,15 @@
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import mfac
 from mfac.bench.measurement import Measurement
+from mfac.bench.network import ResNet20, network_gradients
 from mfac.bench.sweep import Point, Series, pyplot
-from mfac.bench.wanted import wanted
+from mfac.bench.wanted import ratios, table
 
 pytestmark = pytest.mark.cpu_only("python -m mfac.bench measures the CPU")
 
@@ -22,7 +25,7 @@ LINES = {
     *((op, "float64") for op in ("capacitance_replace_", "the same, out of cache", "capacitance_solve")),
     ("factored anew, 1/m of it", "float64"),
     *((f"window_dot, {count} vectors", "float32") for count in (1, 4, 16)),
-    *((op, "float32") for op in ("gram", "factor", "factor + diagonal", "ihvp")),
+    *((op, "float32") for op in ("gram", "factor", "factor + diagonal", "ihvp", "factor + diagonal, noise")),
     *((op, "float32") for op in ("block_factor", "block_ihvp", "block_inverse_diagonal", "block Fisher, all three")),
     *(("obs_saliency", dtype) for dtype in ("float32", "float64")),
     *((f"nm_mask {pattern}, Linear", "float64") for pattern in ("2:4", "4:8", "16:32")),
@@ -55,8 +58,9 @@ def test_every_measurement_has_its_line():
     for op, dtype in LINES:
         assert any(line.startswith(f"{op} ") and f" {dtype} " in line for line in text.splitlines()), (op, dtype)
     assert "streaming read" in text and "GEMM float64" in text
-    ratios = text.split("Ratios wanted")[1].splitlines()
-    assert sum(line.endswith("not judged") for line in ratios) == 10
+    assert text.index("ResNet-20") < text.index("\ngram ") < text.index("\npush + precondition ")  # the network leads
+    found = text.split("Ratios wanted, at shapes smaller")[1].splitlines()
+    assert sum("=" in line and "not measured" not in line for line in found) == 10
 
 
 def test_every_measurement_of_a_gpu_has_its_line_where_there_is_none():
@@ -75,10 +79,37 @@ def test_ops_not_asked_for_are_said_to_be_missing():
     assert text.count("not measured") == 9
 
 
+def test_instruction_sets_stand_side_by_side_in_one_table():
+    isas = mfac.build_info()["isas_built"]
+    isas = isas[: isas.index(mfac.build_info()["isa_chosen"]) + 1][:2]
+    text = bench("--quick", "--wanted", "--rank", "4", "--dim", "300", "--ops", "blocks", "--isa", *isas)
+    header = next(line for line in text.splitlines() if line.startswith("ratio "))
+    assert header.split()[1:] == isas
+    row = next(line for line in text.splitlines() if line.startswith("paper / block Fisher"))
+    assert row.count("(>= 10)") == len(isas)
+    assert "push + precondition " not in text  # the table alone
+
+
+def test_an_instruction_set_that_was_not_built_is_refused():
+    command = [sys.executable, "-m", "mfac.bench", "--isa", "sse9"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "Found sse9." in done.stderr
+
+
+def test_gradients_of_a_network_do_without_a_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("MFAC_CACHE", str(tmp_path))
+    monkeypatch.delenv("FASHION_MNIST_DIR", raising=False)
+    found = network_gradients(3, width=2, steps=1)
+    assert found.rows.shape[0] == 3 and bool(found.rows.isfinite().all()) and float(found.rows.norm()) > 0
+    assert "random patterns" in found.source
+    assert sum(p.numel() for p in ResNet20().parameters()) == 269_434
+
+
 def test_a_ratio_that_is_missed_says_so():
     line = Measurement("capacitance_replace_", 8, 16, "float64", 1.0, 1.0, 1.0, plain=14.9)
-    texts = wanted([line], None)
-    assert [text.split()[-2:] for text in texts if "Cholesky" in text] == [["NOT", "met"]]
+    (text,) = (text for text in table({"avx2": ratios([line], None, "avx2")}) if "Cholesky" in text)
+    assert "MISSED by 1 %" in text and "14.90 (>= 15)" in text
 
 
 def test_exponents_are_fitted_on_logarithms():

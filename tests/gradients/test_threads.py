@@ -1,58 +1,59 @@
-"""Gradients take one thread where other work keeps the cores of the others, and all of them elsewhere."""
+"""Gradients take one thread where a batch is small and all threads where it is not, whatever the clock says."""
 
 import pytest
 import torch
 
 import mfac
 from mfac.gradients import threads
-from mfac.gradients.threads import ThreadChoice, threads_restored
+from mfac.gradients.threads import OperationCount, threads_for
 
 pytestmark = pytest.mark.cpu_only("threads of the CPU")
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch):
-    """Seconds that pass only when a test says so."""
-
-    class Clock:
-        now = 0.0
-
-        def perf_counter(self) -> float:
-            return self.now
-
-    fake = Clock()
-    monkeypatch.setattr(threads, "time", fake)
-    return fake
+@pytest.fixture(autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
-def counts(choice: ThreadChoice, clock, number: int, seconds_with_all) -> list[int]:
-    """The threads of each batch, if one takes a second with one thread."""
+def counted(model, *inputs) -> int:
+    count = OperationCount()
+    with count.over(model):
+        model(*inputs)
+    return count.total
+
+
+def test_operations_are_those_of_the_layers():
+    nn = torch.nn
+    assert counted(nn.Linear(5, 7), torch.ones(3, 5)) == 6 * 3 * 5 * 7
+    assert counted(nn.Conv2d(2, 3, 3), torch.ones(4, 2, 6, 6)) == 6 * 4 * 16 * 3 * 2 * 9
+    assert counted(nn.Conv2d(4, 8, 3, groups=4), torch.ones(1, 4, 5, 5)) == 6 * 9 * 8 * 9
+    assert counted(nn.ConvTranspose1d(2, 3, 4), torch.ones(1, 2, 5)) == 6 * 10 * 3 * 4
+    assert counted(nn.GRU(3, 4, batch_first=True), torch.ones(2, 6, 3)) == 6 * 12 * (12 * 3 + 12 * 4)
+    assert counted(nn.Sequential(nn.Flatten(), nn.Tanh()), torch.ones(2, 3, 4)) == 0
+
+
+def test_small_batches_take_one_thread_and_large_ones_all():
+    with threads_for(10):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+    with threads_for(10**12):
+        assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1e12, 5 * [1]), (1.0, [1] + 4 * [2])])
+def test_the_first_batch_decides(monkeypatch, limit, expected):
+    monkeypatch.setattr(threads, "_OPERATIONS_FOR_ALL", limit)
     seen = []
-    for batch in choice.over(range(number)):
+
+    def loss(model, batch):
         seen.append(torch.get_num_threads())
-        clock.now += 1.0 if seen[-1] == 1 else seconds_with_all(batch)
-    return seen
+        return model(batch).sum()
 
-
-def test_all_threads_are_used_while_they_pay(clock):
-    with threads_restored():
-        assert counts(ThreadChoice(), clock, 300, lambda batch: 1.9) == [1, 1] + 298 * [2]
-        assert torch.get_num_threads() == 2
-
-
-def test_a_single_slow_batch_is_chance(clock):
-    with threads_restored():
-        found = counts(ThreadChoice(), clock, 100, lambda batch: 9.0 if batch % 10 == 0 else 0.6)
-        assert found == [1, 1] + 98 * [2]
-
-
-def test_one_thread_is_used_while_others_make_it_wait(clock):
-    with threads_restored():
-        choice = ThreadChoice()
-        assert counts(choice, clock, 140, lambda batch: 9.0) == [1, 1, 2, 2] + 128 * [1] + [2] + 7 * [1]
-        assert torch.get_num_threads() == 1  # for what follows the gradients
-        assert counts(choice, clock, 123, lambda batch: 0.6) == 121 * [1] + 2 * [2]
-        assert torch.get_num_threads() == 2
+    mfac.collect_gradients(torch.nn.Linear(3, 1), loss, [torch.ones(2, 3)] * 5, 5, mode="eval")
+    assert seen == expected
     assert torch.get_num_threads() == 2
 
 

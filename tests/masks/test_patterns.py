@@ -227,11 +227,11 @@ def with_a_bias(name: str, parameter: nn.Parameter) -> bool:
             (
                 {"pattern": pattern},
                 ValueError,
-                rf"`pattern` should be 'unstructured', 'N:M' with 1 <= N < M <= 64, or a Pattern. Found '{pattern}'",
+                rf"`pattern` should be .* 'N:M' with 1 <= N < M <= 64, 'AxB' .*, or a Pattern. Found '{pattern}'",
             )
             for pattern in ("4:4", "4:2", "0:4", "2:65", "2:4:8", "two:four", "2", "", " 2:4", "-1:4")
         ),
-        ({"pattern": None}, TypeError, r"`pattern` should be a string or a Pattern. Found NoneType"),
+        ({"pattern": None}, TypeError, r"`pattern` should be a string, a mapping or a Pattern. Found NoneType"),
         (
             {"pattern": "2:4", "sparsity": 0.9},
             ValueError,

@@ -309,12 +309,16 @@ def test_an_interrupt_leaves_the_model_as_it_was():
             ValueError,
             r"`sparsity` should leave at least one of the 480 prunable weights. Found 0.9999",
         ),
-        ({"saliency": "obd"}, ValueError, r"`saliency` should be 'obs' or 'magnitude', or a Saliency. Found 'obd'"),
-        ({"saliency": 3}, TypeError, r"`saliency` should be 'obs' or 'magnitude', or a Saliency. Found int"),
+        (
+            {"saliency": "hessian"},
+            ValueError,
+            r"`saliency` should be 'obs', 'magnitude', .* or a Saliency. Found 'hessian'",
+        ),
+        ({"saliency": 3}, TypeError, r"`saliency` should be 'obs', .* or a Saliency. Found int"),
         (
             {"compensation": "all"},
             ValueError,
-            r"`compensation` should be 'joint', 'summed' or 'none', or a Compensation. Found 'all'",
+            r"`compensation` should be 'joint', 'summed', 'greedy' or 'none', or a Compensation. Found 'all'",
         ),
         (
             {"allocation": "local"},

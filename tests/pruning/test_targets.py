@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import pytest
 import torch
-from models import batches, classifier, cross_entropy, same_state, snapshot
+from models import batches, classifier, cross_entropy, deep, recurrent, same_state, snapshot
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
-from torch.utils.checkpoint import checkpoint
 
 import mfac
 
@@ -26,11 +24,6 @@ def pruned(model: nn.Module, loss_fn=cross_entropy, data=None, **arguments) -> m
     return report
 
 
-def deep(middle: nn.Module | None = None) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), middle or nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3))
-
-
 class Attention(nn.Module):
     def __init__(self, **options: object) -> None:
         super().__init__()
@@ -43,22 +36,6 @@ class Attention(nn.Module):
         x = nn.functional.pad(x, (0, 4))
         other = x[..., : self.attention.kdim]
         return self.head(self.attention(x, other, other)[0].mean(1))
-
-
-class Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase], **options: object) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.body, self.head = kind(4, 8, batch_first=True, **options), nn.LazyLinear(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x.view(len(x), 3, 4))[0][:, -1])
-
-
-def recurrent(kind: type[nn.RNNBase], **options: object) -> Recurrent:
-    model = Recurrent(kind, **options)
-    model(torch.zeros(1, 12))  # makes the lazy layer
-    return model
 
 
 @pytest.mark.parametrize(
@@ -272,93 +249,6 @@ def test_names_are_those_of_the_model_inside(wrap):
     report.apply_(model)
     inner = nn.Sequential(nn.Linear(12, 12), wrap(nn.Sequential(nn.Linear(12, 12))), nn.Linear(12, 3))
     assert list(pruned(inner).masks) == ["0.weight", "1.0.weight", "2.weight"]
-
-
-@dataclass
-class Batch:
-    inputs: Tensor
-    labels: Tensor
-
-
-def test_batches_may_be_objects_or_dicts():
-    objects = [Batch(*batch) for batch in batches(30)]
-    by_attribute = pruned(deep(), lambda m, b: cross_entropy(m, (b.inputs, b.labels)), objects)
-    dicts = [{"inputs": x, "labels": y} for x, y in batches(30)]
-    by_key = pruned(deep(), lambda m, b: cross_entropy(m, (b["inputs"], b["labels"])), dicts)
-    plain = pruned(deep())
-    for name, mask in plain.masks.items():
-        assert torch.equal(mask, by_attribute.masks[name]) and torch.equal(mask, by_key.masks[name])
-
-
-def test_per_sample_gradients_of_objects_and_of_recurrent_layers():
-    objects = [Batch(*batch) for batch in batches(4)]
-    rows = mfac.collect_gradients(
-        recurrent(nn.LSTM), lambda m, b: cross_entropy(m, (b.inputs, b.labels)), objects, 20, per_sample=True
-    )
-    singles = [(x[i : i + 1], y[i : i + 1]) for x, y in batches(4) for i in range(len(x))]
-    expected = mfac.collect_gradients(recurrent(nn.LSTM), cross_entropy, singles, 20)
-    torch.testing.assert_close(rows, expected, rtol=1e-5, atol=1e-7)
-
-
-class Detector(nn.Module):
-    """Gives a loss in training mode, labels in evaluation mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.body, self.norm, self.drop = nn.Linear(12, 16), nn.BatchNorm1d(16), nn.Dropout(0.5)
-        self.head = nn.Linear(16, 3)
-
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        scores = self.head(self.drop(torch.relu(self.norm(self.body(x)))))
-        return nn.functional.cross_entropy(scores, labels) if self.training else scores.argmax(1)
-
-
-def test_a_loss_of_training_mode_only_is_taken_there_without_noise():
-    data = batches(30)
-    with pytest.warns(UserWarning, match=r"returns no loss in evaluation mode .* mode=\"train\" says so"):
-        found = mfac.collect_gradients(Detector(), lambda m, b: m(*b), data, 4)
-    model = Detector()
-    model.eval()
-    model.training = True  # the root alone: batch normalisation and dropout as in evaluation
-    asked = mfac.collect_gradients(model, lambda m, b: m(*b), data, 4, mode="train")
-    assert torch.equal(found, asked)
-    model = Detector()
-    pruned(model, lambda m, b: m(*b), data, mode="train")
-    assert model.training and model.drop.training
-    with pytest.raises(TypeError, match=r"`loss_fn` should return a real floating-point scalar. Found torch.int64"):
-        mfac.collect_gradients(Detector(), lambda m, b: m(*b), data, 4, mode="eval")
-
-
-def test_losses_that_differentiate_within():
-    def forces(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        x = batch[0].clone().requires_grad_()
-        energy = model(x).square().sum()
-        (force,) = torch.autograd.grad(energy, x, create_graph=True)
-        return (force - 1).square().mean()
-
-    model = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 3, bias=False))
-    report = pruned(model, forces)
-    assert report.sparsity == 0.5 and int(model[1].num_batches_tracked) == 30
-
-
-class Checkpointed(nn.Module):
-    def __init__(self, reentrant: bool) -> None:
-        super().__init__()
-        self.inner, self.reentrant = deep(), reentrant
-
-    def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(self.inner, x.clone().requires_grad_(), use_reentrant=self.reentrant)
-
-
-def test_reentrant_checkpoints_give_the_same_gradients_and_leave_grad_alone():
-    model = Checkpointed(True)
-    model.inner[0].weight.grad = torch.ones_like(model.inner[0].weight)
-    rows = mfac.collect_gradients(model, cross_entropy, batches(3), 3)
-    expected = mfac.collect_gradients(Checkpointed(False), cross_entropy, batches(3), 3)
-    torch.testing.assert_close(rows, expected, rtol=1e-5, atol=1e-8)
-    assert torch.equal(model.inner[0].weight.grad, torch.ones_like(model.inner[0].weight))
-    assert model.inner[4].weight.grad is None
 
 
 def test_a_bad_batch_is_named_by_its_number():

@@ -1,4 +1,4 @@
-"""A format of rows that the package does not know: the one that docs/extending/window_format.md builds."""
+"""A format that the package does not know: the one that docs/extending/window_format.md builds."""
 
 import copy
 import re
@@ -33,7 +33,7 @@ def test_it_is_known_to_no_file_of_the_package():
     assert not any("ShortRows" in path.read_text() for path in Path(mfac.__file__).parent.rglob("*.py"))
 
 
-@pytest.mark.parametrize(("rank", "dim"), [(5, 300), (9, 6)])  # the second of full rank: by the primal form
+@pytest.mark.parametrize(("rank", "dim"), [(5, 300), (9, 6)])  # then the primal form
 def test_products_are_those_of_the_rows_as_stored(short_rows, rank: int, dim: int):
     W = mfac.GradientWindow(rank, dim, 1e-2, format=short_rows)
     assert W.nbytes == 4 * rank * dim + 16 * rank**2
@@ -81,7 +81,7 @@ def test_the_optimizer_takes_it(short_rows, momentum: float):
             cross_entropy(model, batch).backward()
             opt.step()
         accuracies.append(accuracy(model, batches(20, size=64, seed=9)))
-    assert accuracies[0] > 0.85 and abs(accuracies[0] - accuracies[1]) < 0.05  # 1280 samples: 0.01 is a deviation
+    assert accuracies[0] > 0.85 and abs(accuracies[0] - accuracies[1]) < 0.05  # a deviation is 0.01
 
 
 def test_a_format_and_a_dtype_exclude_each_other(short_rows):

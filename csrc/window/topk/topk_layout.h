@@ -10,7 +10,7 @@
 
 namespace mfac {
 
-constexpr int kTopKTileColumns = 1024;         // whose float64 sums four warps have in shared memory (topk.cuh)
+constexpr int kTopKTileColumns = 1024;        // whose float64 sums four warps have in shared memory (topk.cuh)
 constexpr int64_t kTopKBlockColumns = 16384;  // of the widest block that a window has: float64 sums of 128 KiB
 
 struct TopKLayout {

@@ -68,23 +68,26 @@ MFAC_INLINE void add_eight_rows(const int16_t (&digits)[kDigits][kDigitRows], in
   }
 }
 
-// out[j] += unit·Σ_k 2^(14k)·(digit k of column j), the columns in order again.
+// A digit of columns [column, column + kLanes) of a group, in order again.
+MFAC_INLINE i32v digit_of(const i32w (&halves)[2], int64_t column) {
+  const auto four = [&](int64_t first) __attribute__((always_inline)) {
+    return load_bits<i32q>(reinterpret_cast<const char*>(&halves[first % 8 / 4]) + first / 8 * sizeof(i32q));
+  };
+#if MFAC_LANES == 8
+  return __builtin_shufflevector(four(column), four(column + 4), 0, 1, 2, 3, 4, 5, 6, 7);
+#else
+  return four(column);
+#endif
+}
+
+// out[j] += unit·Σ_k 2^(14k)·(digit k of column j)
 MFAC_INLINE void add_digits(const i32w (*sums)[kDigits][2], double unit, int64_t cols, double* out) {
   for (int64_t j = 0; j < cols; j += kDigitColumns, ++sums) {
 #pragma GCC unroll 4
     for (int64_t column = 0; column < kDigitColumns; column += kLanes) {
       f64v total = {};
 #pragma GCC unroll 4
-      for (int k = kDigits; k-- > 0;) {
-        i32v digit;
-#pragma GCC unroll 2
-        for (int64_t i = 0; i < kLanes; i += 4) {
-          const i32w& half = (*sums)[k][(column + i) % 8 / 4];
-          __builtin_memcpy(reinterpret_cast<char*>(&digit) + 4 * i,
-                           reinterpret_cast<const char*>(&half) + (column + i) / 8 * 16, 16);
-        }
-        total = total * double(1 << kDigitBits) + widen(digit);
-      }
+      for (int k = kDigits; k-- > 0;) total = total * double(1 << kDigitBits) + widen(digit_of((*sums)[k], column));
       store(out + j + column, load(out + j + column) + unit * total);
     }
   }

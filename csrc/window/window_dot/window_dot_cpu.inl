@@ -2,16 +2,22 @@
 // ahead of its use, are what one core needs to read at the speed of memory.
 template <int n, typename T, typename V>
 MFAC_INLINE void dot_rows(const T* window, int64_t stride, int64_t cols, const V* v, double* out) {
-  constexpr int64_t kStep = 64 / sizeof(T) < kLanes ? kLanes : 64 / sizeof(T);  // whole lines
+  constexpr int64_t kLine = 64 / sizeof(T), kStep = kLine < 2 * kLanes ? 2 * kLanes : kLine;
   f64v sum[n] = {};
   int64_t j = 0;
   for (; j + kStep <= cols; j += kStep) {
 #pragma GCC unroll 8
-    for (int i = 0; i < n; ++i) prefetch_ahead(window + i * stride + j);
-    for (int64_t k = j; k < j + kStep; k += kLanes) {
-      const f64v y = load(v + k);
+    for (int i = 0; i < n; ++i)
+      for (int64_t k = j; k < j + kStep; k += kLine) prefetch_ahead(window + i * stride + k);
+    for (int64_t k = j; k < j + kStep; k += 2 * kLanes) {
+      const f64v y[2] = {load(v + k), load(v + k + kLanes)};
 #pragma GCC unroll 8
-      for (int i = 0; i < n; ++i) sum[i] += load(window + i * stride + k) * y;
+      for (int i = 0; i < n; ++i) {
+        f64v entries[2];
+        load_two(window + i * stride + k, entries);
+        sum[i] += entries[0] * y[0];
+        sum[i] += entries[1] * y[1];
+      }
     }
   }
 #pragma GCC unroll 8

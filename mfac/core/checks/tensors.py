@@ -95,7 +95,7 @@ def check_vectors(
 
 
 def vector_dtype(window_dtype: torch.dtype) -> torch.dtype:
-    """Of the vectors that go with a window of a given format: float64 with float64, float32 with any other."""
+    """Of the vectors that go with a window: float64 with float64, float32 with any other."""
     return torch.float64 if window_dtype == torch.float64 else torch.float32
 
 
@@ -108,7 +108,8 @@ def check_window_vectors(
         name: The parameter's name.
         vectors: What was given for it.
         dim: d.
-        window_dtype: Of the window. float64 takes float64, any other float32, bfloat16 and float16 their own too.
+        window_dtype: Of the window. float64 takes float64, any other float32, bfloat16 and float16
+            their own too.
         device: Of the window.
 
     Returns:
@@ -160,8 +161,8 @@ def check_out(
 
     Raises:
         TypeError: If it is no tensor, or of another dtype.
-        ValueError: If its shape is not [d], or it is on another device, not contiguous, requires a gradient or shares
-            memory.
+        ValueError: If its shape is not [d], or it is on another device, not contiguous, requires a
+            gradient or shares memory.
     """
     if not isinstance(out, Tensor) or out.dtype != dtype:
         found = out.dtype if isinstance(out, Tensor) else type(out).__name__

@@ -1,8 +1,8 @@
 """What a format of a window's rows is: one class that stores rows and takes products with them.
 
-Whatever the format, the window *is* the rounded rows: `push_` returns the products of the row as it was rounded, so the
-Gram matrix made of them is that of what is stored (docs/derivation.md, "Compressed windows"). Storage is allocated on
-first use; `nbytes` is known before.
+Whatever the format, the window *is* the rounded rows: `push_` returns the products of the row as it
+was rounded, so the Gram matrix made of them is that of what is stored (docs/derivation.md,
+"Compressed windows"). Storage is allocated on first use; `nbytes` is known before.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
 
 
 class Rows(ABC):
-    """Rows g_1 ... g_m of length d in some format. Vectors have `vector_dtype`: float64 with float64, else float32.
+    """Rows g_1 ... g_m of length d in some format. Vectors are float32, or float64 as the rows are.
 
     Args:
         rank: m.
@@ -56,15 +56,15 @@ class Rows(ABC):
 
     @abstractmethod
     def as_dense(self, index: Tensor | slice = slice(None)) -> Tensor:
-        """The rows asked for, [k, d], as floats: by reference where they are stored so, else a copy."""
+        """The rows asked for, [k, d], as floats: by reference where they are stored so."""
 
     @abstractmethod
     def push_(self, row: int, gradient: Tensor) -> Tensor:
-        """Writes a gradient [d] and returns its products with every row, [m] float64; NaN if nothing was written."""
+        """Writes a gradient [d]; its products with all rows, [m] float64, or NaN and no write."""
 
     @abstractmethod
     def clear_(self, row: int, where: Tensor) -> None:
-        """Makes a row zero where `where`, one bool on the rows' device, is true; the host does not wait for it."""
+        """Makes a row zero if `where`, one bool on the device, is true; the host does not wait."""
 
     @abstractmethod
     def dot(self, vectors: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Rows(ABC):
         """In place: out [k, d] <- alpha·out + beta·coefficients [k, m] G."""
 
     def descend_(self, descent: Descent, coefficients: Tensor, beta: float, newest: int) -> None:
-        """Moves weights along beta·coefficients [1, m] G; a format with a kernel for it does so in the same pass.
+        """Moves weights along beta·coefficients [1, m] G; with a kernel for it, in the same pass.
 
         Args:
             descent: Which weights and average; `descent.fuses` holds.
@@ -88,11 +88,11 @@ class Rows(ABC):
         descent.apply_(move[0], self.carried(newest))
 
     def carried(self, row: int) -> Tensor | None:
-        """Columns of the entries that a row carries, [k] int64, ascending; None where rows carry all of them."""
+        """Columns of the entries that a row carries, [k] int64, ascending; None for all."""
         return None
 
     def why_refused(self, gradient: Tensor) -> str:
-        """What is found wrong with a gradient that `push_` did not write, for an error's message."""
+        """What is wrong with a gradient that `push_` did not write, for an error's message."""
         if not bool(torch.isfinite(gradient).all()):
             return "a NaN or infinity"
         if self.dtype == self.vector_dtype:
@@ -100,7 +100,7 @@ class Rows(ABC):
         return f"an entry of {float(gradient.abs().max()):.3g}, which a window of {self.dtype} cannot hold"
 
     def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Refuses storage, of the right shapes, that this format cannot hold. Most hold whatever has their shapes."""
+        """Refuses storage, of the right shapes, that this format cannot hold. Most can hold any."""
         return
 
     def load_(self, tensors: Mapping[str, Tensor]) -> None:

@@ -45,7 +45,7 @@ class DenseRows(Rows):
         return ops.window_push_(self.stored, row, gradient, self.scales)
 
     def clear_(self, row: int, where: Tensor) -> None:
-        self.stored[row].masked_fill_(where, 0)
+        self.stored.select(0, row).masked_fill_(where, 0)
 
     def dot(self, vectors: Tensor) -> Tensor:
         if self.dtype.itemsize >= 4:

@@ -14,7 +14,7 @@ _SCALE_COLUMNS = _C.limits()["scale_columns"]
 
 
 class Int8Rows(DenseRows):
-    """Rows in int8, with a float32 scale for every 1024 columns of a row: the largest entry there is ±127 scales.
+    """Rows in int8, with a float32 scale for every 1024 columns: the largest entry is ±127 scales.
 
     The operators of dense rows take the scales beside the integers.
     """
@@ -41,4 +41,4 @@ class Int8Rows(DenseRows):
 
     def clear_(self, row: int, where: Tensor) -> None:
         super().clear_(row, where)
-        self.scales[row].masked_fill_(where, 0)
+        self.scales.select(0, row).masked_fill_(where, 0)

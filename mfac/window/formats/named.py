@@ -11,7 +11,7 @@ from mfac.window.formats.dense import DenseRows
 from mfac.window.formats.int8 import Int8Rows
 from mfac.window.formats.topk import TopKRows
 
-Format = Callable[[int, int, torch.device], Rows]  # (m, d, device) -> rows: a class, or a function that makes one
+Format = Callable[[int, int, torch.device], Rows]  # of m, d and the device
 
 
 def named_format(dtype: torch.dtype, density: float) -> Format:

@@ -20,11 +20,13 @@ _TILE_COLUMNS = _C.limits()["topk_tile_columns"]
 
 
 class TopKRows(Rows):
-    """Sparse rows: of every block of columns the share `density` of entries that is largest in magnitude.
+    """Sparse rows: of every block of columns the share `density` of entries, the largest.
 
-    What a row leaves out, and what its values lose in rounding, is added to the next gradient (error feedback).
+    What a row leaves out, and what its values lose in rounding, is added to the next gradient
+    (error feedback).
 
-    Source: Modoranu et al., "Error Feedback Can Accurately Compress Preconditioners" (EFCP, 2306.06098).
+    Source: Modoranu et al., "Error Feedback Can Accurately Compress Preconditioners" (EFCP,
+    2306.06098).
 
     Args:
         rank: m.
@@ -65,7 +67,7 @@ class TopKRows(Rows):
 
     @cached_property
     def boundaries(self) -> Tensor | None:
-        """Entries of a row before each tile of 1024 columns of a block but the first, [blocks, tiles - 1, m] uint16.
+        """Entries of a row before each tile but a block's first, [blocks, tiles - 1, m] uint16.
 
         They follow from the indices: every push writes its row's, and they are no part of a state.
         """
@@ -83,11 +85,11 @@ class TopKRows(Rows):
 
     def columns(self, index: Tensor | slice = slice(None)) -> Tensor:
         """Columns of the entries of the rows asked for, [k, blocks, kept]."""
-        offsets = self.indices.view(torch.int16)  # below 2**15; torch does not index uint16 on a GPU
+        offsets = self.indices.view(torch.int16)  # torch does not index uint16 on a GPU
         return offsets[index].long() + self._starts[:, None]
 
     def carried(self, row: int) -> Tensor:
-        return self.columns(slice(row, row + 1))[self.values[row : row + 1] != 0]  # zeros may fill up a last block
+        return self.columns(slice(row, row + 1))[self.values[row : row + 1] != 0]  # zeros fill up
 
     def tensors(self) -> dict[str, Tensor]:
         return {"values": self.values, "indices": self.indices, "error": self.error}
@@ -104,7 +106,7 @@ class TopKRows(Rows):
         return super().why_refused(gradient + self.error)
 
     def clear_(self, row: int, where: Tensor) -> None:
-        self.values[row].masked_fill_(where, 0)
+        self.values.select(0, row).masked_fill_(where, 0)
 
     def dot(self, vectors: Tensor) -> Tensor:
         return ops.topk_dot(self.values, self.indices, vectors, self.block_size)
@@ -128,9 +130,10 @@ class TopKRows(Rows):
     def load_(self, tensors: Mapping[str, Tensor]) -> None:
         super().load_(tensors)
         if self.boundaries is not None:
-            offsets, boundaries = self.indices.view(torch.int16), self.boundaries.view(torch.int16)  # as in `columns`
-            # A last block with fewer columns than entries is filled up with zeros at offset 0, which do not count.
-            counts = torch.arange(self.shape[2], device=self.device) < self._widths[:, None]  # [blocks, kept]
+            offsets, boundaries = (t.view(torch.int16) for t in (self.indices, self.boundaries))
+            # A last block with fewer columns than entries is filled up with zeros at offset 0,
+            # which do not count.
+            counts = torch.arange(self.shape[2], device=self.device) < self._widths[:, None]
             for tile in range(boundaries.shape[1]):
                 before = (offsets < (tile + 1) * _TILE_COLUMNS) & counts  # [m, blocks, kept]
                 boundaries[:, tile] = before.sum(2, dtype=torch.int16).T

@@ -1,0 +1,137 @@
+"""Zeros that stay: what an optimizer's hooks do so that dropped weights and their momentum never come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mfac.masks.located import locate, same_memory
+
+
+class MaskHandle:
+    """What `Masks.attach` returns: the hooks of one optimizer, until `remove` is called.
+
+    Before each step the gradients of dropped weights are set to zero, so that no momentum, second moment or window
+    sees them; after it the weights, and what the optimizer keeps for them. What a closure computes within a step is
+    treated in the same way. The model holds nothing of it, so that its copies and its `state_dict` are as ever.
+    As a context manager it removes itself at the end.
+
+    Args:
+        model: Whose parameters are masked. They are looked up by name in each step, and so followed wherever they go.
+        optimizer: Whose steps are hooked.
+        masks: Parameter name to mask, True = kept.
+        keep_state: Keys of optimizer state that are no value for each weight and stay as they are.
+
+    Raises:
+        TypeError: If `optimizer` is no `torch.optim.Optimizer`.
+        ValueError: If it has none of the parameters, or names or shapes are not the model's.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, masks: Mapping[str, Tensor], keep_state: Collection[str] = ()
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"Parameter `optimizer` should be a torch.optim.Optimizer. Found {type(optimizer).__name__}."
+            )
+        self._model, self._optimizer, self._keep_state = model, optimizer, frozenset(keep_state)
+        self._masks = {name: mask for name, mask in masks.items() if not bool(mask.all())}
+        self._dropped: dict[str, Tensor] = {}  # on the device where each parameter was last seen
+        located = locate(model, masks)
+        self._aliases = {name: same_memory(model, located[name])[1:] for name in self._masks}
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if located and not any(
+            id(leaf) in known for parameter in located.values() for leaf in same_memory(model, parameter)
+        ):
+            raise ValueError(
+                f"Parameter `optimizer` should have some of the masked parameters of `model`. "
+                f"Found none of {list(located)} among its {len(known)}."
+            )
+        self._clear()
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+            optimizer.register_load_state_dict_post_hook(self._loaded),
+        ]
+
+    def remove(self) -> None:
+        """Takes the hooks away; weights are free to come back. A second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def __enter__(self) -> MaskHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Clears weights and gradients; a closure comes to clear those that it computes."""
+        self._clear_gradients()
+        if len(args) > 1 and callable(args[1]):
+            return (args[0], self._cleared(args[1]), *args[2:]), kwargs
+        if callable(kwargs.get("closure")):
+            return args, {**kwargs, "closure": self._cleared(kwargs["closure"])}
+        return None
+
+    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._clear()
+
+    def _loaded(self, optimizer: Optimizer) -> None:
+        self._clear()
+
+    def _cleared(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """A closure after which dropped weights have no gradient."""
+
+        def closure_and_clear() -> Any:
+            loss = closure()
+            self._clear_gradients()
+            return loss
+
+        return closure_and_clear
+
+    def _places(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Every parameter of which weights are dropped, and which, on its device."""
+        located = locate(self._model, self._masks)
+        for name, parameter in located.items():
+            dropped = self._dropped.get(name)
+            if dropped is None or dropped.device != parameter.device:
+                dropped = self._dropped[name] = ~self._masks[name].to(parameter.device)
+            for leaf in (parameter, *self._aliases[name]):
+                yield leaf, dropped
+
+    @torch.no_grad()
+    def _clear_gradients(self) -> None:
+        for parameter, dropped in self._places():
+            clear_(parameter, dropped)  # weight decay would put what was written since into the momentum
+            gradient = parameter.grad
+            if gradient is not None and gradient.is_sparse:
+                gradient._values().masked_fill_(dropped[tuple(gradient._indices())], 0)
+            elif gradient is not None:
+                clear_(gradient, dropped)
+
+    @torch.no_grad()
+    def _clear(self) -> None:
+        for parameter, dropped in self._places():
+            clear_(parameter, dropped)
+            for state in self._state_of(parameter):
+                clear_(state, dropped)
+
+    def _state_of(self, parameter: nn.Parameter) -> Iterator[Tensor]:
+        """Everything of the parameter's shape that the optimizer keeps for it."""
+        for key, value in self._optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and key not in self._keep_state:
+                yield value
+        own: Callable[[Tensor], Iterable[Tensor]] | None = getattr(self._optimizer, "elementwise_state", None)
+        if own is not None:  # what lies elsewhere, as the momentum of mfac.MFAC
+            yield from own(parameter)
+
+
+def clear_(tensor: Tensor, dropped: Tensor) -> None:
+    """Sets dropped entries to zero, whatever they hold: a product with zero would leave a NaN as it is."""
+    tensor.masked_fill_(dropped.to(tensor.device), 0)

@@ -1,0 +1,1 @@
+"""Patterns of zeros, one concept a file; docs/extending/pattern.md says how to add one."""

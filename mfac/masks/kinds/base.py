@@ -1,0 +1,172 @@
+"""What a pattern is: it says which zeros a network may have, as units of weights that a step may drop."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from mfac.gradients.prunable import PrunableWeight
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The live weights of a step, as a pattern is given them (docs/extending/pattern.md).
+
+    Attributes:
+        weights: What is known of each parameter, in order; their sizes add up to d.
+        live: Weights kept before the step, [d] bool.
+        scores: Saliency >= 0 of the n live weights, in order, [n].
+    """
+
+    weights: Sequence[PrunableWeight]
+    live: Tensor
+    scores: Tensor
+
+    def live_counts(self) -> list[int]:
+        """How many weights of each parameter are alive."""
+        return [int(piece.sum()) for piece in self.live.split([weight.size for weight in self.weights])]
+
+
+@dataclass(frozen=True)
+class Units:
+    """What a step may drop: units of live weights that go together, ordered by parameter.
+
+    Units that differ in size are ranked by their score a weight.
+
+    What a pattern returns (docs/extending/pattern.md).
+
+    Attributes:
+        scores: What dropping each unit costs, [u].
+        counts: How many units each parameter has, or each group of `Pattern.together`.
+        unit_of: The unit of each live weight, [n] int64, -1 for a weight that this step may not
+            drop; None where unit i is weight i.
+        sizes: Live weights of each unit, [u] int64; None where each has one.
+    """
+
+    scores: Tensor
+    counts: Sequence[int]
+    unit_of: Tensor | None = None
+    sizes: Tensor | None = None
+
+    @property
+    def ranking(self) -> Tensor:
+        """By what units are ranked, [u]: their score a weight."""
+        return self.scores if self.sizes is None else self.scores / self.sizes
+
+    def by_parameter(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Values of all units, [u], as one piece for each parameter."""
+        return values.split(list(self.counts))
+
+    def droppable(self) -> list[int]:
+        """How many weights of each parameter the step may drop."""
+        if self.sizes is None:
+            return list(self.counts)
+        return [int(sizes.sum()) for sizes in self.by_parameter(self.sizes)]
+
+    def lowest(self, counts: Sequence[int]) -> Tensor:
+        """The units to drop so that each parameter loses its count of weights, or the most that whole units allow.
+
+        Args:
+            counts: Weights to drop of each parameter.
+
+        Returns:
+            Mask over the live weights, [n], True = dropped. Ties go to the lower index.
+        """
+        chosen, ranking = torch.zeros_like(self.scores, dtype=torch.bool), self.ranking
+        starts = [0, *torch.tensor(list(self.counts)).cumsum(0).tolist()]
+        for (start, stop), count in zip(pairwise(starts), counts, strict=True):
+            order = torch.argsort(ranking[start:stop], stable=True)
+            if self.sizes is not None:
+                count = int((self.sizes[start:stop][order].cumsum(0) <= count).sum())
+            chosen[start + order[:count]] = True
+        return self.weights_of(chosen)
+
+    def weights_of(self, chosen: Tensor) -> Tensor:
+        """The live weights of the chosen units, [u] bool -> [n] bool."""
+        if self.unit_of is None:
+            return chosen
+        return chosen[self.unit_of.clamp(min=0)] & (self.unit_of >= 0)
+
+
+class Pattern(ABC):
+    """Which zeros a pruned network may have. Derive from it: docs/extending/pattern.md.
+
+    Attributes:
+        sparsity: The share of zeros that the pattern itself fixes, or None where the caller chooses.
+    """
+
+    sparsity: float | None = None
+
+    def check(self, weights: Sequence[PrunableWeight]) -> None:
+        """Refuses weights that the pattern cannot describe.
+
+        Args:
+            weights: What is known of each.
+
+        Raises:
+            ValueError: If there is such a weight, naming it.
+        """
+        return
+
+    def least_kept(self, weights: Sequence[PrunableWeight], live: Tensor) -> list[int]:
+        """How many weights of each parameter stay, however far pruning goes; by default none.
+
+        Args:
+            weights: What is known of each parameter.
+            live: Weights that are alive, [d] bool.
+
+        Returns:
+            A count for each parameter. No step changes it.
+        """
+        return [0] * len(weights)
+
+    def most_kept(self, weights: Sequence[PrunableWeight], live: Tensor) -> list[int]:
+        """How many weights of each parameter the pattern allows in the end; by default all that are alive.
+
+        Args:
+            weights: What is known of each parameter.
+            live: Weights that are alive, [d] bool.
+
+        Returns:
+            A count for each parameter, at least `least_kept`. No step changes it.
+        """
+        return [int(piece.sum()) for piece in live.split([weight.size for weight in weights])]
+
+    def together(self, weights: Sequence[PrunableWeight]) -> list[list[int]]:
+        """Which parameters share units, as the projections of one attention do; by default each has its own.
+
+        Args:
+            weights: What is known of each parameter.
+
+        Returns:
+            Indices of parameters, in groups; every parameter is in one. Groups come in the order of their first
+            member, and `Units.counts` has a number for each group.
+        """
+        return [[index] for index in range(len(weights))]
+
+    @abstractmethod
+    def units(self, candidates: Candidates) -> Units:
+        """What the next step may drop.
+
+        Args:
+            candidates: The live weights and their saliencies.
+
+        Returns:
+            Units of live weights.
+        """
+
+
+class Unstructured(Pattern):
+    """Any weights."""
+
+    def __repr__(self) -> str:
+        return "unstructured"
+
+    def units(self, candidates: Candidates) -> Units:
+        """Every live weight for itself."""
+        return Units(candidates.scores, candidates.live_counts())

@@ -1,0 +1,141 @@
+"""Different patterns for different parameters, by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from mfac.gradients.prunable import PrunableWeight
+from mfac.masks.kinds.base import Candidates, Pattern, Units
+
+
+class ByName(Pattern):
+    """A pattern for each parameter, by its name or a shell-style pattern; the first that matches counts.
+
+    A part that fixes its own sparsity, as N:M does, ends exactly there. `sparsity` counts over all parameters, and
+    what the fixed parts do not drop the others have to; a sparsity that they cannot reach together is refused.
+
+    Args:
+        patterns: Name or shell-style pattern to pattern.
+
+    Example:
+        >>> import torch, mfac
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4))
+        >>> data = [(torch.randn(4, 8), torch.randn(4, 4)) for _ in range(16)]
+        >>> loss_fn = lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])
+        >>> pattern = {"0.*": "2:4", "*": "unstructured"}
+        >>> report = mfac.prune(model, loss_fn, data, sparsity=0.625, pattern=pattern, num_gradients=16, stages=1)
+        >>> report.sparsity_by_parameter
+        {'0.weight': 0.5, '2.weight': 0.875}
+    """
+
+    def __init__(self, patterns: Mapping[str, Pattern]) -> None:
+        self.patterns = dict(patterns)
+
+    def __repr__(self) -> str:
+        return repr(self.patterns)
+
+    def check(self, weights: Sequence[PrunableWeight]) -> None:
+        """Refuses parameters without a pattern, patterns without a parameter, and what the patterns refuse.
+
+        Args:
+            weights: What is known of each.
+
+        Raises:
+            ValueError: If there is one, naming it.
+        """
+        used = set()
+        for weight in weights:
+            key = self._key(weight.name)
+            if key is None:
+                raise ValueError(
+                    f"Parameter `pattern` should give every weight that is pruned a pattern. Found none for "
+                    f"{weight.name!r}; '*' stands for all others."
+                )
+            used.add(key)
+        if unused := [key for key in self.patterns if key not in used and key != "*"]:
+            raise ValueError(
+                f"Parameter `pattern` should name weights that are pruned. Found {unused[0]!r}, which is the "
+                f"first to match none of {[weight.name for weight in weights]}."
+            )
+        for pattern, indices in self._parts(weights):
+            pattern.check([weights[i] for i in indices])
+
+    def least_kept(self, weights: Sequence[PrunableWeight], live: Tensor) -> list[int]:
+        """What each part keeps at least."""
+        return self._of_each(weights, live, lambda pattern, *rest: pattern.least_kept(*rest))
+
+    def most_kept(self, weights: Sequence[PrunableWeight], live: Tensor) -> list[int]:
+        """What each part keeps at most."""
+        return self._of_each(weights, live, lambda pattern, *rest: pattern.most_kept(*rest))
+
+    def together(self, weights: Sequence[PrunableWeight]) -> list[list[int]]:
+        """The groups of each part."""
+        groups = []
+        for pattern, indices in self._parts(weights):
+            groups += [[indices[i] for i in group] for group in pattern.together([weights[index] for index in indices])]
+        return sorted(groups, key=min)
+
+    def units(self, candidates: Candidates) -> Units:
+        """The units of all parts, in the order of the parameters."""
+        weights, live = candidates.weights, candidates.live
+        alive = candidates.live_counts()
+        owner = torch.repeat_interleave(torch.arange(len(weights)), torch.tensor(alive)).to(live.device)  # [n]
+        unit_of = torch.full_like(owner, -1)
+        found: list[tuple[int, Tensor, Tensor, Tensor]] = []  # first parameter, scores, sizes, number of each unit
+        total = 0
+        for pattern, indices in self._parts(weights):
+            mine = torch.isin(owner, torch.tensor(indices, device=live.device))
+            part = pattern.units(self._candidates(candidates, indices, mine))
+            numbers = torch.arange(int(mine.sum()), device=live.device) if part.unit_of is None else part.unit_of
+            unit_of[mine] = torch.where(numbers >= 0, numbers + total, -1)
+            sizes = torch.ones_like(part.scores, dtype=torch.int64) if part.sizes is None else part.sizes
+            groups = pattern.together([weights[i] for i in indices])
+            number = torch.arange(total, total + part.scores.numel(), device=live.device)
+            pieces = zip(groups, *(part.by_parameter(values) for values in (part.scores, sizes, number)), strict=True)
+            found += [(min(indices[i] for i in group), *values) for group, *values in pieces]
+            total += part.scores.numel()
+        found.sort(key=lambda piece: piece[0])
+        order = torch.cat([number for *_, number in found])
+        place = torch.empty_like(order)
+        place[order] = torch.arange(total, device=order.device)
+        unit_of = torch.where(unit_of >= 0, place[unit_of.clamp(min=0)] if total else unit_of, -1)
+        sizes = torch.cat([piece for _, _, piece, _ in found])
+        counts = [scores.numel() for _, scores, _, _ in found]
+        return Units(
+            torch.cat([scores for _, scores, _, _ in found]),
+            counts,
+            unit_of,
+            None if bool((sizes == 1).all()) else sizes,
+        )
+
+    def _candidates(self, candidates: Candidates, indices: list[int], mine: Tensor) -> Candidates:
+        pieces = candidates.live.split([weight.size for weight in candidates.weights])
+        live = torch.cat([pieces[i] for i in indices])
+        return Candidates([candidates.weights[i] for i in indices], live, candidates.scores[mine])
+
+    def _of_each(
+        self,
+        weights: Sequence[PrunableWeight],
+        live: Tensor,
+        count: Callable[[Pattern, Sequence[PrunableWeight], Tensor], list[int]],
+    ) -> list[int]:
+        pieces = live.split([weight.size for weight in weights])
+        counts = [0] * len(weights)
+        for pattern, indices in self._parts(weights):
+            of_part = count(pattern, [weights[i] for i in indices], torch.cat([pieces[i] for i in indices]))
+            for index, value in zip(indices, of_part, strict=True):
+                counts[index] = value
+        return counts
+
+    def _parts(self, weights: Sequence[PrunableWeight]) -> list[tuple[Pattern, list[int]]]:
+        """Each pattern that is used, and the parameters that it has, in order."""
+        keys = [self._key(weight.name) for weight in weights]
+        used = [key for key in self.patterns if key in keys]
+        return [(self.patterns[key], [i for i, other in enumerate(keys) if other == key]) for key in used]
+
+    def _key(self, name: str) -> str | None:
+        return next((key for key in self.patterns if fnmatchcase(name, key)), None)

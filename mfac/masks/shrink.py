@@ -1,0 +1,213 @@
+"""Physical removal: units and filters that masks have emptied are cut out of the layers on both sides."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mfac.gradients.naming import inner_module, named_parameters
+from mfac.masks.through import Step, follow
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass
+class Shrunk:
+    """What `shrink` returns.
+
+    Attributes:
+        model: The smaller model, a copy.
+        removed: Layer to how many of its output channels are gone.
+        left: Layer with emptied channels that stay, and why.
+    """
+
+    model: nn.Module
+    removed: dict[str, int] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {count} output channels removed" for name, count in self.removed.items()]
+        return "\n".join([*lines, *(f"{name}: left as it is: {why}" for name, why in self.left.items())])
+
+
+def shrink(model: nn.Module, masks: Any) -> Shrunk:
+    """Cuts emptied output channels out of linear layers and convolutions, and what they fed out of the next layer.
+
+    A channel goes if its row of weights is zero, or if the next layer's weights for it all are. Where its row is zero
+    the channel is constant: that constant is taken through what stands between and into the next layer's bias, so that
+    the smaller model computes the same function, up to rounding. It works on what `torch.fx` can trace, and on those
+    parts of other models that it can: linear layers and convolutions of one group, one after the other, with batch
+    norm, pooling, flattening, dropout and elementwise functions between. The first channel stays where all would go.
+
+    Args:
+        model: The pruned model, which is not changed; in evaluation mode the smaller one computes the same.
+        masks: A report, or name to mask; the model's zeros are held to them.
+
+    Returns:
+        The smaller copy, what was removed and what was left and why.
+
+    Raises:
+        ValueError: If a weight is not zero where its mask is, or if channels are empty and none can be removed.
+
+    Example:
+        >>> import torch, mfac
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+        >>> data = [(torch.randn(4, 8), torch.randint(2, (4,))) for _ in range(16)]
+        >>> loss_fn = lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+        >>> pattern = {"0.*": "rows", "*": "unstructured"}
+        >>> allocation = {"0.*": 0.5, "*": 0.0}
+        >>> rules = {"pattern": pattern, "allocation": allocation}
+        >>> report = mfac.prune(model, loss_fn, data, num_gradients=16, stages=1, **rules)
+        >>> mfac.shrink(model, report).model[0].out_features
+        3
+    """
+    _check_zeros(model, getattr(masks, "masks", masks))
+    shrunk = Shrunk(copy.deepcopy(inner_module(model)))
+    for _ in range(1 + sum(isinstance(layer, _LAYERS) for layer in shrunk.model.modules())):  # one feeds the next
+        shrunk.left.clear()
+        before = sum(shrunk.removed.values())
+        for name, root, graph in _graphs(shrunk.model):
+            _shrink_graph(shrunk, name, root, graph)
+        if sum(shrunk.removed.values()) == before:
+            break
+    if shrunk.left and not shrunk.removed:
+        why = "; ".join(f"{name!r} {reason}" for name, reason in shrunk.left.items())
+        raise ValueError(f"Parameter `model` should have emptied channels that can be cut out. Found {why}.")
+    return shrunk
+
+
+def _check_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    parameters = named_parameters(model)
+    for name, mask in masks.items():
+        if name not in parameters or parameters[name].shape != mask.shape:
+            raise ValueError(f"Parameter `masks` should have the model's names and shapes. Found {name!r}.")
+        if bool(parameters[name].detach()[~mask].any()):
+            raise ValueError(
+                f"Parameter `model` should be zero where its masks are. Found other weights in {name!r}: apply "
+                f"the masks."
+            )
+
+
+def _times_held(model: nn.Module) -> dict[int, int]:
+    """How many modules hold each parameter."""
+    times: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                times[id(parameter)] = times.get(id(parameter), 0) + 1
+    return times
+
+
+def _graphs(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module, fx.Graph]]:
+    """The largest parts of a model that can be traced."""
+    try:
+        yield name, module, fx.Tracer().trace(module)
+    except Exception:  # of the model's own code: whatever tracing runs into
+        for child_name, child in module.named_children():
+            yield from _graphs(child, f"{name}.{child_name}" if name else child_name)
+
+
+def _shrink_graph(shrunk: Shrunk, prefix: str, root: nn.Module, graph: fx.Graph) -> None:
+    uses: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            uses[node.target] = uses.get(node.target, 0) + 1
+    for node in graph.nodes:
+        layer = root.get_submodule(node.target) if node.op == "call_module" else None
+        if not isinstance(layer, _LAYERS):
+            continue
+        name = f"{prefix}.{node.target}" if prefix else node.target
+        empty = ~layer.weight.detach().flatten(1).any(1)
+        way = follow(node, root, uses)
+        if isinstance(way, str) or getattr(layer, "groups", 1) != 1 or uses[node.target] != 1:
+            why = way if isinstance(way, str) else "is used more than once, or has groups"
+            if bool(empty.any()):
+                shrunk.left[name] = why
+            continue
+        steps, consumer = way
+        holders = _times_held(shrunk.model)
+        if any(holders[id(p)] > 1 for part in (layer, consumer) for p in part._parameters.values() if p is not None):
+            if bool(empty.any()):
+                shrunk.left[name] = "shares its weights with another layer"
+            continue
+        _cut(shrunk, name, layer, steps, consumer, empty)
+
+
+def _cut(shrunk: Shrunk, name: str, layer: Any, steps: list[Step], consumer: Any, empty: Tensor) -> None:
+    """Removes what can be removed of one layer's output channels."""
+    outs = layer.weight.shape[0]
+    columns = consumer.weight.detach().transpose(0, 1).reshape(outs, -1)  # of each channel, positions together
+    unused = ~columns.any(1)
+    constant = _constants(layer, steps)
+    foldable = empty & ((constant == 0) | _takes_constants(consumer))
+    gone = unused | foldable
+    if bool((empty & ~gone).any()):
+        shrunk.left[name] = "feeds a padded convolution, which sees its constant only inside"
+    if bool(gone.all()):
+        gone[0] = False
+    if not bool(gone.any()):
+        return
+    with torch.no_grad():
+        lost = gone & ~unused & (constant != 0)
+        if bool(lost.any()):
+            weight = consumer.weight.flatten(2).sum(2) if consumer.weight.dim() > 2 else consumer.weight
+            per_channel = weight.view(weight.shape[0], outs, -1).sum(2)
+            addition = per_channel[:, lost] @ constant[lost]
+            if consumer.bias is None:
+                consumer.bias = nn.Parameter(addition)
+            else:
+                consumer.bias += addition
+        keep = (~gone).nonzero()[:, 0]
+        _keep_outputs(layer, keep)
+        for step in steps:
+            if isinstance(step, _BatchNorm):
+                _keep_normalised(step, keep)
+        positions = consumer.weight.shape[1] // outs
+        index = (keep[:, None] * positions + torch.arange(positions, device=keep.device)).reshape(-1)
+        consumer.weight = nn.Parameter(consumer.weight[:, index].clone(), consumer.weight.requires_grad)
+        setattr(consumer, "in_features" if isinstance(consumer, nn.Linear) else "in_channels", len(index))
+    shrunk.removed[name] = shrunk.removed.get(name, 0) + int(gone.sum())
+
+
+@torch.no_grad()
+def _constants(layer: Any, steps: list[Step]) -> Tensor:
+    """What each channel is after the steps between, if it is its bias alone: [outs]."""
+    value = torch.zeros_like(layer.weight[:, 0].flatten(1)[:, 0]) if layer.bias is None else layer.bias.detach()
+    spatial = layer.weight.dim() - 2
+    value = value.view(1, -1, *[1] * spatial)
+    for step in steps:
+        if isinstance(step, _BatchNorm):  # by its running statistics, whatever its mode
+            value = nn.functional.batch_norm(
+                value, step.running_mean, step.running_var, step.weight, step.bias, False, 0.0, step.eps
+            )
+        else:
+            value = step(value.clone())
+    return value.reshape(-1)
+
+
+def _takes_constants(consumer: Any) -> bool:
+    """Whether a constant input is a constant in every output: not at the padded border of a convolution."""
+    return isinstance(consumer, nn.Linear) or consumer.padding == "valid" or not any(consumer.padding)
+
+
+def _keep_outputs(layer: Any, keep: Tensor) -> None:
+    layer.weight = nn.Parameter(layer.weight[keep].clone(), layer.weight.requires_grad)
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias[keep].clone(), layer.bias.requires_grad)
+    setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", len(keep))
+
+
+def _keep_normalised(layer: _BatchNorm, keep: Tensor) -> None:
+    for name, value in [*layer._parameters.items()]:
+        if value is not None:
+            setattr(layer, name, nn.Parameter(value[keep].clone(), value.requires_grad))
+    for name in ("running_mean", "running_var"):
+        if (buffer := getattr(layer, name)) is not None:
+            setattr(layer, name, buffer[keep].clone())
+    layer.num_features = len(keep)

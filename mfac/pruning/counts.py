@@ -1,0 +1,122 @@
+"""How many weights of each parameter a step drops: what allocation, pattern and schedule ask for together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mfac.gradients.prunable import PrunableWeight
+from mfac.masks.patterns import Pattern, Units
+from mfac.pruning.allocation import Allocation, AllocationContext
+from mfac.pruning.budget import Budget
+from mfac.pruning.context import StepContext
+
+
+def choose_units(
+    allocation: Allocation, pattern: Pattern, context: StepContext, units: Units, kept: int, finally_kept: int
+) -> Tensor:
+    """What a step drops.
+
+    Args:
+        allocation: How many of each parameter.
+        pattern: Whose units these are.
+        context: The step.
+        units: What may go, with its scores.
+        kept: How many weights are left after the step.
+        finally_kept: How many after the last.
+
+    Returns:
+        [n] bool.
+
+    Raises:
+        ValueError: If the allocation returns counts that cannot be.
+    """
+    groups = pattern.together(context.parameters)
+    pieces = [int(piece.sum()) for piece in context.live.split([weight.size for weight in context.parameters])]
+    live = [sum(pieces[i] for i in group) for group in groups]
+    least = [alive - open_ for alive, open_ in zip(live, units.droppable(), strict=True)]
+    weights = [_joined([context.parameters[i] for i in group]) for group in groups]
+    whole = AllocationContext(weights, live, least, units, max(kept, sum(least)), finally_kept, context.live)
+    protected = allocation.protected(whole) if groups == [[i] for i in range(len(groups))] else None
+    if protected is not None:
+        units = replace(units, scores=units.scores.double().masked_fill(protected, math.inf))
+        whole = replace(whole, units=units)
+    counts = _given(pattern, context, groups, whole)
+    free = [i for i, count in enumerate(counts) if count is None]
+    if free:
+        part = _restricted(whole, free, sum(count for count in counts if count is not None))
+        for index, count in zip(free, _allocated(allocation, part), strict=True):
+            counts[index] = count
+    return units.lowest([alive - (count or 0) for alive, count in zip(live, counts, strict=True)])
+
+
+def settle(allocation: Allocation, context: StepContext, units: Units) -> int | None:
+    """How many weights are kept in the end, where the first scores of a run decide that.
+
+    Args:
+        allocation: A `Budget` chooses its levels here; any other has its number from the start.
+        context: The first step.
+        units: What may go, with its scores.
+
+    Returns:
+        The number, or None.
+    """
+    if not isinstance(allocation, Budget):
+        return None
+    live = [int(piece.sum()) for piece in context.live.split([weight.size for weight in context.parameters])]
+    return allocation.choose(context.parameters, live, units)
+
+
+def _given(
+    pattern: Pattern, context: StepContext, groups: list[list[int]], whole: AllocationContext
+) -> list[int | None]:
+    """Counts of the parameters that the pattern leaves no choice: the same share of their way as all have gone."""
+    most = pattern.most_kept(context.parameters, context.live)
+    ends = [sum(most[i] for i in group) for group in groups]
+    if pattern.sparsity is not None or ends == list(whole.live):
+        return [None] * len(groups)  # nothing is given, or everything by the pattern's units
+    way = sum(whole.live) - whole.finally_kept
+    left = (whole.kept - whole.finally_kept) / way if way > 0 else 0.0
+    return [
+        None if end == alive else max(low, end + math.ceil(max(0.0, left) * (alive - end)))
+        for end, alive, low in zip(ends, whole.live, whole.least, strict=True)
+    ]
+
+
+def _restricted(whole: AllocationContext, free: Sequence[int], taken: int) -> AllocationContext:
+    """The same step for some of the parameters."""
+    if len(free) == len(whole.live):
+        return whole
+    units = whole.units
+    scores, sizes = units.by_parameter(units.scores), units.sizes
+    pieces = None if sizes is None else torch.cat([units.by_parameter(sizes)[i] for i in free])
+    mine = Units(torch.cat([scores[i] for i in free]), [units.counts[i] for i in free], None, pieces)
+    live, least = [whole.live[i] for i in free], [whole.least[i] for i in free]
+    final = [bound for i, bound in enumerate(whole.least) if i not in free]
+    kept = min(max(whole.kept - taken, sum(least)), sum(live))
+    finally_kept = min(max(whole.finally_kept - sum(final), 0), kept)
+    return AllocationContext([whole.weights[i] for i in free], live, least, mine, kept, finally_kept, whole.alive)
+
+
+def _allocated(allocation: Allocation, context: AllocationContext) -> list[int]:
+    counts = allocation.kept(context)
+    live, least, kept = context.live, context.least, context.kept
+    whole = context.units.sizes is None  # of units of several weights the nearest number that they allow
+    inside = len(counts) == len(live) and all(a <= n <= b for n, a, b in zip(counts, least, live, strict=True))
+    if not inside or (whole and sum(counts) != kept):
+        raise ValueError(
+            f"Parameter `allocation` should return a count between {least} and {live} for each parameter, "
+            f"in all {kept}. Found {list(counts)} from {type(allocation).__name__}."
+        )
+    return counts
+
+
+def _joined(weights: Sequence[PrunableWeight]) -> PrunableWeight:
+    """Parameters that share units, as one, under the name of the first."""
+    if len(weights) == 1:
+        return weights[0]
+    return PrunableWeight(weights[0].name, torch.Size([sum(weight.size for weight in weights)]), None, "")

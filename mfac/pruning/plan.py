@@ -1,0 +1,240 @@
+"""What a pruning run will do, take and leave, known before it begins."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from mfac.core.memory import GIB
+from mfac.curvature.damping import RelativeDamping, relative
+from mfac.curvature.fisher import EmpiricalFisher
+from mfac.gradients.backward import GradientSource, LossFunction
+from mfac.gradients.batches import BatchStream
+from mfac.gradients.collecting import resolve_mode
+from mfac.gradients.modes import model_mode
+from mfac.gradients.nested import num_samples
+from mfac.gradients.prunable import PrunableWeight, describe_weights
+from mfac.gradients.randomness import Randomness
+from mfac.pruning.allocation import Global
+from mfac.pruning.context import StepContext
+from mfac.pruning.effort import candidates, choose
+from mfac.pruning.memory import check_memory, run_bytes
+from mfac.pruning.obs import prune_step
+from mfac.pruning.settings import Settings
+from mfac.pruning.target import final_count
+from mfac.pruning.targets import Targets
+
+_PROBE_COLUMNS = 1 << 14  # of the window that a step is timed on
+_TIMED_BATCHES = 2  # after one that warms up
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """What `mfac.prune` will do with the same arguments. `print` it.
+
+    Attributes:
+        tensors: Name of each weight tensor that is pruned, and its size.
+        left_dense: Name of every other weight tensor, and why it is not pruned.
+        weights: How many weights are pruned, d.
+        kept: How many of them are left.
+        num_gradients: m, of a stage.
+        stages: How often gradients are collected.
+        steps: Pruning steps in all.
+        batches: How many batches are gone through for gradients, in all.
+        bytes: Memory that the run takes beside the model and its activations.
+        disk_bytes: Room in the folder of gradients; 0 where they are in memory.
+        seconds: Estimated; None where nothing was timed.
+        notes: What was decided and why, in sentences.
+    """
+
+    tensors: dict[str, int]
+    left_dense: dict[str, str]
+    weights: int
+    kept: int
+    num_gradients: int
+    stages: int
+    steps: int
+    batches: int
+    bytes: int
+    disk_bytes: int
+    seconds: float | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros at the end."""
+        return 1 - self.kept / self.weights
+
+    def __str__(self) -> str:
+        time_ = "" if self.seconds is None else f", about {_duration(self.seconds)}"
+        disk = f", {self.disk_bytes / GIB:.2f} GiB on disk" if self.disk_bytes else ""
+        lines = [
+            f"plan: {self.weights} weights in {len(self.tensors)} tensors, {self.kept} of them kept "
+            f"(sparsity {self.sparsity:.4f})",
+            f"  {self.stages} stages of {self.num_gradients} gradients, {self.batches} batches, {self.steps} steps"
+            if self.batches
+            else f"  {self.steps} step without gradients",
+            f"  {self.bytes / GIB:.2f} GiB beside the model{disk}{time_}",
+        ]
+        lines += [f"  {note}" for note in self.notes]
+        width = max(map(len, [*self.tensors, *self.left_dense]))
+        lines += [f"  {name:<{width}}  {size} weights" for name, size in self.tensors.items()]
+        lines += [f"  {name:<{width}}  left dense: it {why}" for name, why in self.left_dense.items()]
+        return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+class Planner:
+    """Finds the numbers that were left open, and what the run takes. Nothing of the model is changed.
+
+    Args:
+        model: The model.
+        loss_fn: The loss.
+        stream: Of batches; the first is looked at and stays in it.
+        targets: What is pruned.
+        settings: What was asked for.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss_fn: LossFunction, stream: BatchStream, targets: Targets, settings: Settings
+    ) -> None:
+        self.model, self.loss_fn, self.stream = model, loss_fn, stream
+        self.targets, self.settings = targets, settings
+        self.parameters = describe_weights(model, targets.vector.parameters)
+        weights = targets.vector.flat()
+        live = torch.ones_like(weights, dtype=torch.bool) if settings.existing_zeros == "ignore" else weights != 0
+        self.live = int(live.sum())
+        self.finally_kept = final_count(settings.rules, settings.sparsity, self.parameters, live)
+        self.mode: Literal["eval", "train"] = "eval"
+        self._step_seconds: dict[int, float] = {}
+        self._batch_seconds: float | None = None
+        self._rows_a_batch = 1
+
+    def settle(self, *, timed: bool, refuse: bool) -> tuple[Settings, PruningPlan]:
+        """Chooses what is open.
+
+        Args:
+            timed: Whether seconds are wanted even where nothing is to be chosen by them.
+            refuse: Whether to refuse what does not fit in memory, before anything is computed.
+
+        Returns:
+            Settings with all numbers, and the plan.
+
+        Raises:
+            MemoryError: If `refuse`, and the run takes more than there is.
+        """
+        settings = self.settings
+        if not settings.rules.needs_fisher or self.live <= self.finally_kept:
+            settled = replace(settings, num_gradients=settings.num_gradients or 1, stages=settings.stages or 1)
+            planned = self._plan(settled, None, ())
+            if refuse:
+                check_memory(planned.bytes, settled, self.targets.vector)
+            return settled, planned
+        most = self._rows_of_a_pass()
+        options = candidates(settings, most)
+        if refuse:
+            check_memory(self._plan(options[0], None, ()).bytes, options[0], self.targets.vector)
+        self.mode = resolve_mode(self.model, self.loss_fn, self.stream, settings.mode)
+        open_ = settings.num_gradients is None or settings.stages is None
+        if (timed or open_) and self.stream.peek() is not None:
+            self._time_a_batch()
+        notes: list[str] = []
+        chosen = choose(options, self.seconds) if self._batch_seconds is not None else options[0]
+        if open_ and chosen != options[0]:
+            wanted = f"effort={settings.effort!r}" if settings.time_budget is None else f"{settings.time_budget:g} s"
+            notes.append(
+                f"{options[0].total_stages} stages of {options[0].rank} gradients would take about "
+                f"{_duration(self.seconds(options[0]))}, more than {wanted} allows"
+            )
+        if settings.num_gradients is None and most is not None and chosen.rank == most:
+            notes.append(f"a pass over the data has {most} gradients, and a stage takes no more")
+        seconds = None if self._batch_seconds is None else self.seconds(chosen)
+        return chosen, self._plan(chosen, seconds, tuple(notes))
+
+    def _plan(self, settings: Settings, seconds: float | None, notes: tuple[str, ...]) -> PruningPlan:
+        vector = self.targets.vector
+        fisher = settings.rules.needs_fisher and self.live > self.finally_kept
+        in_memory, on_disk = run_bytes(self.model, vector, settings, self.kept_counts(settings), self.live)
+        return PruningPlan(
+            tensors=dict(zip(vector.names, vector.sizes, strict=True)),
+            left_dense=self.targets.left_dense,
+            weights=vector.dim,
+            kept=self.finally_kept,
+            num_gradients=settings.rank,
+            stages=settings.total_stages,
+            steps=len(self.kept_counts(settings)),
+            batches=settings.total_stages * self._batches(settings) if fisher else 0,
+            bytes=in_memory,
+            disk_bytes=on_disk,
+            seconds=seconds,
+            notes=notes,
+        )
+
+    def kept_counts(self, settings: Settings) -> list[int]:
+        """Weights that are left after each step."""
+        if self.live <= self.finally_kept:
+            return []
+        return settings.schedule.kept(self.live, self.finally_kept, settings.total_steps)
+
+    def seconds(self, settings: Settings) -> float:
+        """What a run takes: its batches, and its steps in proportion to the weights that are alive."""
+        assert self._batch_seconds is not None
+        steps = [self.live, *self.kept_counts(settings)][:-1]
+        share = sum(steps) / min(_PROBE_COLUMNS, self.live)
+        batches = settings.total_stages * self._batches(settings)
+        return batches * self._batch_seconds + share * self._seconds_of_a_step(settings.rank)
+
+    def _batches(self, settings: Settings) -> int:
+        return -(-settings.rank // self._rows_a_batch)
+
+    def _rows_of_a_pass(self) -> int | None:
+        batch = self.stream.peek()
+        if self.settings.per_sample and batch is not None:
+            self._rows_a_batch = num_samples(batch) or 1
+        return None if self.stream.length is None else self.stream.length * self._rows_a_batch
+
+    def _time_a_batch(self) -> None:
+        """Seconds of one batch's gradients: the least of a few, after one that warms up."""
+        batch = self.stream.peek()
+        source = GradientSource(self.model, self.loss_fn, self.targets.vector, self.settings.per_sample)
+        before, seconds = Randomness.of(None), []
+        with model_mode(self.model, self.mode):
+            for _ in range(1 + _TIMED_BATCHES):
+                start = time.perf_counter()
+                for rows in source.rows(batch, 0):
+                    bool(torch.isfinite(rows.sum()))
+                seconds.append(time.perf_counter() - start)
+        before.restore(None)
+        self._batch_seconds = min(seconds[1:])
+
+    def _seconds_of_a_step(self, rank: int) -> float:
+        """Seconds of a pruning step on a small window of random numbers."""
+        if rank not in self._step_seconds:
+            columns = min(_PROBE_COLUMNS, self.live)
+            generator = torch.Generator().manual_seed(0)
+            grads = torch.randn((rank, columns), generator=generator).to(self.targets.vector.device)
+            weights = torch.randn(columns, generator=generator).to(grads)
+            seconds = []
+            for _ in range(2):
+                start = time.perf_counter()
+                self._probe(grads, weights)
+                seconds.append(time.perf_counter() - start)
+            self._step_seconds[rank] = min(seconds)
+        return self._step_seconds[rank]
+
+    def _probe(self, grads: torch.Tensor, weights: torch.Tensor) -> None:
+        settings, count = self.settings, weights.numel()
+        damping = settings.damping if isinstance(settings.damping, RelativeDamping) else relative(0.02)
+        fisher = EmpiricalFisher(grads, damping, settings.block_size)
+        shape = torch.Size((1, count))
+        parameter = PrunableWeight(self.parameters[0].name, shape, (1, count, 1), self.parameters[0].layer)
+        context = StepContext(weights, fisher, [parameter], torch.ones(count, dtype=torch.bool, device=weights.device))
+        prune_step(replace(settings.rules, allocation=Global()), context, count * 3 // 4, count // 2)
+        _ = context.kept_fisher

@@ -1,0 +1,84 @@
+"""What a pruning report holds: masks, steps, what was left dense; and the numbers that follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from mfac.pruning.measurement import Measurement
+
+
+@dataclass(frozen=True)
+class PruningStep:
+    """One pruning step: one recomputation within one stage.
+
+    Attributes:
+        step: Its number, from 1.
+        total_steps: How many there will be.
+        stage: The stage it belongs to, from 1; each stage has gradients of its own.
+        sparsity: Share of zeros among the prunable weights after it.
+        damping: λ, or None where no Fisher was needed.
+        predicted_increase: ½ δᵀFδ of its update in units of the loss, or None where no Fisher was needed.
+        seconds: Wall time, the stage's gradients included in its first step.
+    """
+
+    step: int
+    total_steps: int
+    stage: int
+    sparsity: float
+    damping: float | None
+    predicted_increase: float | None
+    seconds: float
+
+
+@dataclass
+class ReportData:
+    """The fields of `PruningReport`, which says the rest.
+
+    Attributes:
+        masks: Parameter name to mask of its shape, True = kept.
+        steps: Every pruning step in order.
+        left_dense: Name of every other weight tensor, of two dimensions or more, and why it was not pruned.
+        pattern: The pattern's name, as "unstructured" or "2:4"; None where it is not known.
+        dense_zeros: How many zeros each tensor left dense had when pruning ended; None where it is not known.
+        measured: What `measure` found last.
+    """
+
+    masks: dict[str, Tensor]
+    steps: list[PruningStep] = field(default_factory=list)
+    left_dense: dict[str, str] = field(default_factory=dict)
+    pattern: str | None = None
+    dense_zeros: dict[str, int] | None = None
+    measured: Measurement | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros among the weights that were pruned, exact; what was left dense does not count."""
+        total = self._total()
+        return (total - sum(self._kept().values())) / total if total else 0.0
+
+    def _kept(self) -> dict[str, int]:
+        return {name: int(mask.sum()) for name, mask in self.masks.items() if name not in self.left_dense}
+
+    def _total(self) -> int:
+        return sum(mask.numel() for name, mask in self.masks.items() if name not in self.left_dense)
+
+    @property
+    def sparsity_by_parameter(self) -> dict[str, float]:
+        """Share of zeros in each parameter."""
+        return {name: 1 - float(mask.double().mean()) for name, mask in self.masks.items()}
+
+    @property
+    def predicted_increase(self) -> float | None:
+        """½ δᵀFδ summed over the steps: what the quadratic models say the updates cost, in units of the loss.
+
+        None where no Fisher was needed: magnitude saliency without compensation.
+        """
+        increases = [step.predicted_increase for step in self.steps if step.predicted_increase is not None]
+        return sum(increases) if increases or not self.steps else None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all steps."""
+        return sum(step.seconds for step in self.steps)

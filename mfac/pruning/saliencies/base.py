@@ -1,0 +1,59 @@
+"""What a saliency is: scores of weights, of units of weights, or a choice of its own among the weights of a step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor
+
+from mfac.masks.patterns import Units
+from mfac.pruning.context import StepContext
+
+Choose = Callable[[Tensor], Tensor]
+"""Scores [n] to what is dropped by them, [n] bool, as pattern and allocation have it."""
+
+
+class Saliency(ABC):
+    """Scores the live weights of a step; the lowest go. Derive from it: docs/extending/saliency.md.
+
+    Attributes:
+        needs_fisher: Whether gradients have to be collected for it.
+    """
+
+    needs_fisher: bool = True
+
+    @abstractmethod
+    def scores(self, context: StepContext) -> Tensor:
+        """What each live weight is worth.
+
+        Args:
+            context: The step; its `dropped` is not known yet.
+
+        Returns:
+            [n], >= 0 and finite.
+        """
+
+    def unit_scores(self, context: StepContext, units: Units) -> Tensor | None:
+        """What units of several weights are worth together, for a saliency that knows better than the sum.
+
+        Args:
+            context: The step.
+            units: What the pattern lets go together.
+
+        Returns:
+            [u], >= 0 and finite; None for the sums of the weights' scores.
+        """
+        return None
+
+    def select(self, context: StepContext, choose: Choose) -> Tensor:
+        """What the step drops. A saliency that improves on one ranking overrides it.
+
+        Args:
+            context: The step.
+            choose: What pattern and allocation drop by scores. It may be called with other scores, again and again.
+
+        Returns:
+            [n] bool, a result of `choose`.
+        """
+        return choose(self.scores(context))

@@ -1,0 +1,145 @@
+"""Whether a model is what a pruning report says it is."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+from mfac.gradients.naming import named_parameters
+from mfac.gradients.prunable import describe_weights
+from mfac.masks.located import locate
+from mfac.pruning.report import PruningReport
+
+
+@torch.no_grad()
+def verify(model: nn.Module, report: PruningReport) -> list[str]:
+    """Proves each promise of a report on the model, or raises.
+
+    Args:
+        model: The pruned model, wrapped or not; also after fine-tuning that kept its zeros.
+        report: Of `mfac.prune`.
+
+    Returns:
+        What has been proved, a line a promise. What the report does not say, as the pattern, is not among it.
+
+    Raises:
+        ValueError: If a promise does not hold, naming it: a name or shape is not there, a weight is not finite, dropped
+            weights are not zero, kept ones are, the sparsity is another, the pattern does not hold, or a tensor that
+            was left dense has new zeros.
+
+    Example:
+        >>> import torch, mfac
+        >>> model = torch.nn.Linear(4, 2)
+        >>> report = mfac.prune(model, lambda model, batch: 0, [], sparsity=0.5, saliency="magnitude",
+        ...                     compensation="none")
+        >>> print(mfac.verify(model, report)[0])
+        1 tensor has the name and the shape of its mask
+        >>> torch.nn.init.ones_(model.weight) is model.weight
+        True
+        >>> mfac.verify(model, report)
+        Traceback (most recent call last):
+            ...
+        ValueError: Weights that were dropped should be zero. Found 4 of 4 in 'weight' that are not.
+    """
+    located = locate(model, report.masks)
+    pruned = {name: parameter for name, parameter in located.items() if name not in report.left_dense}
+    named = "tensor has the name and the shape of its mask"
+    proved = [f"1 {named}" if len(located) == 1 else f"{len(located)} tensors have the names and shapes of their masks"]
+    _check_finite(model)
+    proved.append("every weight is finite")
+    zeros = _check_zeros(report, pruned)
+    proved.append(f"{zeros} weights that were dropped are zero, and no others of these tensors")
+    _check_sparsity(report, pruned, zeros)
+    proved.append(f"the sparsity is {report.sparsity:.6f}")
+    if report.pattern is not None and (line := _check_pattern(report.pattern, model, pruned)):
+        proved.append(line)
+    if report.dense_zeros is not None:
+        _check_dense(model, report.dense_zeros)
+        proved.append(f"{len(report.dense_zeros)} tensors that were left dense have no new zeros")
+    return proved
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, parameter in named_parameters(model).items():
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+            count = int((~torch.isfinite(parameter)).sum())
+            raise ValueError(
+                f"Weights should be finite. Found {count} of {parameter.numel()} in {name!r} that are not."
+            )
+
+
+def _check_zeros(report: PruningReport, pruned: dict[str, nn.Parameter]) -> int:
+    """Zeros are where masks say, and only there; returns how many."""
+    zeros = 0
+    for name, parameter in pruned.items():
+        mask = report.masks[name].to(parameter.device)
+        zero = parameter == 0
+        wrong, dropped = int((~zero & ~mask).sum()), int((~mask).sum())
+        if wrong:
+            raise ValueError(
+                f"Weights that were dropped should be zero. Found {wrong} of {dropped} in {name!r} that are not."
+            )
+        wrong = int((zero & mask).sum())
+        if wrong:
+            raise ValueError(
+                f"Weights that were kept should not be zero. Found {wrong} of {mask.numel() - dropped} in {name!r} "
+                f"that are."
+            )
+        zeros += dropped
+    return zeros
+
+
+def _check_sparsity(report: PruningReport, pruned: dict[str, nn.Parameter], zeros: int) -> None:
+    total = sum(parameter.numel() for parameter in pruned.values())
+    found = zeros / total if total else 0.0
+    promised = [report.sparsity, *(step.sparsity for step in report.steps[-1:])]
+    for sparsity in promised:
+        if abs(sparsity - found) * total >= 0.5:  # of a weight: shares are rounded, counts are not
+            raise ValueError(f"The sparsity should be {sparsity:.6f}, as reported. Found {found:.6f}.")
+
+
+def _check_pattern(pattern: str, model: nn.Module, pruned: dict[str, nn.Parameter]) -> str | None:
+    """Says what was proved; None where the pattern promises nothing that is known here."""
+    found = re.fullmatch(r"([0-9]+):([0-9]+)", pattern)
+    if found is None:
+        return None
+    keep, group = map(int, found.groups())
+    for weight in describe_weights(model, pruned):
+        if weight.layout is None:
+            raise ValueError(
+                f"The pattern should be {pattern} along input channels. Found {weight.name!r}, which has none."
+            )
+        most = most_in_groups(pruned[weight.name].reshape(weight.layout) != 0, group)
+        if most > keep:
+            raise ValueError(
+                f"The pattern should be {pattern}: at most {keep} of {group} successive weights. Found {most} in "
+                f"{weight.name!r}."
+            )
+    return f"at most {keep} of {group} successive weights are kept along input channels"
+
+
+def most_in_groups(kept: Tensor, group: int) -> int:
+    """The most that are kept of any group of successive weights along the middle axis.
+
+    Args:
+        kept: [outer, inputs, inner] bool.
+        group: M; the last group of an axis may have fewer.
+
+    Returns:
+        The count.
+    """
+    return max((int(piece.sum(1).max()) for piece in kept.split(group, dim=1) if piece.numel()), default=0)
+
+
+def _check_dense(model: nn.Module, dense_zeros: dict[str, int]) -> None:
+    named = named_parameters(model)
+    for name, count in dense_zeros.items():
+        if name not in named:
+            raise ValueError(f"Tensors that were left dense should be there. Found no {name!r}.")
+        found = int((named[name] == 0).sum())
+        if found > count:
+            raise ValueError(
+                f"Tensors that were left dense should have no new zeros. Found {found} in {name!r}, which had {count}."
+            )

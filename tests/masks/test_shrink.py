@@ -1,0 +1,107 @@
+"""Shrinking: the smaller model computes the same function, and what cannot be cut out is named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import batches, cross_entropy
+from torch import Tensor, nn
+
+import mfac
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 7), nn.Tanh(), nn.Dropout(), nn.Linear(7, 3))
+
+
+def cnn(padding: int = 0) -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(2, 6, 3, padding=padding), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(6, 5, 2, padding=padding, bias=False), nn.GELU(), nn.Flatten(), nn.LazyLinear(8), nn.Sigmoid()),
+        nn.Linear(8, 3),
+    )
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(12, 20), nn.Linear(20, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x + self.down(torch.relu(self.up(x))))
+
+
+class Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.one = mlp(), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(self.body(x)) if float(x.sum()) > 0 else self.body(x)
+
+
+INPUTS = {"mlp": (12,), "cnn": (2, 8, 8), "padded": (2, 8, 8), "residual": (12,), "untraceable": (12,)}
+MAKERS = {"mlp": mlp, "cnn": cnn, "padded": lambda: cnn(1), "residual": Residual, "untraceable": Untraceable}
+
+
+def emptied(kind: str, seed: int, share: float, axis: int) -> tuple[nn.Module, Tensor, dict[str, Tensor]]:
+    torch.manual_seed(seed)
+    model, x = MAKERS[kind]().double(), torch.randn(16, *INPUTS[kind]).double()
+    model(x)  # lazy layers, and statistics of batch norm
+    masks = {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                gone = torch.rand(parameter.shape[axis]) < share
+                shape = [1] * parameter.dim()
+                shape[axis] = -1
+                masks[name] = (~gone).view(shape).expand(parameter.shape)
+                parameter.mul_(masks[name])
+    return model.eval(), x, masks
+
+
+@given(kind=st.sampled_from(sorted(MAKERS)), seed=st.integers(0, 50), share=st.floats(0, 1), axis=st.integers(0, 1))
+def test_the_smaller_model_computes_the_same(kind: str, seed: int, share: float, axis: int):
+    model, x, masks = emptied(kind, seed, share, axis)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    try:
+        shrunk = mfac.shrink(model, masks)
+    except ValueError as error:  # nothing can be cut out, or only what a padded convolution sees
+        assert "Parameter `model` should have emptied channels" in str(error)
+        return
+    torch.testing.assert_close(shrunk.model(x), model(x), rtol=1e-9, atol=1e-11)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_rows_of_a_run_are_removed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 3))
+    pattern, allocation = {"4.*": "unstructured", "*": "rows"}, {"4.*": 0.0, "*": 0.5}
+    report = mfac.prune(
+        model, cross_entropy, batches(30), pattern=pattern, allocation=allocation, num_gradients=24, stages=2
+    )
+    shrunk = mfac.shrink(model, report)
+    assert shrunk.removed == {"0": 16, "2": 8} and not {"0", "2"} & set(shrunk.left)
+    assert [tuple(layer.weight.shape) for layer in shrunk.model if isinstance(layer, nn.Linear)] == [
+        (16, 12),
+        (8, 16),
+        (3, 8),
+    ]
+    x = torch.randn(8, 12)
+    torch.testing.assert_close(shrunk.model(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_removed_is_named():
+    model = Residual()
+    masks = {"down.weight": torch.ones(12, 20, dtype=torch.bool)}
+    masks["down.weight"][3] = False
+    with torch.no_grad():
+        model.down.weight.mul_(masks["down.weight"])
+    with pytest.raises(ValueError, match=r"cut out. Found 'down' passes 'add'"):
+        mfac.shrink(model, masks)
+    with pytest.raises(ValueError, match=r"`model` should be zero where its masks are. Found other weights in 'up"):
+        mfac.shrink(model, {"up.weight": torch.zeros(20, 12, dtype=torch.bool)})
+    with pytest.raises(ValueError, match=r"`masks` should have the model's names and shapes. Found 'other'"):
+        mfac.shrink(model, {"other": torch.ones(1, dtype=torch.bool)})
