@@ -16,6 +16,7 @@ from mfac.curvature.damping import RelativeDamping, relative
 from mfac.curvature.fisher import EmpiricalFisher, ihvp
 from mfac.curvature.held_out import HeldOutDamping, held_out
 from mfac.gradients.collecting import collect_gradients
+from mfac.masks.export import export_onnx, load_compact_, plain_state_dict, save_compact, to_semi_structured_
 from mfac.masks.masks import Masks
 from mfac.masks.patterns import NM, Candidates, Heads, Pattern, Units
 from mfac.masks.shrink import shrink
@@ -65,12 +66,17 @@ __all__ = [
     "allocate",
     "build_info",
     "collect_gradients",
+    "export_onnx",
     "held_out",
     "ihvp",
+    "load_compact_",
+    "plain_state_dict",
     "plan",
     "prune",
     "reestimate_batchnorm",
     "relative",
+    "save_compact",
     "shrink",
+    "to_semi_structured_",
     "verify",
 ]

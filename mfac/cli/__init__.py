@@ -1,0 +1,1 @@
+"""The command line: `python -m mfac`, or `mfac` where it is installed."""

@@ -1,0 +1,127 @@
+"""`mfac prune`: a plan, the run, and what is written of it."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfac.cli.loading import load_data, load_model, load_object
+from mfac.cli.progress import shown_progress
+from mfac.masks.export import plain_state_dict, save_compact
+from mfac.masks.masks import Masks
+from mfac.pruning import pruner
+from mfac.pruning.report import PruningReport
+from mfac.pruning.targets import choose_targets
+
+FILES = ("model.pt", "masks.safetensors", "masks.pt", "report.json", "model_compact.pt")
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
+    """The default loss: the cross entropy of model(batch[0]) and batch[1], on the model's device."""
+    device = next(model.parameters()).device
+    return nn.functional.cross_entropy(model(batch[0].to(device)), batch[1].to(device))
+
+
+def prune_command(arguments: argparse.Namespace) -> None:
+    """Prunes a model and writes the result.
+
+    Args:
+        arguments: Of the command line.
+
+    Raises:
+        ValueError: If an argument is not as it should be; nothing has been computed then.
+    """
+    out = Path(arguments.out)
+    _check(arguments, out)
+    model = load_model(arguments.model)
+    if arguments.device is not None:
+        model.to(arguments.device)
+    data = load_data(arguments.data)
+    loss_fn = cross_entropy if arguments.loss is None else load_object("loss", arguments.loss)
+    options = prune_options(arguments)
+    print(plan_text(model, loss_fn, data, options), flush=True)
+    if arguments.plan:
+        return
+    out.mkdir(parents=True, exist_ok=True)  # what cannot be written is refused before the work
+    if arguments.checkpoint is not None:
+        options["checkpoint"] = arguments.checkpoint
+    with shown_progress() as progress:
+        report = pruner.prune(model, loss_fn, data, progress=progress, **options)
+    if report.dense_zeros is None:
+        report.record_(model, arguments.pattern)
+    report.measure(model)
+    write(out, model, report, compact=arguments.compact)
+    print(report)
+    for path in sorted(out.iterdir()):
+        if path.name in FILES:
+            print(f"{path}: {path.stat().st_size} bytes")
+
+
+def _check(arguments: argparse.Namespace, out: Path) -> None:
+    """Refuses what cannot end well before a model is loaded."""
+    if arguments.resume and arguments.checkpoint is None:
+        raise ValueError("Parameter `--resume` should come with --checkpoint DIR, where the run was kept. Found none.")
+    if arguments.checkpoint is not None and "checkpoint" not in inspect.signature(pruner.prune).parameters:
+        raise ValueError("Parameter `--checkpoint` should not be given: this version of mfac keeps no checkpoints.")
+    kept = arguments.checkpoint is not None and Path(arguments.checkpoint, "run.pt").exists()
+    if kept and not arguments.resume:
+        raise ValueError(
+            f"Parameter `--checkpoint` should be a folder without a run, or come with --resume. Found one in "
+            f"{arguments.checkpoint!r}."
+        )
+    if arguments.resume and not kept:
+        raise ValueError(f"Parameter `--resume` should find a run. Found none in {arguments.checkpoint!r}.")
+    there = [name for name in FILES if (out / name).exists()]
+    if there and not arguments.overwrite and not arguments.plan:
+        raise ValueError(
+            f"Parameter `--out` should be a folder without an earlier result, or come with --overwrite. "
+            f"Found {there} in {str(out)!r}."
+        )
+
+
+def prune_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `mfac.prune` is called with, beside model, loss and data; what was not given is left to its defaults."""
+    names = (
+        "sparsity", "params", "pattern", "saliency", "compensation", "allocation", "schedule", "seed",
+        "num_gradients", "stages", "recomputations",
+    )  # fmt: skip
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+
+
+def plan_text(model: nn.Module, loss_fn: Any, data: Any, options: dict[str, Any]) -> str:
+    """What the run will do, before it begins: by `mfac.plan`, which times a batch, or tensors and weights alone."""
+    plan = getattr(pruner, "plan", None)
+    if plan is not None:
+        return str(plan(model, loss_fn, data, **options))
+    targets = choose_targets(model, options.get("params"), "auto")
+    sizes = {name: parameter.numel() for name, parameter in targets.vector.parameters.items()}
+    width = max(map(len, [*sizes, *targets.left_dense]))
+    lines = [f"plan: {sum(sizes.values())} weights in {len(sizes)} tensors"]
+    lines += [f"  {name:<{width}}  {size} weights" for name, size in sizes.items()]
+    lines += [f"  {name:<{width}}  left dense: it {why}" for name, why in targets.left_dense.items()]
+    return "\n".join(lines)
+
+
+def write(out: Path, model: nn.Module, report: PruningReport, *, compact: bool = False) -> None:
+    """Writes the pruned weights, their masks and the report.
+
+    Args:
+        out: The folder.
+        model: As pruning left it.
+        report: Of the run.
+        compact: Whether to write bits and kept values too.
+    """
+    for name in FILES:
+        (out / name).unlink(missing_ok=True)
+    masks = Masks(report.masks)
+    torch.save(plain_state_dict(model, masks), out / "model.pt")
+    masks.save(out / ("masks.pt" if find_spec("safetensors") is None else "masks.safetensors"))
+    if compact:
+        save_compact(model, masks, out / "model_compact.pt")
+    report.to_json(out / "report.json", masks=False)
