@@ -70,9 +70,10 @@ class Ranks:
             dist.all_gather_object(shapes, what, group=self.group)
             if failed is not None:
                 raise failed
-            for number, (rank, shape) in zip((number for number, _ in batches), enumerate(shapes), strict=False):
+            for rank, shape in enumerate(shapes):  # before anything is sent: nobody is to wait for who has failed
                 if isinstance(shape, str):
                     raise RuntimeError(f"Rank {rank} of `process_group` could not compute its gradients. {shape}")
+            for number, (rank, shape) in zip((number for number, _ in batches), enumerate(shapes), strict=False):
                 block = own if rank == self.rank else torch.empty(shape[:2], dtype=shape[2])
                 assert block is not None
                 dist.broadcast(block, self._global(rank), group=self.group)

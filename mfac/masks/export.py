@@ -155,6 +155,15 @@ def load_compact_(model: nn.Module, path: str | os.PathLike[str]) -> Masks:
         ValueError: If it is no such file, or names or shapes are not the model's; the model is then as it was.
         ImportError: If it is of safetensors, and safetensors is not installed.
         FileNotFoundError: If there is no such file.
+
+    Example:
+        >>> import os, tempfile, torch, mfac
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = os.path.join(folder, "model.pt")
+        ...     _ = mfac.save_compact(torch.nn.Linear(2, 2), {}, file)
+        ...     masks = mfac.load_compact_(torch.nn.Linear(2, 2), file)
+        >>> len(masks)
+        0
     """
     tensors, about = read_tensors(path, KIND)
     state: dict[str, Tensor] = {}
@@ -184,6 +193,14 @@ def to_semi_structured_(model: nn.Module) -> dict[str, str]:
     Raises:
         RuntimeError: If the model is not on a GPU of compute capability 8.0 or above.
         ValueError: If no weight could be turned; the model is then as it was.
+
+    Example:
+        >>> import torch, mfac
+        >>> try:
+        ...     stays = mfac.to_semi_structured_(torch.nn.Linear(64, 64))
+        ... except RuntimeError as error:  # on a CPU
+        ...     print(str(error)[:28])
+        Semi-structured tensors need
     """
     device = next(model.parameters()).device
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
@@ -232,6 +249,16 @@ def export_onnx(
     Raises:
         ImportError: If onnx, onnxscript or onnxruntime is not installed.
         ValueError: If outputs differ by more; the file is left for inspection.
+
+    Example:
+        >>> import tempfile, torch, mfac
+        >>> try:
+        ...     with tempfile.TemporaryDirectory() as folder:
+        ...         gap = mfac.export_onnx(torch.nn.Linear(2, 2), torch.ones(1, 2), folder + "/a.onnx")
+        ... except ImportError:  # onnx, onnxscript and onnxruntime are optional
+        ...     gap = 0.0
+        >>> gap < 1e-4
+        True
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:

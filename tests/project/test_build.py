@@ -1,6 +1,7 @@
 """The CUDA part is built where it can be used, with the toolkit's own folder, and is left out in one line elsewhere."""
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -114,3 +115,10 @@ def test_warnings_of_nvcc_stop_ci_alone(build, tmp_path, monkeypatch, capfd, str
     else:
         assert Path(build.compile_cuda(home, "csrc/a.cu", ["80"])).exists()
         assert "warning #177" in capfd.readouterr().out
+
+
+def test_every_folder_of_the_package_is_in_the_wheel():
+    root = Path(__file__).parents[2]
+    folders = {".".join(path.parent.relative_to(root).parts) for path in (root / "mfac").rglob("*.py")}
+    listed = (root / "pyproject.toml").read_text().split("packages = [", 1)[1].split("]", 1)[0]
+    assert set(re.findall(r'"([\w.]+)"', listed)) == folders
