@@ -42,6 +42,18 @@ class First(nn.Module):
         return self.inner(*[x] * self.copies)[0]
 
 
+class Separate(nn.Module):
+    """Attention with keys and values of another width than its queries, and so three weights for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(8, 2, kdim=4, vdim=4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, t, 8] to [n, t, 8]."""
+        return self.inner(x, x[..., :4], x[..., 4:])[0]
+
+
 class Tied(nn.Module):
     """Two layers with one weight."""
 
@@ -91,6 +103,7 @@ KINDS: dict[str, Kind] = {
     "LSTM": Kind(lambda: First(nn.LSTM(8, 8, batch_first=True)), (4, 8)),
     "GRUCell": Kind(lambda: nn.GRUCell(8, 8), (8,)),
     "MultiheadAttention, packed": Kind(lambda: First(nn.MultiheadAttention(8, 2, batch_first=True), 3), (4, 8)),
+    "MultiheadAttention, separate": Kind(Separate, (4, 8)),
     "Conv1D of transformers": Kind(lambda: Conv1D(16, 16), (16,)),
     "Linear, tied": Kind(Tied, (16,)),
     "Linear under torch.nn.utils.prune": Kind(_under_torch_pruning, (16,), plain=lambda: nn.Linear(16, 16)),
