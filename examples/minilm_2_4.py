@@ -6,6 +6,7 @@ import copy
 
 import torch
 
+import mfac
 from bench.minilm import load_minilm
 from bench.pruning.sentences import Articles, news_batches, prune_block_by_block
 
@@ -21,19 +22,16 @@ def main() -> None:
     masks = prune_block_by_block(model, news_batches(tokenizer, 192), options)
     print(f"2:4: {articles.accuracy(model):.1f} %")
 
-    parameters = dict(model.named_parameters())
-    pruned = [parameters[name] for name in masks]
-    optimizer = torch.optim.AdamW(pruned, lr=1e-5, weight_decay=0.0)
+    optimizer = torch.optim.AdamW([model.get_parameter(name) for name in masks], lr=1e-5, weight_decay=0.0)
+    handle = mfac.Masks(masks).attach(model, optimizer)  # zeros and their momentum stay zero from here on
     for tokens, _ in news_batches(tokenizer, STEPS):
         with torch.no_grad():
             wanted = dense(tokens)
         optimizer.zero_grad()
         (model(tokens) - wanted).square().sum(1).mean().backward()
         optimizer.step()
-        with torch.no_grad():
-            for name, mask in masks.items():
-                parameters[name].mul_(mask)
-    zeros = sum(int((p == 0).sum()) for p in pruned) / sum(p.numel() for p in pruned)
+    handle.remove()
+    zeros = mfac.Masks.from_zeros(model, list(masks)).sparsity
     print(f"fine-tuned on news: {articles.accuracy(model):.1f} %, {zeros:.1%} zero still")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import mfac
+from bench.pruning.table import Table
 
 SETTINGS: dict[str, Any] = {"num_gradients": 16, "stages": 2, "recomputations": 2}
 
@@ -39,6 +42,18 @@ class First(nn.Module):
         return self.inner(*[x] * self.copies)[0]
 
 
+class Separate(nn.Module):
+    """Attention with keys and values of another width than its queries, and so three weights for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(8, 2, kdim=4, vdim=4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, t, 8] to [n, t, 8]."""
+        return self.inner(x, x[..., :4], x[..., 4:])[0]
+
+
 class Tied(nn.Module):
     """Two layers with one weight."""
 
@@ -60,11 +75,15 @@ class Kind:
         make: The layer.
         shape: Of one of its inputs, without the batch.
         params: What is pruned, where it has to be named.
+        has_channels: Whether it has input channels, without which an N:M pattern is refused.
+        plain: The layer that an exported file is read into, where that is another.
     """
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
     params: str | None = None
+    plain: Callable[[], nn.Module] | None = None
+    has_channels: bool = True
 
 
 def _under_torch_pruning() -> nn.Module:
@@ -84,10 +103,11 @@ KINDS: dict[str, Kind] = {
     "LSTM": Kind(lambda: First(nn.LSTM(8, 8, batch_first=True)), (4, 8)),
     "GRUCell": Kind(lambda: nn.GRUCell(8, 8), (8,)),
     "MultiheadAttention, packed": Kind(lambda: First(nn.MultiheadAttention(8, 2, batch_first=True), 3), (4, 8)),
+    "MultiheadAttention, separate": Kind(Separate, (4, 8)),
     "Conv1D of transformers": Kind(lambda: Conv1D(16, 16), (16,)),
     "Linear, tied": Kind(Tied, (16,)),
-    "Linear under torch.nn.utils.prune": Kind(_under_torch_pruning, (16,)),
-    "Embedding, named": Kind(lambda: nn.Embedding(16, 8), (), "0.weight"),
+    "Linear under torch.nn.utils.prune": Kind(_under_torch_pruning, (16,), plain=lambda: nn.Linear(16, 16)),
+    "Embedding, named": Kind(lambda: nn.Embedding(16, 8), (), "0.weight", has_channels=False),
     "Linear in bfloat16": Kind(lambda: nn.Linear(16, 16).bfloat16(), (16,)),
     "Linear in float64": Kind(lambda: nn.Linear(16, 16).double(), (16,)),
 }
@@ -128,3 +148,52 @@ def fine_tune(model: nn.Module, batches: list[Any], masks: mfac.Masks) -> None:
         loss_fn(model, batch).backward()
         optimizer.step()
     handle.remove()
+
+
+def export(model: nn.Module, fresh: nn.Module, report: mfac.PruningReport) -> str:
+    """Writes the compact file, reads it into a fresh model and compares every tensor."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pt"
+        mfac.save_compact(model, report.masks, path)
+        mfac.load_compact_(fresh, path)
+    theirs = mfac.plain_state_dict(fresh)
+    for name, ours in mfac.plain_state_dict(model).items():
+        if not torch.equal(ours, theirs[name]):
+            raise AssertionError(f"{name!r} should come back as it was. Found other values.")
+    return "equal"
+
+
+def pattern_holds(model: nn.Module, report: mfac.PruningReport) -> str:
+    """Sparsity of a 2:4 model, after the library's own proof that its groups keep at most two of four."""
+    proved = mfac.verify(model, report)
+    if not any("2:4" in line or "2 of 4" in line or "of 4" in line for line in proved):
+        raise AssertionError(f"The pattern should be among what is proved. Found {proved}.")
+    return f"{100 * report.sparsity:.0f} %"
+
+
+def table() -> None:
+    """Prints the table: half of the weights, 2:4, fine-tuned with the zeros kept, exported, verified."""
+    lines = Table(["layer", "pruned", "2:4", "fine-tuned", "exported", "verified"], [34, 6, 7, 10, 8, 10])
+    for name, kind in KINDS.items():
+        cells = []
+        model, batches = prepare(kind)
+        report = mfac.prune(model, loss_fn, batches, sparsity=0.5, params=kind.params, **SETTINGS)
+        cells.append(f"{check_zeros(model, report.masks):.0f} %")
+
+        grouped = prepare(kind)[0]
+        try:
+            found = mfac.prune(grouped, loss_fn, batches, pattern="2:4", params=kind.params, **SETTINGS)
+            cells.append(pattern_holds(grouped, found))
+        except ValueError as error:
+            if kind.has_channels or "no input channels" not in str(error):
+                raise
+            cells.append("refused")
+
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        fine_tune(model, batches, mfac.Masks(report.masks))
+        if all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)):
+            raise AssertionError("Fine-tuning should move the kept weights. Found none that moved.")
+        cells.append(f"{check_zeros(model, report.masks):.0f} % zero")
+        fresh = nn.Sequential((kind.plain or kind.make)())
+        cells += [export(model, fresh, report), f"{len(mfac.verify(model, report))} promises"]
+        lines.row(name, *cells)

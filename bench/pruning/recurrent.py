@@ -14,6 +14,7 @@ from bench.recurrent import letter_batches, loss_fn, recalled, train_copier
 METHODS: dict[str, dict[str, Any]] = {
     "joint (default)": {},
     "per sample": {"per_sample": True},
+    "checked refits": {"num_gradients": 512, "step_check": True, "refits": 3},
     "no compensation": {"compensation": "none"},
     "magnitude": {"saliency": "magnitude", "compensation": "none"},
 }
