@@ -60,7 +60,10 @@ def table(page: Path, *headers: str) -> list[dict[str, str]]:
 
 
 def cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
+    """The cells of a line, without the bold type of what misses its mark."""
+    if not line.startswith("|"):
+        return []
+    return [cell.strip().strip("*") for cell in line.strip().strip("|").split("|")]
 
 
 def draw_pruning(axes: Axes, rows: list[dict[str, str]]) -> None:
