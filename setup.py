@@ -1,10 +1,12 @@
 """Builds mfac._C: one shared object on torch's stable ABI, with or without a CUDA part.
 
 Everything else about the package stands in pyproject.toml. Environment:
-    MFAC_CUDA=0|1|auto   the CUDA part: never, always, or where it can be used (default): a toolkit is
-                         there, and a GPU, a CUDA build of torch or MFAC_CUDA_ARCHITECTURES as well.
+    MFAC_CUDA=0|1|auto   the CUDA part: never, always, or where it can be used (default): a toolkit
+                         is there, and a GPU, a CUDA build of torch or MFAC_CUDA_ARCHITECTURES as
+                         well.
     CUDA_HOME            the toolkit's own folder, the one with include/cuda_runtime.h.
-    MFAC_CUDA_ARCHITECTURES   some of those below, as 80,90; otherwise that of the GPU found, or all.
+    MFAC_CUDA_ARCHITECTURES   some of those in CUDA_ARCHITECTURES, as 80,90; otherwise that of the
+                         GPU found, or all.
     MFAC_WERROR=1        a warning of nvcc is an error. CI sets it.
 """
 

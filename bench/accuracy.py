@@ -2,11 +2,11 @@
 
     python -m bench.accuracy     about two minutes
 
-Over m in {1, 7, 64, 300}, d in {1, 33, 4097}, blocks None, 32, 100, λ from 1e-6 to 1 and row norms 1e-3 to 10, for a
-random vector, the diagonal and the elements of eight columns. In float32 the results are split at λ = 1e-6 ‖G‖²/m;
-below it, `refine=2` is measured too, on the hardest vector, a row of G. The diagonal of wide windows, which may be
-computed in float32, is measured entry by entry. `precondition` is measured with m > d and duplicate rows among the
-windows.
+Over m in {1, 7, 64, 300}, d in {1, 33, 4097}, blocks None, 32, 100, λ from 1e-6 to 1 and row norms
+1e-3 to 10, for a random vector, the diagonal and the elements of eight columns. In float32 the
+results are split at λ = 1e-6 ‖G‖²/m; below it, `refine=2` is measured too, on the hardest vector, a
+row of G. The diagonal of wide windows, which may be computed in float32, is measured entry by
+entry. `precondition` is measured with m > d and duplicate rows among the windows.
 """
 
 from __future__ import annotations

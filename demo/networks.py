@@ -26,7 +26,8 @@ _PIXEL_MEAN, _PIXEL_STD = 0.1307, 0.3081  # of MNIST's training images
 class DigitCNN(nn.Module):
     """Three convolutions and two linear layers, 390410 parameters, named as in `PRETRAINED`.
 
-    It takes pixels in [0, 1] and normalises them itself, with the constants that the pretrained weights need.
+    It takes pixels in [0, 1] and normalises them itself, with the constants that the pretrained
+    weights need.
     """
 
     def __init__(self) -> None:

@@ -53,8 +53,8 @@ def train(
 ) -> History:
     """Minimise the cross entropy, and measure the test accuracy after each epoch.
 
-    Each epoch goes once through the training images in an order that depends on `seed` alone; a last batch that
-    is not full is left out, so that all steps weigh the same.
+    Each epoch goes once through the training images in an order that depends on `seed` alone; a
+    last batch that is not full is left out, so that all steps weigh the same.
 
     Args:
         model: Trained in place.

@@ -1,7 +1,8 @@
 """The device that tests compute on: the CPU, or the one that MFAC_TEST_DEVICE names.
 
-Tests say nothing of devices: torch's default device is set for all of them, windows are made there, and random numbers
-are those of the CPU whatever the device, so that a test that fails on one can be looked at on the other.
+Tests say nothing of devices: torch's default device is set for all of them, windows are made there,
+and random numbers are those of the CPU whatever the device, so that a test that fails on one can be
+looked at on the other.
 """
 
 from __future__ import annotations

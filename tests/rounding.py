@@ -1,7 +1,8 @@
 """Rounding errors that tolerances are derived from.
 
-The standard model of floating-point sums (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1):
-in any order, a sum of n products is computed with an error of at most n·u·Σ|a||b|, up to second order in u.
+The standard model of floating-point sums (Higham, Accuracy and Stability of Numerical Algorithms,
+section 3.1): in any order, a sum of n products is computed with an error of at most n·u·Σ|a||b|, up
+to second order in u.
 """
 
 import torch

@@ -16,9 +16,11 @@ class CurvlinopsKFAC(PreconditionedSGD):
 
     Args:
         model: The network.
-        exact_damping: Whether (A ⊗ B) + λI is inverted, by eigendecompositions; otherwise A and B are damped apart,
-            by the rule of Martens and Grosse, and inverted by Cholesky, the cheaper option.
-        approximation: "expand", or "reduce", which sums over pixels or tokens first and so is cheaper there.
+        exact_damping: Whether (A ⊗ B) + λI is inverted, by eigendecompositions; otherwise A and B
+            are damped apart, by the rule of Martens and Grosse, and inverted by Cholesky, the
+            cheaper option.
+        approximation: "expand", or "reduce", which sums over pixels or tokens first and so is
+            cheaper there.
     """
 
     def __init__(self, model: nn.Module, exact_damping: bool, approximation: str) -> None:

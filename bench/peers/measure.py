@@ -56,8 +56,8 @@ class Result:
     def added_seconds(self, baseline: Result, interval: int) -> float:
         """Mean seconds that the method adds to a step of the baseline at this update interval, from two medians.
 
-        Of what runs after the backward pass, where that is all there is: whole steps vary by more than most methods
-        add. Otherwise of whole steps, each less the baseline's of the same round.
+        Of what runs after the backward pass, where that is all there is: whole steps vary by more
+        than most methods add. Otherwise of whole steps, each less the baseline's of the same round.
         """
         if self.after_backward:
             least = statistics.median(baseline.tails)

@@ -25,7 +25,8 @@ class Method(ABC):
 
     Attributes:
         updates: Whether steps with and without a curvature update differ.
-        after_backward: Whether all that it adds to a step runs after the ordinary forward and backward pass.
+        after_backward: Whether all that it adds to a step runs after the ordinary forward and
+            backward pass.
         model: The network that it trains.
         tail_seconds: Time that the last step took after its backward pass.
     """
@@ -91,7 +92,8 @@ class Method(ABC):
 class PreconditionedSGD(Method):
     """For libraries that precondition gradients and leave the step to others: SGD with momentum on the result.
 
-    The layers that the library knows have a learning rate of their own; everything else is plain SGD.
+    The layers that the library knows have a learning rate of their own; everything else is plain
+    SGD.
     """
 
     updates = True

@@ -15,9 +15,10 @@ from bench.peers.method import DAMPING, PreconditionedSGD, damped, joint_block
 class NNGeometryKFAC(PreconditionedSGD):
     """Empirical Fisher: the Jacobian backend is given the log-likelihood of the true label as the function.
 
-    Its ready-made Fishers are the exact one, with a backward pass for each class, and a sampled one; this costs as much
-    as the sampled one. Weight and bias share a factor. Linear layers on [n, tokens, features] are unknown to it, so the
-    transformer flattens tokens into the batch for it.
+    Its ready-made Fishers are the exact one, with a backward pass for each class, and a sampled
+    one; this costs as much as the sampled one. Weight and bias share a factor. Linear layers on
+    [n, tokens, features] are unknown to it, so the transformer flattens tokens into the batch for
+    it.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -24,12 +24,14 @@ _NEVER = 10**9  # steps
 class SingdKFAC(Method):
     """Empirical Fisher from the same backward pass as the gradient; factors of the inverse follow it by multiplication.
 
-    With dense structures and `kfac_like` this is the library's nearest to K-FAC. It trains Linear and Conv2d; SGD
-    trains the rest. `normalize_lr_cov` is what it recommends while the factors warm up.
+    With dense structures and `kfac_like` this is the library's nearest to K-FAC. It trains Linear
+    and Conv2d; SGD trains the rest. `normalize_lr_cov` is what it recommends while the factors warm
+    up.
 
     Args:
         model: The network.
-        approximation: "expand", or "reduce", which sums over pixels or tokens first and so is cheaper there.
+        approximation: "expand", or "reduce", which sums over pixels or tokens first and so is
+            cheaper there.
     """
 
     updates = True

@@ -45,7 +45,8 @@ class MLP(nn.Sequential):
 class ResNet20(ResNet8):
     """The residual network of 20 layers of He et al. (CVPR 2016) for one input channel, width 16, 269434 parameters.
 
-    Shortcuts without parameters (their option A), batch norm after every convolution, no biases in convolutions.
+    Shortcuts without parameters (their option A), batch norm after every convolution, no biases in
+    convolutions.
     """
 
     def __init__(self) -> None:
@@ -63,8 +64,9 @@ class ResNet20(ResNet8):
 class Transformer(nn.Module):
     """A pre-norm encoder of 2 layers, width 64, 4 heads, over the 28 rows of an image as tokens; 104394 parameters.
 
-    Queries, keys, values and outputs are Linear layers of their own, as the peers know no fused attention. With
-    `flat_tokens` each Linear sees [batch · tokens, features], the same function, for a peer that takes only matrices.
+    Queries, keys, values and outputs are Linear layers of their own, as the peers know no fused
+    attention. With `flat_tokens` each Linear sees [batch · tokens, features], the same function,
+    for a peer that takes only matrices.
     """
 
     def __init__(self, width: int = 64, heads: int = 4, layers: int = 2) -> None:

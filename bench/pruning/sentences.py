@@ -1,8 +1,9 @@
 """MiniLM: which Wikipedia article a paragraph is from, after pruning that has seen only news, and no training.
 
-The loss is self-supervised: a random direction for each text, dotted with the text's embedding. The covariance of its
-gradients is the Gauss-Newton matrix of the squared distance between the pruned and the dense network's embeddings, so
-that nothing is learned of the classes, and a batch tells as much as its texts one by one.
+The loss is self-supervised: a random direction for each text, dotted with the text's embedding. The
+covariance of its gradients is the Gauss-Newton matrix of the squared distance between the pruned
+and the dense network's embeddings, so that nothing is learned of the classes, and a batch tells as
+much as its texts one by one.
 """
 
 from __future__ import annotations

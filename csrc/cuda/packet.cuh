@@ -1,5 +1,5 @@
-// Elements of a window as they travel: sixteen bytes a load where rows are aligned, one element where they are not; and
-// the conversions between the formats of a window and float.
+// Elements of a window as they travel: sixteen bytes a load where rows are aligned, one element
+// where they are not; and the conversions between the formats of a window and float.
 #pragma once
 
 #include <type_traits>
@@ -44,8 +44,8 @@ MFAC_DEVICE void load(const T* __restrict__ p, T (&x)[width]) {
   }
 }
 
-// The same for a vector beside a window, whose own packets may be cut otherwise: by packets where it is `packed` and
-// enough entries are wanted.
+// The same for a vector beside a window, whose own packets may be cut otherwise: by packets where
+// it is `packed` and enough entries are wanted.
 template <int width, typename V>
 MFAC_DEVICE void load_any(const V* __restrict__ p, bool packed, V (&x)[width]) {
   if constexpr (width * sizeof(V) % kPacketBytes == 0) {

@@ -20,8 +20,8 @@ def capacitance(setting: Setting) -> list[Measurement]:
         setting: Shapes and rounds.
 
     Returns:
-        A line each for `capacitance_replace_` in and out of cache, a refined solve, and the factorisation
-        that is due every m replacements.
+        A line each for `capacitance_replace_` in and out of cache, a refined solve, and the
+        factorisation that is due every m replacements.
     """
     rank = 2 * setting.rank
     rows = setting.normal(rank, 2 * rank, dtype=torch.float64)

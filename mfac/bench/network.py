@@ -1,8 +1,9 @@
 """Gradients of a network, on which the static Fisher is measured: noise is the easy case for a Gram matrix.
 
-A ResNet-20 is trained for some steps of SGD, then every row of the window is the gradient of 16 images. The images
-are Fashion-MNIST's where a copy lies in `$FASHION_MNIST_DIR` or in the cache of `bench.fashion`. Otherwise they are
-ten smooth random patterns, shifted, scaled and with noise, and a line says so.
+A ResNet-20 is trained for some steps of SGD, then every row of the window is the gradient of 16
+images. The images are Fashion-MNIST's where a copy lies in `$FASHION_MNIST_DIR` or in the cache of
+`bench.fashion`. Otherwise they are ten smooth random patterns, shifted, scaled and with noise, and
+a line says so.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from torch import Tensor
 class StaticRecurrence:
     """M-FAC's static algorithm: m rank-one Woodbury steps, v_i = F_{i-1}⁻¹ g_i and q_i = m + g_iᵀ v_i.
 
-    Each step is two matrix-vector products over the rows found so far, and the diagonal is updated as it goes.
+    Each step is two matrix-vector products over the rows found so far, and the diagonal is updated
+    as it goes.
 
     Args:
         grads: G, [m, d].
@@ -71,8 +72,8 @@ class BatchedRecurrence:
 class DynamicRecurrence:
     """M-FAC's dynamic algorithm: two passes over the window, and the coefficients of all v_i rebuilt in O(m³).
 
-    With v_i = Σ_k B_ik g_k and D_ij = g_iᵀ F_{i-1}⁻¹ g_j, elimination of the scalar products gives D row by row, and B
-    from D (paper, section 3.2).
+    With v_i = Σ_k B_ik g_k and D_ij = g_iᵀ F_{i-1}⁻¹ g_j, elimination of the scalar products gives
+    D row by row, and B from D (paper, section 3.2).
 
     Args:
         grads: G, [m, d]; the window, written to.

@@ -92,7 +92,8 @@ def _whole(setting: Setting, grads: Tensor, damping: float, name: str) -> list[M
     )
     half = float(rank**2 * dim)  # flops of the symmetric product, and of the triangular solve
     work = {"gram": half, "factor": half, "factor + diagonal": 2 * half, "ihvp": 2.0 * grads.nbytes}
-    # K is computed in float64, nearly all columns of L⁻¹G in float32: at best so much time for each.
+    # K is computed in float64, nearly all columns of L⁻¹G in float32: at best so much time for
+    # each.
     both = 2 / (1 / rates[GEMM_DOUBLE] + 1 / rates[GEMM_SINGLE])
     ceiling = {"gram": rates[GEMM_DOUBLE], "factor": rates[GEMM_DOUBLE], "factor + diagonal": both, "ihvp": rates[READ]}
     return [

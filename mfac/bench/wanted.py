@@ -45,8 +45,8 @@ def ratios(lines: Sequence[Measurement], over_rank: Series | None, isa: str) -> 
     Args:
         lines: What was measured.
         over_rank: Steps over m at a small d.
-        isa: The instruction set that was used. With AVX2 conversions cost more, so the marks of compressed rows and of
-            the static Fisher are lower.
+        isa: The instruction set that was used. With AVX2 conversions cost more, so the marks of
+            compressed rows and of the static Fisher are lower.
 
     Returns:
         In the order of the table.

@@ -1,7 +1,7 @@
 """The compiled operators `torch.ops.mfac.*` as typed functions, and their fake implementations.
 
-Importing this module loads the extension. Schemas: csrc/schemas.cpp. The functions below add nothing but types;
-arguments are checked by their callers.
+Importing this module loads the extension. Schemas: csrc/schemas.cpp. The functions below add
+nothing but types; arguments are checked by their callers.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def window_descend_(
 ) -> None:
     """In place: weights, columns[i] and on of the window, become decays[i] · w - rates[i] · v, in the pass for v.
 
-    v is beta · coefficients [1, m] G, or `average` [d], which becomes momentum · average + (1 - momentum) · that.
+    v is beta · coefficients [1, m] G, or `average` [d], which becomes
+    momentum · average + (1 - momentum) · that.
     """
     _ops.window_descend_(parameters, average, window, coefficients, beta, momentum, columns, rates, decays, scales)
 

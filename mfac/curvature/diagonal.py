@@ -1,8 +1,9 @@
 """‖(L⁻¹G)_:i‖² for every column of a window, which the diagonal of F⁻¹ is made of; in float32 where a bound allows it.
 
-With s = ‖(L⁻¹G)_:i‖² the diagonal is (1 - s)/λ, and s is small where d is much larger than m, as Σ s <= m. Float32
-arithmetic then does, at twice the speed of float64. The kernel bounds its errors on the way (docs/derivation.md,
-"Precision"). A sample says whether the bound will cover most columns; the others follow in float64.
+With s = ‖(L⁻¹G)_:i‖² the diagonal is (1 - s)/λ, and s is small where d is much larger than m, as
+Σ s <= m. Float32 arithmetic then does, at twice the speed of float64. The kernel bounds its errors on
+the way (docs/derivation.md, "Precision"). A sample says whether the bound will cover most columns;
+the others follow in float64.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def whitened_norms(window: Tensor, factor: Tensor) -> Tensor:
         factor: L, the lower Cholesky factor of C, [m, m] float64.
 
     Returns:
-        [d] float64; m²d flops. Of a float32 window in float32 where the error of 1 - s is bounded by 2⁻¹⁸ of it.
+        [d] float64; m²d flops. Of a float32 window in float32 where the error of 1 - s is bounded
+        by 2⁻¹⁸ of it.
     """
     inverse = _inverse(factor)
     if window.dtype == torch.float32 and _fits_single(inverse) and _most_are_certain(window, inverse):

@@ -24,7 +24,8 @@ def column_tiles(window: Tensor) -> Iterator[tuple[slice, Tensor]]:
         window: [m, d].
 
     Yields:
-        The columns, and the tile [m, columns] in float64; its storage may be overwritten by the next.
+        The columns, and the tile [m, columns] in float64; its storage may be overwritten by the
+        next.
     """
     rank, dim = window.shape
     width = max(1, min(dim, _TILE_ENTRIES // rank))
@@ -85,8 +86,8 @@ def factor_capacitance(gram: Tensor, shift: float) -> Tensor:
 class DualFisher:
     """F⁻¹ = (I - Gᵀ C⁻¹ G)/λ for m < d.
 
-    What goes over the gradients stands in `dot`, `combine_`, `_whitened_norms` and `_gather`; a subclass that has its
-    gradients elsewhere replaces these.
+    What goes over the gradients stands in `dot`, `combine_`, `_whitened_norms` and `_gather`; a
+    subclass that has its gradients elsewhere replaces these.
 
     Args:
         window: G, [m, d], kept by reference.

@@ -27,10 +27,11 @@ class HeldOutDamping:
 def held_out(scales: Sequence[float] = _SCALES) -> HeldOutDamping:
     """Damping chosen by leave-one-out on the first stage's gradients.
 
-    The joint update is a ridge regression: it makes up for what the dropped weights did to each of the m gradients,
-    G_D w_D, by moving the kept ones, and λ is its ridge. Each row is left out in turn and predicted from the others.
-    Of the candidates that are within a standard error of the best the largest is taken. That takes one
-    eigendecomposition and O(m²) a candidate, beyond a pruning step to see what would be dropped.
+    The joint update is a ridge regression: it makes up for what the dropped weights did to each of
+    the m gradients, G_D w_D, by moving the kept ones, and λ is its ridge. Each row is left out in
+    turn and predicted from the others. Of the candidates that are within a standard error of the
+    best the largest is taken. That takes one eigendecomposition and O(m²) a candidate, beyond a
+    pruning step to see what would be dropped.
 
     Args:
         scales: Candidates for c, positive.
@@ -58,7 +59,8 @@ def held_out(scales: Sequence[float] = _SCALES) -> HeldOutDamping:
 def left_out_errors(gram: Tensor, effect: Tensor, dampings: Sequence[float]) -> Tensor:
     """How far a joint update is from making up for the dropped weights, on rows left out one at a time.
 
-    With C = nλI + K_S and α = C⁻¹(G_D w_D), row i is missed by α_i/(C⁻¹)_ii when it is predicted from the others.
+    With C = nλI + K_S and α = C⁻¹(G_D w_D), row i is missed by α_i/(C⁻¹)_ii when it is predicted
+    from the others.
 
     Args:
         gram: K_S = G_S G_Sᵀ of the kept columns, [m, m] float64.
@@ -66,8 +68,8 @@ def left_out_errors(gram: Tensor, effect: Tensor, dampings: Sequence[float]) -> 
         dampings: λ, several.
 
     Returns:
-        Half the squared misses of each row for each λ, [len(dampings), m], in units of the loss. O(m³) once and O(m²)
-        each.
+        Half the squared misses of each row for each λ, [len(dampings), m], in units of the loss.
+        O(m³) once and O(m²) each.
 
     Source: leave-one-out of ridge regression in closed form: Allen's PRESS (1974).
     """
@@ -84,8 +86,8 @@ def left_out_errors(gram: Tensor, effect: Tensor, dampings: Sequence[float]) -> 
 def cautious_choice(errors: Tensor) -> int:
     """The last candidate that is not worse than the best by more than the standard error of the difference.
 
-    The mean error is flat over a wide range of λ, and where it is least is largely chance. Of what cannot be told
-    apart the largest λ moves the weights least.
+    The mean error is flat over a wide range of λ, and where it is least is largely chance. Of what
+    cannot be told apart the largest λ moves the weights least.
 
     Args:
         errors: Of `left_out_errors`, with the candidates in rising order.
@@ -93,8 +95,8 @@ def cautious_choice(errors: Tensor) -> int:
     Returns:
         Its number.
 
-    Source: the rule of one standard error: Breiman et al., "Classification and Regression Trees" (1984), 3.4.3, here
-    on the differences of rows, which the candidates share.
+    Source: the rule of one standard error: Breiman et al., "Classification and Regression Trees"
+    (1984), 3.4.3, here on the differences of rows, which the candidates share.
     """
     over = errors - errors[int(errors.mean(dim=1).argmin())]
     spread = over.std(dim=1, correction=0) / errors.shape[1] ** 0.5

@@ -21,9 +21,9 @@ IN_MEMORY = 1 << 25  # entries of a window that is small enough to be held in fu
 class StreamedFisher(EmpiricalFisher):
     """`EmpiricalFisher` of the columns of a store that are alive, with the same products and one pass each.
 
-    Beside vectors of d numbers it holds one tile of columns and m x m matrices. Columns that are dropped stay in the
-    store and are passed over. Products are those of the rows as stored: rounded to bfloat16, which changes an entry by
-    at most 2⁻⁹ of it.
+    Beside vectors of d numbers it holds one tile of columns and m x m matrices. Columns that are
+    dropped stay in the store and are passed over. Products are those of the rows as stored: rounded
+    to bfloat16, which changes an entry by at most 2⁻⁹ of it.
 
     Args:
         store: G, [m, d].

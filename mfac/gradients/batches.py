@@ -33,8 +33,8 @@ class DataEndedError(ValueError):
 class BatchStream:
     """Goes through `data` batch by batch, and from the start again when it ends.
 
-    What is taken for one purpose never holds a batch twice: more batches than one pass has are refused. A one-shot
-    iterator cannot start again.
+    What is taken for one purpose never holds a batch twice: more batches than one pass has are
+    refused. A one-shot iterator cannot start again.
 
     Args:
         data: An iterable of batches.
@@ -146,7 +146,8 @@ class BatchStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to where another stream over the same data was.
 
-        Batches of before are taken from `data` again and dropped, so that its iterator comes to the same point.
+        Batches of before are taken from `data` again and dropped, so that its iterator comes to the
+        same point.
 
         Args:
             state: Of `state_dict`.

@@ -21,11 +21,13 @@ def input_norms(
     Args:
         model: Run in evaluation mode, and put back in its own.
         batches: A finite iterable.
-        forward: Calls the model with a batch; by default `model(batch)`, or `model(batch[0])` for a tuple or list.
+        forward: Calls the model with a batch; by default `model(batch)`, or `model(batch[0])` for a
+            tuple or list.
 
     Returns:
-        Name of a weight to norms of its shape, expanded where channels repeat, for every layer with one weight (linear
-        layers and convolutions) that was called as a module; a convolution's channels are not told apart by position.
+        Name of a weight to norms of its shape, expanded where channels repeat, for every layer with
+        one weight (linear layers and convolutions) that was called as a module; a convolution's
+        channels are not told apart by position.
 
     Raises:
         ValueError: If there is no batch.

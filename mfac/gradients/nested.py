@@ -71,7 +71,8 @@ def _tensor_attributes(batch: Any) -> dict[str, Tensor]:
         found = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     else:
         found = dict(getattr(batch, "__dict__", {}))
-        # such as transformers' BatchEncoding or a PyTorch Geometric batch, which keep tensors one level down
+        # such as transformers' BatchEncoding or a PyTorch Geometric batch, which keep tensors one
+        # level down
         for store in ("data", "_store"):
             inner = found.get(store)
             if isinstance(inner, Mapping):

@@ -34,8 +34,8 @@ class Randomness:
         """As it is now.
 
         Args:
-            data: What batches come from; generators are looked for in the attribute `generator` of a DataLoader, of
-                its samplers and of its data set.
+            data: What batches come from; generators are looked for in the attribute `generator` of
+                a DataLoader, of its samplers and of its data set.
 
         Returns:
             All states.

@@ -13,7 +13,8 @@ from torch import Tensor
 class Ranks:
     """The processes of a group; without one, this process alone.
 
-    All of them go through the same batches in the same order. Of every round of batches each process computes one.
+    All of them go through the same batches in the same order. Of every round of batches each
+    process computes one.
 
     Args:
         group: Of `torch.distributed`; None for this process alone.

@@ -53,7 +53,8 @@ class GradientStore(ABC):
             live: Which columns are wanted, [d] bool; None for all.
 
         Yields:
-            Where the tile's columns stand among those that are wanted, and the tile, [m, w] in `dtype`.
+            Where the tile's columns stand among those that are wanted, and the tile, [m, w] in
+            `dtype`.
         """
         width = max(1, min(self.dim, TILE_ENTRIES // self.rank))
         begin = 0

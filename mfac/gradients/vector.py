@@ -13,8 +13,8 @@ from torch.nn.parameter import UninitializedParameter
 class ParameterVector:
     """Named parameters, each flattened row-major, one after the other.
 
-    Two parameters that share the same memory are one weight: the first stands for both, and its gradient is the sum of
-    theirs.
+    Two parameters that share the same memory are one weight: the first stands for both, and its
+    gradient is the sum of theirs.
 
     Args:
         parameters: Name to parameter, in order.
@@ -24,7 +24,8 @@ class ParameterVector:
         parameters: Name to parameter.
         aliases: For each, the other parameters of the same memory.
         dim: d, how many weights there are in all.
-        dtype: float64 where any parameter is, otherwise float32: of gradients and of the arithmetic.
+        dtype: float64 where any parameter is, otherwise float32: of gradients and of the
+            arithmetic.
         device: Where they are.
     """
 
@@ -91,7 +92,8 @@ class ParameterVector:
     def write_(self, flat: Tensor) -> None:
         """Writes a vector [d] into the parameters, whatever their memory format; rounds once to their dtype.
 
-        A weight that is not zero stays so: one too small for the dtype becomes the smallest number that it has.
+        A weight that is not zero stays so: one too small for the dtype becomes the smallest number
+        that it has.
         """
         for (_, piece), parameter in zip(self.pieces(flat), self.parameters.values(), strict=True):
             parameter.copy_(piece)

@@ -18,13 +18,15 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class MaskHandle:
     """What `Masks.attach` returns: the hooks of one optimizer, until `remove` is called.
 
-    Before each step the gradients of dropped weights are set to zero, so that no momentum, second moment or window
-    sees them; after it the weights, and what the optimizer keeps for them. What a closure computes within a step is
-    treated in the same way. The model holds nothing of it, so that its copies and its `state_dict` are as ever.
+    Before each step the gradients of dropped weights are set to zero, so that no momentum, second
+    moment or window sees them; after it the weights, and what the optimizer keeps for them. What a
+    closure computes within a step is treated in the same way. The model holds nothing of it, so
+    that its copies and its `state_dict` are as ever.
     As a context manager it removes itself at the end.
 
     Args:
-        model: Whose parameters are masked. They are looked up by name in each step, and so followed wherever they go.
+        model: Whose parameters are masked. They are looked up by name in each step, and so followed
+            wherever they go.
         optimizer: Whose steps are hooked.
         masks: Parameter name to mask, True = kept.
         keep_state: Keys of optimizer state that are no value for each weight and stay as they are.

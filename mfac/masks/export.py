@@ -93,7 +93,8 @@ def save_compact(model: nn.Module, masks: Mapping[str, Tensor], path: str | os.P
         The size of the file in bytes.
 
     Raises:
-        ValueError: If a dropped weight is not zero, a mask does not fit, or the path ends otherwise.
+        ValueError: If a dropped weight is not zero, a mask does not fit, or the path ends
+            otherwise.
         TypeError: If the state dict holds something that is no tensor.
         ImportError: If safetensors is asked for and not installed.
 
@@ -153,7 +154,8 @@ def load_compact_(model: nn.Module, path: str | os.PathLike[str]) -> Masks:
         The masks.
 
     Raises:
-        ValueError: If it is no such file, or names or shapes are not the model's; the model is then as it was.
+        ValueError: If it is no such file, or names or shapes are not the model's; the model is then
+            as it was.
         ImportError: If it is of safetensors, and safetensors is not installed.
         FileNotFoundError: If there is no such file.
 
@@ -244,7 +246,8 @@ def export_onnx(
         model: The model, wrapped or not; its modes are put back.
         example: An input, or a tuple of several.
         path: Of the file.
-        tolerance: How far an output may be from the model's, relative to the largest of that output and at least 1.
+        tolerance: How far an output may be from the model's, relative to the largest of that output
+            and at least 1.
         **options: For `torch.onnx.export`, such as `dynamic_shapes`.
 
     Returns:

@@ -31,8 +31,9 @@ class Count(NamedTuple):
 class Masks(Mapping[str, Tensor]):
     """Which weights of a model are kept: parameter name to bool tensor of its shape, True = kept.
 
-    Names are those of the model without the prefixes of wrappers (`DataParallel`, `DistributedDataParallel`,
-    `torch.compile`), so that masks of a wrapped model fit the model itself and the reverse.
+    Names are those of the model without the prefixes of wrappers (`DataParallel`,
+    `DistributedDataParallel`, `torch.compile`), so that masks of a wrapped model fit the model
+    itself and the reverse.
 
     Args:
         masks: Such a mapping, as `report.masks`. Tensors are taken by reference.
@@ -82,8 +83,9 @@ class Masks(Mapping[str, Tensor]):
 
         Args:
             model: The model, wrapped or not.
-            params: Names, shell-style patterns, parameters or a predicate. None for the weights of all layers that
-                `mfac.prune` knows, without tensors of zeros alone: a branch that starts at zero is not pruned.
+            params: Names, shell-style patterns, parameters or a predicate. None for the weights of
+                all layers that `mfac.prune` knows, without tensors of zeros alone: a branch that
+                starts at zero is not pruned.
 
         Returns:
             The masks.
@@ -113,8 +115,8 @@ class Masks(Mapping[str, Tensor]):
             model: A model under torch's pruning.
 
         Returns:
-            Masks under the name `<name>`, which finds the parameter `<name>_orig` now, and `<name>` once
-            `torch.nn.utils.prune.remove` has been called.
+            Masks under the name `<name>`, which finds the parameter `<name>_orig` now, and `<name>`
+            once `torch.nn.utils.prune.remove` has been called.
 
         Raises:
             ValueError: If no parameter has such a mask.
@@ -137,8 +139,8 @@ class Masks(Mapping[str, Tensor]):
         """Writes the masks to a file, one bit a weight; it appears whole or not at all.
 
         Args:
-            path: Ends in ".safetensors", which needs safetensors, or in ".pt" or ".pth" for torch's own form, which
-                `torch.load` reads with `weights_only=True`.
+            path: Ends in ".safetensors", which needs safetensors, or in ".pt" or ".pth" for torch's
+                own form, which `torch.load` reads with `weights_only=True`.
 
         Returns:
             The size of the file in bytes.
@@ -184,13 +186,15 @@ class Masks(Mapping[str, Tensor]):
     def attach(self, model: nn.Module, optimizer: Optimizer, keep_state: Collection[str] = ()) -> MaskHandle:
         """Keeps dropped weights at zero through every step of an optimizer, and their momentum with them.
 
-        Works with any optimizer of torch's base class, with closures, parameter groups and `GradScaler`; masks
-        follow the model to another device. Parameters that the optimizer does not have only stay zero. A copy of the
-        optimizer has no hooks: attach again. With several optimizers attach to each.
+        Works with any optimizer of torch's base class, with closures, parameter groups and
+        `GradScaler`; masks follow the model to another device. Parameters that the optimizer does
+        not have only stay zero. A copy of the optimizer has no hooks: attach again. With several
+        optimizers attach to each.
 
-        State tensors of a parameter's shape are taken for one value a weight, as in every optimizer of torch. Name
-        others in `keep_state`, such as a preconditioner that is as large as a square weight. Gradients that a window
-        of `mfac.MFAC` holds from before stay there until newer ones replace them; dropped weights are zero at once.
+        State tensors of a parameter's shape are taken for one value a weight, as in every optimizer
+        of torch. Name others in `keep_state`, such as a preconditioner that is as large as a square
+        weight. Gradients that a window of `mfac.MFAC` holds from before stay there until newer ones
+        replace them; dropped weights are zero at once.
 
         Args:
             model: Whose weights these are. Dropped ones are set to zero at once.
@@ -202,9 +206,11 @@ class Masks(Mapping[str, Tensor]):
 
         Raises:
             TypeError: If `optimizer` is no `torch.optim.Optimizer`.
-            ValueError: If a name or shape is not the model's, or the optimizer has none of the parameters.
+            ValueError: If a name or shape is not the model's, or the optimizer has none of the
+                parameters.
 
-        Cost: a step reads and writes weights twice, gradients and state once; memory as much as the masked weights.
+        Cost: a step reads and writes weights twice, gradients and state once; memory as much as the
+        masked weights.
         """
         return MaskHandle(model, optimizer, self, keep_state)
 

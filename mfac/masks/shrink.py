@@ -39,21 +39,25 @@ class Shrunk:
 def shrink(model: nn.Module, masks: Any) -> Shrunk:
     """Cuts emptied output channels out of linear layers and convolutions, and what they fed out of the next layer.
 
-    A channel goes if its row of weights is zero, or if the next layer's weights for it all are. Where its row is zero
-    the channel is constant: that constant is taken through what stands between and into the next layer's bias, so that
-    the smaller model computes the same function, up to rounding. It works on what `torch.fx` can trace, and on those
-    parts of other models that it can: linear layers and convolutions of one group, one after the other, with batch
-    norm, pooling, flattening, dropout and elementwise functions between. The first channel stays where all would go.
+    A channel goes if its row of weights is zero, or if the next layer's weights for it all are.
+    Where its row is zero the channel is constant: that constant is taken through what stands
+    between and into the next layer's bias, so that the smaller model computes the same function, up
+    to rounding. It works on what `torch.fx` can trace, and on those parts of other models that it
+    can: linear layers and convolutions of one group, one after the other, with batch norm, pooling,
+    flattening, dropout and elementwise functions between. The first channel stays where all would
+    go.
 
     Args:
-        model: The pruned model, which is not changed; in evaluation mode the smaller one computes the same.
+        model: The pruned model, which is not changed; in evaluation mode the smaller one computes
+            the same.
         masks: A report, or name to mask; the model's zeros are held to them.
 
     Returns:
         The smaller copy, what was removed and what was left and why.
 
     Raises:
-        ValueError: If a weight is not zero where its mask is, or if channels are empty and none can be removed.
+        ValueError: If a weight is not zero where its mask is, or if channels are empty and none can
+            be removed.
 
     Example:
         >>> import torch, mfac

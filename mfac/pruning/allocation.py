@@ -81,13 +81,14 @@ class Global(Allocation):
     """One ranking of saliencies over all parameters, with a floor for each.
 
     The floor keeps a parameter from being emptied, after which no gradient passes through its layer
-    and no fine-tuning can bring it back. A parameter of s weights keeps at least `floor` · density · s
-    weights and at least one, with the density that all parameters together end at. Where that is more
-    than there is to keep there is no floor.
+    and no fine-tuning can bring it back. A parameter of s weights keeps at least
+    `floor` · density · s weights and at least one, with the density that all parameters together
+    end at. Where that is more than there is to keep there is no floor.
 
-    A few weights in each layer may still lead nowhere. So with a floor the best chains of weights from the first
-    of successive layers to each output of the last are kept too (mfac/pruning/chains.py), as far as they take no
-    more than a tenth of what is kept in the end. They count towards the floor.
+    A few weights in each layer may still lead nowhere. So with a floor the best chains of weights
+    from the first of successive layers to each output of the last are kept too
+    (mfac/pruning/chains.py), as far as they take no more than a tenth of what is kept in the end.
+    They count towards the floor.
 
     Args:
         floor: Share of the overall density that each parameter keeps at least, in [0, 1).
@@ -269,8 +270,8 @@ def apportion(total: int, proportions: Sequence[float], least: Sequence[int], mo
         most: Upper bounds, none below its lower bound.
 
     Returns:
-        min(max(t · proportion, least), most) for the t that fits, rounded by largest remainder; ties go
-        to the earlier.
+        min(max(t · proportion, least), most) for the t that fits, rounded by largest remainder;
+        ties go to the earlier.
     """
     total = max(sum(least), min(total, sum(most)))
 

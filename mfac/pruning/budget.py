@@ -20,9 +20,9 @@ Table = Mapping[str, Mapping[float, float]]
 def allocate(errors: Table, costs: Table, budget: float, buckets: int = 10_000) -> dict[str, float]:
     """The level of each layer that makes the sum of errors least within a budget of costs.
 
-    A dynamic programme over buckets of what is left when each layer has its cheapest level. Costs above that are
-    rounded up to whole buckets, so that the budget always holds; the error is at most that of the best choice within
-    a budget smaller by one bucket a layer.
+    A dynamic programme over buckets of what is left when each layer has its cheapest level. Costs
+    above that are rounded up to whole buckets, so that the budget always holds; the error is at
+    most that of the best choice within a budget smaller by one bucket a layer.
 
     Args:
         errors: {layer: {level: error}}; finite.
@@ -34,7 +34,8 @@ def allocate(errors: Table, costs: Table, budget: float, buckets: int = 10_000) 
         {layer: level}. Ties go to the level that comes first.
 
     Raises:
-        ValueError: If layers or levels differ, a number is not finite, or even the cheapest levels cost more.
+        ValueError: If layers or levels differ, a number is not finite, or even the cheapest levels
+            cost more.
 
     Source: SPDY (Frantar, Alistarh 2022, 2201.13096), section 3.1.
 
@@ -94,18 +95,21 @@ def _check_tables(errors: Table, costs: Table) -> None:
 class Budget(Allocation):
     """Sparsities by what each costs: the dynamic programme of `allocate`, with errors from the saliencies.
 
-    The error of a parameter at a level is the sum of its lowest scores down to there. Levels are chosen once, before
-    the first step of a run; `chosen` holds them. Every parameter then goes the same share of its way in each step.
+    The error of a parameter at a level is the sum of its lowest scores down to there. Levels are
+    chosen once, before the first step of a run; `chosen` holds them. Every parameter then goes the
+    same share of its way in each step.
 
     Args:
-        costs: {parameter: {sparsity: cost}} for every parameter that is pruned: FLOPs, bytes, or milliseconds measured.
+        costs: {parameter: {sparsity: cost}} for every parameter that is pruned: FLOPs, bytes, or
+            milliseconds measured.
         budget: Of the sum of costs.
 
     Raises:
-        ValueError: If a level is not in [0, 1), a cost is negative, or the cheapest levels cost more than the budget.
+        ValueError: If a level is not in [0, 1), a cost is negative, or the cheapest levels cost
+            more than the budget.
 
-    Source: SPDY (Frantar, Alistarh 2022, 2201.13096). Numbered differences: (1) errors are the saliencies' own sums,
-    not a quadratic prior whose weights are searched.
+    Source: SPDY (Frantar, Alistarh 2022, 2201.13096). Numbered differences: (1) errors are the
+    saliencies' own sums, not a quadratic prior whose weights are searched.
 
     Example:
         >>> import torch, mfac

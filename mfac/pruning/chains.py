@@ -14,9 +14,10 @@ from mfac.masks.kinds.axes import as_matrix
 def best_chains(weights: Sequence[PrunableWeight], scores: Tensor, most: int) -> Tensor:
     """The weights of the best chains, one to each output of a run of layers, found by dynamic programming.
 
-    Layers form a run as long as each has as many input channels as the one before it has outputs, or a multiple, as
-    after flattening. This is what shapes say; that a network connects them in another way does no harm but that a few
-    weights are chosen for nothing. Within a layer scores count by their rank, so that no layer's scale rules.
+    Layers form a run as long as each has as many input channels as the one before it has outputs,
+    or a multiple, as after flattening. This is what shapes say; that a network connects them in
+    another way does no harm but that a few weights are chosen for nothing. Within a layer scores
+    count by their rank, so that no layer's scale rules.
 
     Args:
         weights: What is known of each parameter, in the network's order.

@@ -25,7 +25,8 @@ def checked_update(context: StepContext, delta: Tensor, evaluate: Callable[[Tens
         evaluate: The loss with a change of the live weights; not finite is as bad as can be.
 
     Returns:
-        The update, and its scale out of `SCALES`. Ties go to the larger. Four evaluations, none where nothing moves.
+        The update, and its scale out of `SCALES`. Ties go to the larger. Four evaluations, none
+        where nothing moves.
     """
     if not bool(torch.where(context.dropped, 0, delta).any()):
         return delta, 1.0
@@ -41,12 +42,13 @@ def checked_update(context: StepContext, delta: Tensor, evaluate: Callable[[Tens
 def refit_update(context: StepContext) -> tuple[Tensor, float]:
     """One solve of the kept weights against the loss itself, after the last stage: δ = -F⁻¹ḡ, ḡ the mean gradient.
 
-    The steps of a run keep ½ δᵀFδ low around the weights that they began with. What they lost all the same shows
-    in gradients taken at the weights that are left, and one solve on fresh ones takes a Gauss-Newton step against it.
+    The steps of a run keep ½ δᵀFδ low around the weights that they began with. What they lost all
+    the same shows in gradients taken at the weights that are left, and one solve on fresh ones
+    takes a Gauss-Newton step against it.
 
     Args:
-        context: The live weights, with fresh gradients of them; none is dropped. With its `evaluate` the step's size
-            is checked.
+        context: The live weights, with fresh gradients of them; none is dropped. With its
+            `evaluate` the step's size is checked.
 
     Returns:
         δ, [n] float64, and its scale. O(nm).

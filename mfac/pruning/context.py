@@ -21,10 +21,10 @@ class StepContext:
         fisher: F over the live weights; None where nothing in the step asked for gradients.
         parameters: What is known of each parameter that is pruned.
         live: Weights that are alive, [d] bool: n of the d weights of all parameters.
-        evaluate: The loss on held-out batches with a change δ of the live weights, [n]; None where steps are not
-            checked.
-        input_norms: Norms of the input channels that each weight is multiplied with, by the parameter's name; None
-            where the run looks at no activations.
+        evaluate: The loss on held-out batches with a change δ of the live weights, [n]; None where
+            steps are not checked.
+        input_norms: Norms of the input channels that each weight is multiplied with, by the
+            parameter's name; None where the run looks at no activations.
     """
 
     def __init__(

@@ -56,9 +56,10 @@ class GMP(Schedule):
 class Pruner:
     """Prunes a network step by step while it is trained, and keeps what is pruned at zero.
 
-    Call `step()` after each `optimizer.step()`. At the steps `begin`, `begin + every`, ... up to `end` it collects
-    gradients at the weights as they are, drops the weights that the schedule says, and moves the others as `prune`
-    does. At every step it sets the dropped weights to exactly zero again.
+    Call `step()` after each `optimizer.step()`. At the steps `begin`, `begin + every`, ... up to
+    `end` it collects gradients at the weights as they are, drops the weights that the schedule
+    says, and moves the others as `prune` does. At every step it sets the dropped weights to exactly
+    zero again.
 
     Args:
         model: The model, as it is trained.
@@ -69,10 +70,13 @@ class Pruner:
         end: The last step that may prune, counted from 1.
         begin: The first.
         every: Steps from one to the next.
-        schedule: "cubic"; "geometric"; "linear"; "gmp", half of the drop at once and then cubic; or a `Schedule`.
-        num_gradients: m, of each of these steps; 64, or what a pass over the data has, where it is None.
-        **arguments: Of `prune`: params, saliency, compensation, pattern, allocation, damping, block_size, seed,
-            existing_zeros, mode, per_sample, gradients. A relative damping is relative to each step's own gradients.
+        schedule: "cubic"; "geometric"; "linear"; "gmp", half of the drop at once and then cubic; or
+            a `Schedule`.
+        num_gradients: m, of each of these steps; 64, or what a pass over the data has, where it is
+            None.
+        **arguments: Of `prune`: params, saliency, compensation, pattern, allocation, damping,
+            block_size, seed, existing_zeros, mode, per_sample, gradients. A relative damping is
+            relative to each step's own gradients.
 
     Attributes:
         count: Steps so far.
@@ -162,8 +166,8 @@ class Pruner:
             What was done, or None where nothing was pruned.
 
         Raises:
-            ValueError: If the data runs out, or a gradient is not finite. The weights are then as the optimizer left
-                them, but for the zeros.
+            ValueError: If the data runs out, or a gradient is not finite. The weights are then as
+                the optimizer left them, but for the zeros.
         """
         self.count += 1
         self._run.reread_weights()

@@ -23,13 +23,15 @@ class Measurement:
     Attributes:
         dense_bytes: Parameter name to the bytes of all its weights.
         compact_bytes: To the bytes of a bit for each weight and the values of those that are kept.
-        dense_flops: To the operations of one forward pass, two for each product with a weight; a layer that is never
-            called as a module has no entry.
+        dense_flops: To the operations of one forward pass, two for each product with a weight; a
+            layer that is never called as a module has no entry.
         sparse_flops: To those with kept weights.
         loss_before: Mean over the batches, of the dense model.
         loss_after: The same of the pruned one.
-        seconds_before: Wall time of the loss of one batch, the median over the batches, of the dense model.
-        seconds_after: The same of the pruned one: zeros in dense tensors make nothing faster by themselves.
+        seconds_before: Wall time of the loss of one batch, the median over the batches, of the
+            dense model.
+        seconds_after: The same of the pruned one: zeros in dense tensors make nothing faster by
+            themselves.
     """
 
     dense_bytes: dict[str, int] = field(default_factory=dict)

@@ -60,7 +60,8 @@ def prune_step(rules: Rules, context: StepContext, kept: int, finally_kept: int)
 
     Args:
         rules: How.
-        context: The live weights and their Fisher; keeps what was derived from it for the next step.
+        context: The live weights and their Fisher; keeps what was derived from it for the next
+            step.
         kept: How many weights are left after the step.
         finally_kept: How many are left after the last.
 

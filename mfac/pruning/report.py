@@ -29,9 +29,11 @@ class PruningReport(ReportData):
     Attributes:
         masks: Parameter name to mask of its shape, True = kept.
         steps: Every pruning step in order.
-        left_dense: Name of every other weight tensor, of two dimensions or more, and why it was not pruned.
+        left_dense: Name of every other weight tensor, of two dimensions or more, and why it was not
+            pruned.
         pattern: The pattern's name, as "unstructured" or "2:4"; None where it is not known.
-        dense_zeros: How many zeros each tensor left dense had when pruning ended; None where it is not known.
+        dense_zeros: How many zeros each tensor left dense had when pruning ended; None where it is
+            not known.
         measured: What `measure` found last.
     """
 
@@ -72,11 +74,12 @@ class PruningReport(ReportData):
             loss_fn: As for `mfac.prune`.
             data: A finite iterable of batches, of which the loss and its time are taken.
             dense: The model as it was before, for its loss and time.
-            example: An input, or a tuple or dict of several, whose operations are counted; otherwise the first batch's.
+            example: An input, or a tuple or dict of several, whose operations are counted;
+                otherwise the first batch's.
 
         Returns:
-            Bytes of each tensor dense and compact; operations where there is an example or data; loss and time where
-            there is data.
+            Bytes of each tensor dense and compact; operations where there is an example or data;
+            loss and time where there is data.
 
         Raises:
             ValueError: If a mask's name or shape is not the model's, or the data is empty.

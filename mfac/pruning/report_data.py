@@ -19,7 +19,8 @@ class PruningStep:
         stage: The stage it belongs to, from 1; each stage has gradients of its own.
         sparsity: Share of zeros among the prunable weights after it.
         damping: λ, or None where no Fisher was needed.
-        predicted_increase: ½ δᵀFδ of its update in units of the loss, or None where no Fisher was needed.
+        predicted_increase: ½ δᵀFδ of its update in units of the loss, or None where no Fisher was
+            needed.
         seconds: Wall time, the stage's gradients included in its first step.
     """
 
@@ -39,9 +40,11 @@ class ReportData:
     Attributes:
         masks: Parameter name to mask of its shape, True = kept.
         steps: Every pruning step in order.
-        left_dense: Name of every other weight tensor, of two dimensions or more, and why it was not pruned.
+        left_dense: Name of every other weight tensor, of two dimensions or more, and why it was not
+            pruned.
         pattern: The pattern's name, as "unstructured" or "2:4"; None where it is not known.
-        dense_zeros: How many zeros each tensor left dense had when pruning ended; None where it is not known.
+        dense_zeros: How many zeros each tensor left dense had when pruning ended; None where it is
+            not known.
         measured: What `measure` found last.
     """
 

@@ -95,7 +95,8 @@ class Run:
 
         Args:
             progress: Called after each.
-            after_stage: Called when the last step of a stage is done, and nothing of the stage is needed any more.
+            after_stage: Called when the last step of a stage is done, and nothing of the stage is
+                needed any more.
 
         Returns:
             The report; the model is pruned.

@@ -33,7 +33,8 @@ class Targets:
     Attributes:
         vector: The weights.
         left_dense: Name of every other weight tensor, and why it is left as it is.
-        whole: Tensors of zeros that stay whole, by name: their masks have no zero, and they count nowhere.
+        whole: Tensors of zeros that stay whole, by name: their masks have no zero, and they count
+            nowhere.
     """
 
     vector: ParameterVector
@@ -67,7 +68,8 @@ def choose_targets(model: nn.Module, params: Selection, existing_zeros: Existing
 
     Args:
         model: The model.
-        params: None for the weights of all layers that are known; otherwise as for `collect_gradients`.
+        params: None for the weights of all layers that are known; otherwise as for
+            `collect_gradients`.
         existing_zeros: What zeros are.
 
     Returns:
@@ -75,8 +77,9 @@ def choose_targets(model: nn.Module, params: Selection, existing_zeros: Existing
 
     Raises:
         TypeError: If a parameter is not real floating-point.
-        ValueError: If nothing is left to prune, if a weight is asked for by name that cannot be pruned, or if a
-            layer's weight is computed from other parameters and `params` does not say that others are meant.
+        ValueError: If nothing is left to prune, if a weight is asked for by name that cannot be
+            pruned, or if a layer's weight is computed from other parameters and `params` does not
+            say that others are meant.
     """
     named = named_parameters(model)
     computed = _computed_weights(model)

@@ -1,6 +1,7 @@
 """Every operator's CUDA twin, executed on the CPU, against its CPU kernel, at random shapes: equal to rounding.
 
-Each instance of each kernel is reached by a test of its own; MFAC_TWIN_SHAPES sets how many shapes each draws.
+Each instance of each kernel is reached by a test of its own; MFAC_TWIN_SHAPES sets how many shapes
+each draws.
 """
 
 import os
@@ -274,7 +275,8 @@ def test_topk_of_a_block_of_several_stretches(cuda, vector_dtype: torch.dtype):
     dim, kept, states = 17_000, 8700, []  # a thread holds 16 columns in float32, 8 in float64
     j = torch.arange(dim)
     g = torch.where(j % 29 == 0, 2, j % 2 == 0).to(vector_dtype) * (1 - j // 2 % 2 * 2)
-    # Of the equal ones that are in every stretch nearly all are kept: which, is decided in the last.
+    # Of the equal ones that are in every stretch nearly all are kept: which, is decided in the
+    # last.
     assert kept < int(g.count_nonzero()) and dim - 250 < int(j[g != 0][kept])
     for op in (cuda, cpu):
         values, indices = torch.zeros(2, 1, kept), torch.zeros(2, 1, kept, dtype=torch.uint16)

@@ -1,7 +1,8 @@
 """Executes every CUDA kernel on the CPU in every mode: `python tests/emulation/check.py [mode ...]`.
 
-A mode is an order of threads and a sanitizer. In each, the tests that hold CUDA twins to CPU kernels run, and in the
-first all tests of the operators; every instance of every kernel has to be launched. That is kept for `table.py`.
+A mode is an order of threads and a sanitizer. In each, the tests that hold CUDA twins to CPU
+kernels run, and in the first all tests of the operators; every instance of every kernel has to be
+launched. That is kept for `table.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Counts what the CUDA twins move: `python tests/emulation/moved.py`.
 
-A line for every case: its name, the bytes that its launches read and write, each byte once a launch, and what the table
-"Bytes and flops" of docs/kernels.md says, separated by tabs. In a process of its own: the twins are registered once.
+A line for every case: its name, the bytes that its launches read and write, each byte once a
+launch, and what the table "Bytes and flops" of docs/kernels.md says, separated by tabs. In a
+process of its own: the twins are registered once.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "mfac"
 
-# From top to bottom. `bench` may use all of them; the package itself, as users import it, stands below everything.
+# From top to bottom. `bench` may use all of them; the package itself, as users import it, stands
+# below everything.
 ROOMS = ["_C", "core", "gradients", "curvature", "window", "masks", "pruning", "optim", "cli", "bench"]
 
 

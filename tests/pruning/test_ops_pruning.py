@@ -31,7 +31,8 @@ def test_obs_saliency_values(dim: int, dtype: torch.dtype, diagonal_dtype: torch
         found = ops.obs_saliency(w[start : start + dim], diagonal[start : start + dim])
         expected = w[start : start + dim].double().square() / (2 * diagonal[start : start + dim].double())
         assert found.dtype == F64
-        # A product and a quotient, each rounded once, and the compiler's own way of dividing on either side.
+        # A product and a quotient, each rounded once, and the compiler's own way of dividing on
+        # either side.
         torch.testing.assert_close(found, expected, rtol=4 * U[F64], atol=0)
 
 

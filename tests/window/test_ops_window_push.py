@@ -14,7 +14,8 @@ RANKS = (1, 2, 7, 8, 9, 17)
 SMALLEST_SCALE = 2.0**-100  # at or below it an int8 tile is stored as zeros
 SENTINEL = 77  # in memory beside the rows
 
-# The largest float32 that rounds to a finite number: one unit below the middle between the largest and the next power.
+# The largest float32 that rounds to a finite number: one unit below the middle between the largest
+# and the next power.
 LARGEST = {BF16: float.fromhex("0x1.fefffep127"), F16: float.fromhex("0x1.ffdffep15")}
 
 
@@ -188,8 +189,8 @@ def test_push_values(dtype: torch.dtype, vector_dtype: torch.dtype, dim: int):
         assert torch.equal(around, expected)  # the row, and nothing beside it
         wide = G.double()
         assert products.dtype == F64
-        # The products are of the row as stored, whose values both vector types hold exactly; for a float64 window and a
-        # float32 gradient too.
+        # The products are of the row as stored, whose values both vector types hold exactly; for a
+        # float64 window and a float32 gradient too.
         assert_sums_agree(products, wide @ wide[row], dim, wide.abs() @ wide[row].abs())
 
 
@@ -207,8 +208,8 @@ def assert_int8_row_is_right(row: Tensor, scales: Tensor, g: Tensor) -> None:
         assert int(q.min()) >= -127 and int(q.max()) <= 127
         exact = q.double() * scale
         assert torch.equal((q.float() * scales[t]).double(), exact)  # a float32 number
-        # g/scale is computed with the roundings of 1/scale and of the product, at most 2u·127 (first order), before
-        # it goes to the nearest integer.
+        # g/scale is computed with the roundings of 1/scale and of the product, at most 2u·127
+        # (first order), before it goes to the nearest integer.
         assert float((exact - part).abs().max()) <= scale * (0.5 + 2 * 127 * U[F32] * (1 + 2.0**-20))
 
 

@@ -1,9 +1,10 @@
-// Windows of sparse rows: of every block of columns, each row keeps the entries largest in magnitude, as values [m,
-// blocks, kept] and uint16 offsets within the block, ascending. A last block with fewer columns than entries is filled
-// up with zeros at offset 0.
+// Windows of sparse rows: of every block of columns, each row keeps the entries largest in
+// magnitude, as values [m, blocks, kept] and uint16 offsets within the block, ascending. A last
+// block with fewer columns than entries is filled up with zeros at offset 0.
 //
-// Boundaries [blocks, tiles - 1, m], uint16, say where a row crosses from one tile of a block's columns to the next: of
-// tile t the number of entries before it, for t from 1 on. They follow from the offsets; a push keeps them up to date.
+// Boundaries [blocks, tiles - 1, m], uint16, say where a row crosses from one tile of a block's
+// columns to the next: of tile t the number of entries before it, for t from 1 on. They follow from
+// the offsets; a push keeps them up to date.
 #pragma once
 
 #include "common/formats.h"

@@ -99,7 +99,8 @@ class Pattern(ABC):
     """Which zeros a pruned network may have. Derive from it: docs/extending/pattern.md.
 
     Attributes:
-        sparsity: The share of zeros that the pattern itself fixes, or None where the caller chooses.
+        sparsity: The share of zeros that the pattern itself fixes, or None where the caller
+            chooses.
     """
 
     sparsity: float | None = None
@@ -146,8 +147,8 @@ class Pattern(ABC):
             weights: What is known of each parameter.
 
         Returns:
-            Indices of parameters, in groups; every parameter is in one. Groups come in the order of their first
-            member, and `Units.counts` has a number for each group.
+            Indices of parameters, in groups; every parameter is in one. Groups come in the order of
+            their first member, and `Units.counts` has a number for each group.
         """
         return [[index] for index in range(len(weights))]
 

@@ -15,8 +15,9 @@ from mfac.masks.kinds.base import Candidates, Pattern, Units
 class ByName(Pattern):
     """A pattern for each parameter, by its name or a shell-style pattern; the first that matches counts.
 
-    A part that fixes its own sparsity, as N:M does, ends exactly there. `sparsity` counts over all parameters, and
-    what the fixed parts do not drop the others have to; a sparsity that they cannot reach together is refused.
+    A part that fixes its own sparsity, as N:M does, ends exactly there. `sparsity` counts over all
+    parameters, and what the fixed parts do not drop the others have to; a sparsity that they cannot
+    reach together is refused.
 
     Args:
         patterns: Name or shell-style pattern to pattern.

@@ -26,7 +26,8 @@ class Attention:
 
     Attributes:
         heads: How many go one by one; with shared keys and values, how many of these.
-        inputs: Names of weights whose output channels are the heads', to how many projections are packed in each.
+        inputs: Names of weights whose output channels are the heads', to how many projections are
+            packed in each.
         outputs: Names of weights whose input channels are the heads'.
     """
 
@@ -38,12 +39,13 @@ class Attention:
 class Heads(Pattern):
     """Attention heads: whole heads go, through all projections of their attention at once.
 
-    Found are `torch.nn.MultiheadAttention` and modules that hold projections named as transformers name them, with the
-    number of heads as `num_heads`, `num_attention_heads` or `n_heads`; `num_key_value_heads` makes groups of heads that
-    share keys and values go together. Others are given as `Attention`.
+    Found are `torch.nn.MultiheadAttention` and modules that hold projections named as transformers
+    name them, with the number of heads as `num_heads`, `num_attention_heads` or `n_heads`;
+    `num_key_value_heads` makes groups of heads that share keys and values go together. Others are
+    given as `Attention`.
 
-    A step drops as many whole heads as fit into its number of weights. Biases of a head stay: with its output columns
-    gone they have no effect.
+    A step drops as many whole heads as fit into its number of weights. Biases of a head stay: with
+    its output columns gone they have no effect.
 
     Args:
         model: Where attentions are looked for; or a sequence of `Attention`.

@@ -18,8 +18,8 @@ MOST_IN_GROUP = _C.limits()["nm_group"]
 class NM(Pattern):
     """N:M, at most `keep` of `group` successive weights along the input channels of each layer.
 
-    A step may drop the weights that lie, by the saliencies of that step, below the `keep` highest of
-    their group. A last group of r < `group` weights keeps min(`keep`, r).
+    A step may drop the weights that lie, by the saliencies of that step, below the `keep` highest
+    of their group. A last group of r < `group` weights keeps min(`keep`, r).
 
     Args:
         keep: N >= 1.

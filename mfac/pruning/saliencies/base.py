@@ -51,7 +51,8 @@ class Saliency(ABC):
 
         Args:
             context: The step.
-            choose: What pattern and allocation drop by scores. It may be called with other scores, again and again.
+            choose: What pattern and allocation drop by scores. It may be called with other scores,
+                again and again.
 
         Returns:
             [n] bool, a result of `choose`.

@@ -18,9 +18,11 @@ _WEIGHTS_AT_ONCE = 256  # whose entries of F⁻¹ are computed together: [256, 2
 class OBS(Saliency):
     """ρ_p = w_p² / (2 (F⁻¹)_pp): the quadratic model's increase when weight p alone goes and the others adapt.
 
-    A unit Q of several weights, such as a block or a filter, has ρ_Q = ½ w_Qᵀ ((F⁻¹)_QQ)⁻¹ w_Q, exactly.
+    A unit Q of several weights, such as a block or a filter, has ρ_Q = ½ w_Qᵀ ((F⁻¹)_QQ)⁻¹ w_Q,
+    exactly.
 
-    Source: Optimal Brain Surgeon (Hassibi, Stork 1992), equation 5; for units oBERT (Kurtic et al. 2022), equation 4.
+    Source: Optimal Brain Surgeon (Hassibi, Stork 1992), equation 5; for units oBERT (Kurtic et al.
+    2022), equation 4.
     """
 
     def scores(self, context: StepContext) -> Tensor:
