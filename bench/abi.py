@@ -1,4 +1,4 @@
-"""One built file under several torches: the extension that is built here is loaded and tested under each.
+"""One built file under several torches: the extension built here is loaded and tested under each.
 
 python -m bench.abi 2.10.0 2.14.1     makes an environment for each version in the cache and
                                       installs that torch there (a CUDA build is several GB), then

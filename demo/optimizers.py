@@ -1,4 +1,4 @@
-"""The second part of the demo: a small network trained with M-FAC and with two first-order optimizers."""
+"""The second part of the demo: a small network trained by M-FAC and two first-order methods."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OPTIMIZERS: Mapping[str, tuple[type[Optimizer], Mapping[str, float]]] = {
 def compare(
     digits: Digits, epochs: int, on_history: Callable[[str, History], None], seed: int = 0
 ) -> dict[str, History]:
-    """Train the same `ResNet8`, from the same weights and in the same order of images, with every optimizer.
+    """Train the same `ResNet8`, from equal weights on equally ordered images, by each optimizer.
 
     Args:
         digits: Training and test images.

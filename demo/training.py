@@ -35,7 +35,7 @@ class History:
 
 
 def cosine(progress: float) -> float:
-    """The share of the learning rate that is left after a share `progress` of all steps: 1 at 0, 0 at 1."""
+    """The share of the learning rate left after a share `progress` of all steps: from 1 to 0."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -38,7 +38,7 @@ def two_threads() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def kernels() -> Iterator[None]:
-    """The CPU's kernels, or with MFAC_TEST_KERNELS the CUDA twins, built in that way (emulation/build.py)."""
+    """The CPU's kernels, or the CUDA twins in the build that MFAC_TEST_KERNELS names."""
     wanted = os.environ.get("MFAC_TEST_KERNELS")
     if wanted is None:
         yield

@@ -34,7 +34,7 @@ class SameDraws(TorchFunctionMode):
 
 
 def look(W: mfac.GradientWindow) -> None:
-    """Has a refusal of the last push raised, which on a GPU comes from the next call that looks at the window."""
+    """Raises any refusal of the last push; on a GPU it comes with the next look at the window."""
     if DEVICE.type != "cpu":
         W.state_dict(copy=False)
 
@@ -51,7 +51,7 @@ def refusal(message: str) -> str:
 
 
 def use_device() -> None:
-    """Makes it the device of everything in this process; what lies on no device of its own follows."""
+    """Makes it the device of everything in this process, and of tensors without one."""
     if DEVICE.type == "cpu":
         return
     torch.set_default_device(DEVICE)

@@ -41,7 +41,9 @@ def relative_damping(grads: Tensor, scale: float, num_terms: float | None = None
 
 
 def condition(grads: Tensor, damping: float, num_terms: float | None = None) -> float:
-    """κ = (λ + ‖G‖²/n)/λ, the condition number of F where m < d and a bound on it elsewhere; hardly too large.
+    """κ = (λ + ‖G‖²/n)/λ, the condition number of F where m < d and a bound on it elsewhere.
+
+    The value is hardly too large.
 
     ‖K‖ <= ‖K³²‖_F^(1/32) <= r^(1/64) ‖K‖ for a Gram matrix K of rank r: r^(1/64) is 1.1 at
     r = 1000.
@@ -58,7 +60,7 @@ def condition(grads: Tensor, damping: float, num_terms: float | None = None) -> 
 
 
 def error_bound(kappa: float) -> float:
-    """Relative error of `ihvp` at condition number κ: float64's rounding, and extended rounding times κ."""
+    """Relative error of `ihvp` at condition number κ: float64's rounding, and κ extended roundings."""
     return 2e-15 + 16 * _EPS * kappa
 
 
@@ -87,7 +89,7 @@ def _approximate_inverse(G: Tensor, damping: float, num_terms: float) -> Callabl
 
 
 def _solve(G: Tensor, v: np.ndarray, damping: float, num_terms: float) -> np.ndarray:
-    """F⁻¹v for v [d, k]: solved in float64 and refined by the definition until the steps stop shrinking."""
+    """F⁻¹v for v [d, k]: a float64 solve, refined by the definition until steps stop shrinking."""
     approximately = _approximate_inverse(G.double(), damping, num_terms)
     extended = G.cpu().numpy().astype(_EXTENDED)
     y, before = np.zeros_like(v), np.inf

@@ -12,7 +12,7 @@ U = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}  # unit roundoff
 
 
 def assert_sums_agree(found: Tensor, expected: Tensor, terms: int, absolute_sums: Tensor) -> None:
-    """Holds two computations of the same sums of products to n·u·Σ|a||b| each, and the rounding to `found`'s dtype."""
+    """Holds two sums of the same products to n·u·Σ|a||b| each, and to the rounding of `found`."""
     bound = 2 * (terms + 2) * U[torch.float64] * absolute_sums + U[found.dtype] * expected.abs()
     smallest = torch.finfo(found.dtype).tiny  # below it rounding is absolute
     excess = (found.double() - expected).abs() - bound - smallest

@@ -1,4 +1,4 @@
-"""`mfac.MFAC` against K-FAC, Shampoo, SOAP and first-order optimizers, on the same networks and data.
+"""`mfac.MFAC` against K-FAC, Shampoo, SOAP and first-order optimizers, on equal networks and data.
 
 `python -m bench.peers` makes an environment of its own for the peers, runs there, and prints one
 table. The rules:

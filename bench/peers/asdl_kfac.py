@@ -98,7 +98,7 @@ class AsdlKFAC(PreconditionedSGD):
         return torch.block_diag(*blocks)
 
     def _call(self, maker: GradientMaker, images: Tensor, labels: Tensor) -> Tensor:
-        """The library's forward and backward pass, with what the maker does besides; returns the loss."""
+        """The library's forward and backward pass, with the maker's own work; returns the loss."""
         self.model.zero_grad(set_to_none=True)
         output = maker.setup_model_call(self.model, images)
         maker.setup_loss_call(cross_entropy, output, labels)

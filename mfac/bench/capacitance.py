@@ -14,7 +14,7 @@ from mfac.window.capacitance import InverseCapacitance
 
 
 def capacitance(setting: Setting) -> list[Measurement]:
-    """A replaced row of the inverse capacitance, against a Cholesky factorisation and the paper's O(m³) rebuild.
+    """A replaced row of the inverse capacitance, against Cholesky and the paper's O(m³) rebuild.
 
     Args:
         setting: Shapes and rounds.

@@ -1,4 +1,4 @@
-"""How much memory a process may still take, so that what needs more can be refused before it begins."""
+"""How much memory a process may still take, so that too large a request is refused at once."""
 
 from __future__ import annotations
 

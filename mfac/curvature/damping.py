@@ -1,4 +1,4 @@
-"""Damping: the λ of F = λI + (1/n) GᵀG, given as a number or relative to the gradients' own scale."""
+"""Damping: the λ of F = λI + (1/n) GᵀG, as a number or relative to the gradients' own scale."""
 
 from __future__ import annotations
 

@@ -31,10 +31,11 @@ class _Form(Protocol):
 
 
 class EmpiricalFisher:
-    r"""The damped empirical Fisher of m gradients and products with its inverse, without a d x d matrix.
+    r"""The damped empirical Fisher of m gradients, and products with its inverse.
 
     .. math:: F = \lambda I + \frac{1}{m} \sum_{i=1}^{m} g_i g_i^\top
-              \qquad F^{-1} = \frac{1}{\lambda} \left(I - G^\top (m \lambda I + G G^\top)^{-1} G \right)
+              \qquad F^{-1} = \frac{1}{\lambda}
+              \left(I - G^\top (m \lambda I + G G^\top)^{-1} G \right)
 
     Factoring costs O(dm²) in time and O(m²) in memory beyond the gradients, an
     inverse-Hessian-vector product O(dm). Where m >= d (or m >= B within a block) the primal matrix,
@@ -145,7 +146,9 @@ class EmpiricalFisher:
         return result.to(self.dtype).reshape(v.shape)
 
     def ihvp_of_combination(self, coefficients: Tensor) -> Tensor:
-        """Products F⁻¹Gᵀa with combinations of the gradients, in the push-through form n Gᵀ C⁻¹ a without subtraction.
+        """Products F⁻¹Gᵀa with combinations of the gradients, in the push-through form n Gᵀ C⁻¹ a.
+
+        The push-through form subtracts nothing, so nothing cancels.
 
         Args:
             coefficients: a, [m] or [k, m] float64.

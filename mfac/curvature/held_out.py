@@ -15,7 +15,9 @@ _SCALES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class HeldOutDamping:
-    """λ = c · mean of diag((1/n) GᵀG), with the c that does best on held-out gradients. Made by `mfac.held_out`.
+    """λ = c · mean of diag((1/n) GᵀG), with the c that does best on held-out gradients.
+
+    Made by `mfac.held_out`.
 
     Attributes:
         scales: The candidates for c.
@@ -57,7 +59,7 @@ def held_out(scales: Sequence[float] = _SCALES) -> HeldOutDamping:
 
 
 def left_out_errors(gram: Tensor, effect: Tensor, dampings: Sequence[float]) -> Tensor:
-    """How far a joint update is from making up for the dropped weights, on rows left out one at a time.
+    """How much of the dropped weights' effect a joint update misses, on rows left out one by one.
 
     With C = nλI + K_S and α = C⁻¹(G_D w_D), row i is missed by α_i/(C⁻¹)_ii when it is predicted
     from the others.
@@ -84,7 +86,9 @@ def left_out_errors(gram: Tensor, effect: Tensor, dampings: Sequence[float]) -> 
 
 
 def cautious_choice(errors: Tensor) -> int:
-    """The last candidate that is not worse than the best by more than the standard error of the difference.
+    """The last candidate that is worse than the best by at most one standard error.
+
+    The standard error is that of the difference.
 
     The mean error is flat over a wide range of λ, and where it is least is largely chance. Of what
     cannot be told apart the largest λ moves the weights least.

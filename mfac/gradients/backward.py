@@ -209,7 +209,7 @@ class GradientSource:
 
 
 class _Loss(nn.Module):
-    """The loss as a module, so that `torch.func.functional_call` can exchange the model's parameters under it."""
+    """The loss as a module, so that `functional_call` can exchange the model's parameters in it."""
 
     def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
         super().__init__()

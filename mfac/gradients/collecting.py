@@ -232,7 +232,7 @@ def fill_rows_(
 def _rounds(
     stream: BatchStream, num_gradients: int, per_sample: bool, size: int, or_fewer: bool
 ) -> Iterator[list[tuple[int, Any]]]:
-    """Batches with their numbers, `size` at a time and no more of them than give `num_gradients` rows."""
+    """Numbered batches, `size` at a time, and no more of them than give `num_gradients` rows."""
     open_: list[tuple[int, Any]] = []
     wanted = num_gradients
     try:

@@ -1,4 +1,4 @@
-"""The random numbers that data may depend on: torch's, Python's, numpy's, and generators that the data holds."""
+"""The random numbers behind data: torch's, Python's, numpy's, and the data's own generators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients computed by several processes: each takes its share of the batches, and all have all rows in the end."""
+"""Gradients by several processes: each computes its share of the batches, and all hold all rows."""
 
 from __future__ import annotations
 

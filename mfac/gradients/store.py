@@ -1,4 +1,4 @@
-"""Where the rows of gradients are kept: as a tensor, in bfloat16, or in a file that is read by column tiles."""
+"""Where rows of gradients are kept: a tensor, bfloat16, or a file that is read by column tiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many threads compute a gradient: all of torch's, or one where the batch is too small for more.
+"""How many threads compute a gradient: all of torch's, or one if the batch is too small for more.
 
 The backward pass of a small batch is hundreds of short parallel regions. At the end of each region
 every thread waits for the slowest, and the waiting threads spin. Several threads then gain little

@@ -1,4 +1,4 @@
-"""Parameters as one flat vector: their order, their gradients, and how the vector is written back."""
+"""Parameters as one flat vector: their order, their gradients, and how to write the vector back."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class ParameterVector:
 
     @torch.no_grad()
     def write_(self, flat: Tensor) -> None:
-        """Writes a vector [d] into the parameters, whatever their memory format; rounds once to their dtype.
+        """Writes a vector [d] into parameters of any memory format; rounds once to their dtype.
 
         A weight that is not zero stays so: one too small for the dtype becomes the smallest number
         that it has.
@@ -105,7 +105,7 @@ class ParameterVector:
 
 
 def memory_of(tensor: Tensor) -> object:
-    """What two tensors have in common if they are the same numbers in the same memory, and only then."""
+    """A key that two tensors share if and only if they are the same numbers in the same memory."""
     if isinstance(tensor, UninitializedParameter) or tensor.numel() == 0 or tensor.device.type == "meta":
         return id(tensor)
     place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)

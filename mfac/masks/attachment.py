@@ -1,4 +1,4 @@
-"""Zeros that stay: what an optimizer's hooks do so that dropped weights and their momentum never come back."""
+"""Zeros that stay: hooks of an optimizer keep dropped weights and their momentum at zero."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class MaskHandle:
                 yield name, leaf
 
     def _clear_(self, name: str, tensor: Tensor) -> None:
-        """Sets the dropped entries of a tensor of the parameter's shape to zero, whatever they hold.
+        """Sets the dropped entries of a tensor of the parameter's shape to zero, whatever it holds.
 
         A product with zero would leave a NaN as it is, and `masked_fill_` is twenty times as slow.
         """

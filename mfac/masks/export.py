@@ -188,7 +188,7 @@ def load_compact_(model: nn.Module, path: str | os.PathLike[str]) -> Masks:
 
 
 def to_semi_structured_(model: nn.Module) -> dict[str, str]:
-    """Turns the weights of linear layers that are 2:4 into torch's semi-structured tensors, for inference.
+    """Turns 2:4 weights of linear layers into torch's semi-structured tensors, for inference.
 
     Args:
         model: On a GPU, in a dtype that its sparse tensor cores take.
@@ -326,7 +326,7 @@ def _key(state: Mapping[str, Tensor], name: str) -> str:
 
 
 def _plain(model: nn.Module, *, fold: bool = True) -> dict[str, Tensor]:
-    """The state dict without prefixes of wrappers, by reference; with `fold` without torch's pruning too."""
+    """The state dict without wrappers' prefixes, by reference; `fold` drops torch's pruning too."""
     model = inner_module(model)
     prefixes = []
     for name, module in model.named_modules(remove_duplicate=False):

@@ -184,7 +184,7 @@ class Masks(Mapping[str, Tensor]):
             parameter.masked_fill_(~self[name].to(parameter.device), 0)  # a product would leave a NaN as it is
 
     def attach(self, model: nn.Module, optimizer: Optimizer, keep_state: Collection[str] = ()) -> MaskHandle:
-        """Keeps dropped weights at zero through every step of an optimizer, and their momentum with them.
+        """Keeps dropped weights and their momentum at zero through every step of an optimizer.
 
         Works with any optimizer of torch's base class, with closures, parameter groups and
         `GradScaler`; masks follow the model to another device. Parameters that the optimizer does

@@ -1,4 +1,4 @@
-"""Patterns by name: which zeros a pruned network may have, and so which weights a step may drop together.
+"""Patterns by name: which zeros a pruned network may have, and so which weights drop together.
 
 To add one, derive from `Pattern` and give `prune` the object (docs/extending/pattern.md).
 """

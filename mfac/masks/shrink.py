@@ -1,4 +1,4 @@
-"""Physical removal: units and filters that masks have emptied are cut out of the layers on both sides."""
+"""Physical removal: channels that masks have emptied are cut out of the layers on both sides."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Shrunk:
 
 
 def shrink(model: nn.Module, masks: Any) -> Shrunk:
-    """Cuts emptied output channels out of linear layers and convolutions, and what they fed out of the next layer.
+    """Cuts emptied channels out of linear layers and convolutions, and out of the next layers.
 
     A channel goes if its row of weights is zero, or if the next layer's weights for it all are.
     Where its row is zero the channel is constant: that constant is taken through what stands
@@ -196,7 +196,7 @@ def _constants(layer: Any, steps: list[Step]) -> Tensor:
 
 
 def _takes_constants(consumer: Any) -> bool:
-    """Whether a constant input is a constant in every output: not at the padded border of a convolution."""
+    """Whether a constant input makes a constant output: not at a convolution's padded border."""
     return isinstance(consumer, nn.Linear) or consumer.padding == "valid" or not any(consumer.padding)
 
 

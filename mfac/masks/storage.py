@@ -1,4 +1,4 @@
-"""Files of named tensors: safetensors, or torch's own without any code in them; written whole or not at all."""
+"""Files of named tensors: safetensors or torch's own, without code; written whole or not at all."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ class MFAC(Optimizer):
         return columns
 
     def elementwise_state(self, parameter: Tensor) -> list[Tensor]:
-        """What the optimizer keeps of each weight outside `state`, the momentum, which `Masks.attach` clears.
+        """The momentum of a parameter, which lies outside `state`, for `Masks.attach` to clear.
 
         Args:
             parameter: Of this optimizer, or not.

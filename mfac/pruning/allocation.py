@@ -51,7 +51,7 @@ class AllocationContext:
 
 
 class Allocation(ABC):
-    """Turns saliencies and a target into counts for each parameter. Derive from it: docs/extending/allocation.md."""
+    """Says how many weights each parameter keeps. Derive from it: docs/extending/allocation.md."""
 
     @abstractmethod
     def kept(self, context: AllocationContext) -> list[int]:
@@ -125,7 +125,7 @@ class Global(Allocation):
         return [live - gone for live, gone in zip(context.live, dropped, strict=True)]
 
     def protected(self, context: AllocationContext) -> Tensor | None:
-        """The units of the best chains, and the highest of each parameter up to its floor; None without a floor."""
+        """Units of the best chains, and the highest up to each floor; None without a floor."""
         if self.floor == 0 or not context.units.ranking.numel():  # a pattern may leave nothing to drop in a step
             return None
         density = context.finally_kept / sum(weight.size for weight in context.weights)
@@ -174,7 +174,9 @@ class Uniform(Allocation):
 
 
 class ERK(Allocation):
-    """Erdős-Rényi-Kernel: densities in proportion to Σ shape / Π shape, at most 1, so that small layers keep more.
+    """Erdős-Rényi-Kernel: densities in proportion to Σ shape / Π shape, and at most 1.
+
+    Small layers keep more.
 
     Source: Evci et al., "Rigging the Lottery" (1911.11134), section 3; Mocanu et al. 2018.
     """
@@ -185,7 +187,7 @@ class ERK(Allocation):
 
 
 class ByLayer(Allocation):
-    """A sparsity for each parameter, by its name or a shell-style pattern; the first that matches counts.
+    """A sparsity for each parameter, by name or a shell-style pattern; the first match counts.
 
     Args:
         sparsities: Name or pattern to share of zeros, in [0, 1].
@@ -244,7 +246,7 @@ def shares(context: AllocationContext, proportions: Sequence[float]) -> list[int
 
 
 def towards(final: Sequence[int], context: AllocationContext) -> list[int]:
-    """Counts of this step on the way to final counts: every parameter goes the same share of its way.
+    """Counts of this step on the way to final counts: all go an equal share of their way.
 
     Args:
         final: Of each parameter after the last step.

@@ -1,4 +1,4 @@
-"""The diagonal blocks of a Fisher over successive live weights, as dense matrices, some at a time."""
+"""The diagonal blocks of a Fisher over successive live weights, as dense matrices, in batches."""
 
 from __future__ import annotations
 

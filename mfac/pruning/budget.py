@@ -1,4 +1,4 @@
-"""A budget of FLOPs, bytes or measured time: a level of sparsity for each layer by dynamic programming."""
+"""A budget of FLOPs, bytes or measured time: a sparsity for each layer by dynamic programming."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _check_tables(errors: Table, costs: Table) -> None:
 
 
 class Budget(Allocation):
-    """Sparsities by what each costs: the dynamic programme of `allocate`, with errors from the saliencies.
+    """Sparsities by cost: the dynamic programme of `allocate`, with errors from the saliencies.
 
     The error of a parameter at a level is the sum of its lowest scores down to there. Levels are
     chosen once, before the first step of a run; `chosen` holds them. Every parameter then goes the

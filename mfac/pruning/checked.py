@@ -40,7 +40,9 @@ def checked_update(context: StepContext, delta: Tensor, evaluate: Callable[[Tens
 
 
 def refit_update(context: StepContext) -> tuple[Tensor, float]:
-    """One solve of the kept weights against the loss itself, after the last stage: δ = -F⁻¹ḡ, ḡ the mean gradient.
+    """One solve of the kept weights against the loss itself, after the last stage: δ = -F⁻¹ḡ.
+
+    ḡ is the mean gradient.
 
     The steps of a run keep ½ δᵀFδ low around the weights that they began with. What they lost all
     the same shows in gradients taken at the weights that are left, and one solve on fresh ones

@@ -1,4 +1,4 @@
-"""Compensation: how the kept weights move when others are dropped, to keep the quadratic model's loss low.
+"""Compensation: how kept weights move when others drop, to keep the quadratic model's loss low.
 
 All work on the weights still alive, with F the Fisher over them: δ is the change of the weights,
 δ_D = -w_D on the dropped set D, and the kept set S is what compensation is about
@@ -71,7 +71,9 @@ def _joint_update_of_blocks(fisher: EmpiricalFisher, weights: Tensor, dropped: T
 
 
 class Summed(Compensation):
-    """The sum of single-weight OBS updates, as if dropped weights were independent: δ = -F⁻¹ Σ_p (w_p/(F⁻¹)_pp) e_p.
+    """The sum of single-weight OBS updates: δ = -F⁻¹ Σ_p (w_p/(F⁻¹)_pp) e_p.
+
+    Dropped weights are taken for independent of each other.
 
     Source: M-FAC's own pruner; WoodFisher and oBERT use the same sum.
     """
@@ -84,7 +86,7 @@ class Summed(Compensation):
 
 
 class GreedyInBlocks(Compensation):
-    """Dropped weights go one after the other inside blocks of the Fisher, and the block's others adapt exactly.
+    """Weights drop one by one inside blocks of the Fisher; the block's others adapt exactly.
 
     The exact elimination of one weight after the other ends at the block's own joint minimiser, in
     whatever order, so that is what is computed: δ_S = F_SS⁻¹ F_SD w_D in each block. It goes with

@@ -12,7 +12,7 @@ from mfac.gradients.prunable import PrunableWeight
 
 
 class StepContext:
-    """The n weights alive before a step, and the Fisher over them, for saliencies and compensations.
+    """The n live weights before a step, and the Fisher over them, for saliencies and compensations.
 
     What is derived is computed once, when it is asked for (docs/extending/saliency.md).
 
@@ -98,5 +98,5 @@ class StepContext:
 
     @cached_property
     def kept_fisher(self) -> EmpiricalFisher:
-        """F over the kept weights alone, with the same gradients and λ: a joint update and the next step need it."""
+        """F over the kept weights alone, with the same gradients and λ."""
         return self.fisher.restricted(~self.dropped)

@@ -1,4 +1,4 @@
-"""How many gradients and stages a run takes where they are not given: as many as the time allows."""
+"""How many gradients and stages a run takes if they are not given: as many as the time allows."""
 
 from __future__ import annotations
 

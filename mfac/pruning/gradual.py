@@ -160,7 +160,7 @@ class Pruner:
         return self.report.masks
 
     def step(self) -> PruningStep | None:
-        """To be called after each step of the optimizer: prunes where it is time to, and keeps zeros.
+        """Prunes if it is time to, and keeps zeros. Call it after each step of the optimizer.
 
         Returns:
             What was done, or None where nothing was pruned.
@@ -196,7 +196,7 @@ class Pruner:
 
     @torch.no_grad()
     def _forget_momenta(self) -> None:
-        """Sets to zero what the optimizer remembers of dropped weights, in every state of the weight's shape."""
+        """Zeroes the optimizer's memory of dropped weights, in every state of a weight's shape."""
         for name, piece in self._run.vector.pieces(self._run.live):
             parameter = self._run.vector.parameters[name]
             for value in self.optimizer.state.get(parameter, {}).values():
@@ -204,7 +204,7 @@ class Pruner:
                     value.mul_(piece)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a pruner over the same model needs to go on, to be saved beside the model's own state.
+        """All that a pruner over the same model needs to go on; save it beside the model's state.
 
         Returns:
             Tensors, numbers, strings, and lists and dicts of these.

@@ -71,7 +71,7 @@ def prune(
     verbose: bool = False,
     progress: Callable[[PruningStep], None] | None = None,
 ) -> PruningReport:
-    """Prunes a model in place with second-order information, from trained weights and without fine-tuning.
+    """Prunes a trained model in place with second-order information, without fine-tuning.
 
     Each stage collects fresh gradients at the weights as they then are, and drops in
     `recomputations` steps the weights of least saliency over all layers together, while
@@ -212,7 +212,9 @@ def prune(
 
 
 def plan(*arguments: Any, **named: Any) -> PruningPlan:
-    """What `prune` would do with the same arguments: weights, batches, bytes and seconds. Nothing is changed.
+    """What `prune` would do with the same arguments: weights, batches, bytes and seconds.
+
+    Nothing is changed.
 
     The gradients of the first batch are computed three times, to time them, and a pruning step on
     random numbers. Of a one-shot iterator the first batch is taken.

@@ -67,7 +67,9 @@ class PruningReport(ReportData):
         dense: nn.Module | None = None,
         example: Any = None,
     ) -> Measurement:
-        """Measures what pruning cost and saved, on the model itself; kept as `measured`, and printed with the report.
+        """Measures on the model itself what pruning cost and saved.
+
+        The report keeps the numbers as `measured`, and prints them.
 
         Args:
             model: The pruned model; nothing of it changes.

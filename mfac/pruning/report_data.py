@@ -1,4 +1,4 @@
-"""What a pruning report holds: masks, steps, what was left dense; and the numbers that follow from them."""
+"""What a pruning report holds: masks, steps, dense tensors, and the numbers that follow."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ReportData:
 
     @property
     def sparsity(self) -> float:
-        """Share of zeros among the weights that were pruned, exact; what was left dense does not count."""
+        """Share of zeros among the pruned weights, exact; tensors left dense do not count."""
         total = self._total()
         return (total - sum(self._kept().values())) / total if total else 0.0
 
@@ -74,7 +74,7 @@ class ReportData:
 
     @property
     def predicted_increase(self) -> float | None:
-        """½ δᵀFδ summed over the steps: what the quadratic models say the updates cost, in units of the loss.
+        """½ δᵀFδ over all steps: the predicted cost of the updates, in units of the loss.
 
         None where no Fisher was needed: magnitude saliency without compensation.
         """

@@ -15,12 +15,15 @@ from mfac.gradients.prunable import parameter_behind, weight_names
 from mfac.gradients.vector import ParameterVector, memory_of
 
 ExistingZeros = Literal["auto", "keep", "ignore"]
-"""What a weight is that is zero already: "keep", pruned; "ignore", a weight like any other; "auto", pruned, but in a
-tensor of zeros alone, which is a branch that starts at zero and stays whole."""
+"""How weights count that are zero already.
+
+"keep": as pruned. "ignore": like any other weight. "auto": as pruned, but a tensor of zeros alone
+is a branch that starts at zero, and stays whole.
+"""
 
 
 class Reason(NamedTuple):
-    """Why a weight tensor is not pruned: "it ..."; and whether asking for it by name changes that."""
+    """Why a weight tensor is not pruned: "it ..."; and whether naming it changes that."""
 
     why: str
     unless_named: bool = False
@@ -101,7 +104,7 @@ def choose_targets(model: nn.Module, params: Selection, existing_zeros: Existing
 def _asked_for(
     named: Mapping[str, nn.Parameter], computed: Mapping[str, str], reasons: Mapping[str, Reason], params: Selection
 ) -> list[str]:
-    """Names that a selection means, without those that a pattern or predicate only happens to match."""
+    """Names that a selection means; unprunable names that only a pattern matches are left out."""
     by_name = {params} if isinstance(params, str) else set()
     if params is not None and not callable(params) and not isinstance(params, str):
         params = list(params)
@@ -157,7 +160,7 @@ def _targets(
 
 
 def _computed_weights(model: nn.Module) -> dict[str, str]:
-    """Weights of known layers that are computed from other parameters, and what makes parameters of them again."""
+    """Weights of known layers that are computed from other parameters, and the remedy for each."""
     computed = {}
     for layer_name, layer in named_layers(model):
         for name in weight_names(layer):

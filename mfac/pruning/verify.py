@@ -103,7 +103,7 @@ def _check_sparsity(report: PruningReport, pruned: dict[str, nn.Parameter], zero
 
 
 def _check_patterns(pattern: str, model: nn.Module, pruned: dict[str, nn.Parameter]) -> list[str]:
-    """Says what was proved. Blocks, rows and channels go whole but for zeros of before, so that masks prove nothing."""
+    """Says what was proved: of patterns N:M alone, as earlier zeros may break up other units."""
     by_name = pattern.startswith("{")  # one for each name, the first that matches
     parts = re.findall(r"'([^']*)': ([^,}]+)", pattern) if by_name else [("*", pattern)]
     left, proved = dict(pruned), []

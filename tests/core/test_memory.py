@@ -1,4 +1,4 @@
-"""Peak memory, of a process that holds 256 MB of gradients and asks for products with the inverse Fisher."""
+"""Peak memory of a process that holds 256 MB of gradients and multiplies by the inverse Fisher."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Values of the window operators against float64 compositions in torch, at sizes around vectors, tiles and chunks."""
+"""Values of the window operators against float64 in torch, around vectors, tiles and chunks."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Threads: results do not depend on their number, and torch's own setting is the number that is used."""
+"""Threads: results do not depend on their number, and torch's own setting is their number."""
 
 import subprocess
 import sys

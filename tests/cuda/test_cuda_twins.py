@@ -1,4 +1,4 @@
-"""Every operator's CUDA twin, executed on the CPU, against its CPU kernel, at random shapes: equal to rounding.
+"""Every operator's CUDA twin, executed on the CPU, equals its CPU kernel to rounding.
 
 Each instance of each kernel is reached by a test of its own; MFAC_TWIN_SHAPES sets how many shapes
 each draws.
@@ -67,7 +67,7 @@ def sample(rank: int, dim: int, dtype: torch.dtype, aligned: bool) -> tuple[Tens
 
 
 def assert_equal_to_rounding(one: Tensor, other: Tensor, terms: int, absolute_sums: Tensor) -> None:
-    """Two sums of as many products: each is off by at most (terms + 2)u of their magnitudes and its own rounding."""
+    """Two sums of as many products: each is off by (terms + 2)u of magnitudes and one rounding."""
     bound = 2 * (terms + 4) * U[F64] * absolute_sums + 2 * U[one.dtype] * other.abs().double()
     assert one.dtype == other.dtype
     assert bool(((one.double() - other.double()).abs() <= bound + torch.finfo(one.dtype).tiny).all())

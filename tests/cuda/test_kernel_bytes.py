@@ -1,4 +1,4 @@
-"""What CUDA kernels move is what docs/kernels.md says, counted while they are executed on the CPU."""
+"""CUDA kernels move the bytes that docs/kernels.md says, counted as they execute on the CPU."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Accuracy of the static Fisher against the reference, over ranks, dimensions, blocks, dampings and row norms.
+"""Accuracy of the static Fisher against the reference, over shapes, blocks, dampings and norms.
 
 Where the bound comes from. A backward stable solve is wrong by about u·κ with u = 2⁻⁵³. A Gaussian
 window of row norm ρ has ‖G‖²/m <= ρ² (1/√m + 1/√d)², so for ρ = 10, λ = 1e-6, m = 7, d = 33, the
@@ -29,7 +29,7 @@ F32_BOUND = 1e-6
 
 
 def assert_accurate(F: mfac.EmpiricalFisher, G: torch.Tensor, v: torch.Tensor, bound: float) -> None:
-    """ihvp, diagonal, elements and a submatrix, on all of a small F⁻¹ or on some columns of a large one."""
+    """ihvp, diagonal, elements and a submatrix, on all of a small F⁻¹ or columns of a large one."""
     dim, (damping, block_size) = G.shape[1], (F.damping, F.block_size)
     some = torch.arange(dim) if dim <= 40 else torch.tensor([0, 1, 31, 32, 99, 100, dim // 2, dim - 1])
     unit = torch.zeros(len(some), dim, dtype=F64)

@@ -1,4 +1,4 @@
-"""The Fisher over a store that is read by column tiles: the same numbers as over a tensor of what is stored."""
+"""The Fisher over a store read by column tiles equals the Fisher over the stored tensor."""
 
 from __future__ import annotations
 

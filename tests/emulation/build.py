@@ -1,4 +1,4 @@
-"""Builds the CUDA twins for execution on the CPU: their adapters as torch.ops.mfac_emulated, their kernels emulated.
+"""Builds the CUDA twins for execution on the CPU, as torch.ops.mfac_emulated.
 
 `python tests/emulation/build.py [plain|address|thread|bytes]` prints the path of the library; what
 is up to date is left as it is. With a sanitizer, kernels are instrumented and the library has to be

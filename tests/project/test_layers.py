@@ -14,7 +14,7 @@ ROOMS = ["_C", "core", "gradients", "curvature", "window", "masks", "pruning", "
 
 
 def imported_modules(path: Path) -> set[str]:
-    """The package's modules, without its name, that a file imports anywhere in it, for types only included."""
+    """The package's modules, without its name, that a file imports anywhere, also for types."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

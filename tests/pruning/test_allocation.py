@@ -1,4 +1,4 @@
-"""Allocations: exact totals, floors, densities as they say, whatever the pattern and the schedule."""
+"""Allocations: exact totals, floors, promised densities, with every pattern and schedule."""
 
 from __future__ import annotations
 

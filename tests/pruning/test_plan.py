@@ -1,4 +1,4 @@
-"""A plan says what a run does, takes and leaves, changes nothing, and chooses what was left open."""
+"""A plan says what a run does, takes and leaves, changes nothing, and fills open choices."""
 
 from __future__ import annotations
 

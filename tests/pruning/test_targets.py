@@ -1,4 +1,4 @@
-"""What is pruned of any network, what is left dense and why, and that names, modes and losses are the user's own."""
+"""What is pruned of any network, what is left dense and why; names, modes and losses of users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows in 16 and 8 bits and of sparse rows: exactly the Fisher of the rows as they are stored."""
+"""Windows in 16 and 8 bits and of sparse rows: exactly the Fisher of the rows as stored."""
 
 import re
 

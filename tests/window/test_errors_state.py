@@ -17,7 +17,7 @@ F64 = torch.float64
 
 
 def duplicate_rows(columns: int) -> torch.Tensor:
-    """Both rows are 2³⁰ in column 0: K is exact, nλ is rounded away and the second pivot is exactly 0."""
+    """Both rows are 2³⁰ in column 0: K is exact, nλ is rounded away, the second pivot is 0."""
     G = torch.zeros(2, columns, dtype=F64)
     G[:, 0] = 2.0**30
     return G

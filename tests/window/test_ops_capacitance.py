@@ -23,7 +23,7 @@ def symmetric(lower: torch.Tensor) -> torch.Tensor:
 
 
 def problem(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
-    """A Gram matrix, the inverse capacitance, the products of a new row, and the shift; condition number at most 20."""
+    """A Gram matrix, its inverse capacitance, a new row's products, the shift; condition <= 20."""
     rows = window(size + 1, 4 * size + 3, norm=2.0)  # ‖G‖² <= 4·(1 + 1/2)² of such a shape is 9, and the shift 0.5
     gram = rows[:size] @ rows[:size].T
     shift = 0.5

@@ -1,4 +1,4 @@
-"""Values of windows of sparse rows: which entries `topk_push_` keeps, what it carries over, and products with them."""
+"""Values of windows of sparse rows: the entries `topk_push_` keeps, its remainder, products."""
 
 import os
 
@@ -77,7 +77,7 @@ class Sparse:
 
 
 def largest(v: Tensor, block_size: int, kept: int) -> list[Tensor]:
-    """Offsets of the entries largest in magnitude in every block, ascending; of equal ones the first."""
+    """Offsets of the largest entries of every block, ascending; of equal ones the first."""
     chosen = []
     for start in range(0, v.numel(), block_size):
         order = v[start : start + block_size].abs().sort(descending=True, stable=True).indices

@@ -31,7 +31,7 @@ def filled(rank: int, rows: torch.Tensor, **options: object) -> mfac.GradientWin
 
 
 def precondition_bound(W: mfac.GradientWindow) -> float:
-    """Relative error that `precondition` may have: its rounding, and (m + d)·u·κ^{3/2} from the solve.
+    """Relative error allowed to `precondition`: its rounding, and (m + d)·u·κ^{3/2} of the solve.
 
     K's entries are sums of d terms and the solve's of m, so c is off by C⁻¹Ec with ‖E‖ about
     (m + d)·u‖C‖, and n Gᵀc by at most n‖GᵀC⁻¹‖‖E‖‖c‖. Here ‖GᵀC⁻¹‖ <= 1/(2√(nλ)), ‖C‖ = nλκ, and
@@ -62,7 +62,7 @@ def assert_equals_static(W: mfac.GradientWindow, seed: int = 0) -> None:
 
 
 class Model:
-    """What a window should hold: gradients by age, the oldest first; an empty row is filled before any is replaced."""
+    """The gradients a window should hold, oldest first; empty rows fill before any is replaced."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank

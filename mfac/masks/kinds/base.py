@@ -1,4 +1,4 @@
-"""What a pattern is: it says which zeros a network may have, as units of weights that a step may drop."""
+"""What a pattern is: it says which zeros a network may have, as units that a step may drop."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Units:
         return [int(sizes.sum()) for sizes in self.by_parameter(self.sizes)]
 
     def lowest(self, counts: Sequence[int]) -> Tensor:
-        """The units to drop so that each parameter loses its count of weights, or the most that whole units allow.
+        """The units to drop for each parameter's count of weights, or as many as whole units allow.
 
         Args:
             counts: Weights to drop of each parameter.
@@ -129,7 +129,7 @@ class Pattern(ABC):
         return [0] * len(weights)
 
     def most_kept(self, weights: Sequence[PrunableWeight], live: Tensor) -> list[int]:
-        """How many weights of each parameter the pattern allows in the end; by default all that are alive.
+        """How many weights of each parameter the pattern allows in the end; by default all live.
 
         Args:
             weights: What is known of each parameter.
@@ -141,7 +141,7 @@ class Pattern(ABC):
         return [int(piece.sum()) for piece in live.split([weight.size for weight in weights])]
 
     def together(self, weights: Sequence[PrunableWeight]) -> list[list[int]]:
-        """Which parameters share units, as the projections of one attention do; by default each has its own.
+        """Which parameters share units, as the projections of one attention do; by default none do.
 
         Args:
             weights: What is known of each parameter.

@@ -1,4 +1,4 @@
-"""Patterns whose units are fixed groups of a parameter's weights: blocks, output rows, input channels."""
+"""Patterns whose units are fixed groups of weights: blocks, output rows, input channels."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def units_of_labels(labels: Tensor, ends: Sequence[int], scores: Tensor) -> Unit
 
 
 class Blocks(Grouped):
-    """Blocks of a successive output channels by b successive input channels, at one position of a kernel.
+    """Blocks of a outputs by b inputs: successive channels, at one position of a kernel.
 
     Blocks begin at channel 0 of each; where a or b does not divide a weight's channels the last
     blocks are smaller. In a grouped layer input channels are counted within their group, and output

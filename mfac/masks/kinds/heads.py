@@ -1,4 +1,4 @@
-"""Whole attention heads: the rows of the q, k and v projections and the columns of the output's go together."""
+"""Whole attention heads: rows of q, k and v projections and columns of the output go together."""
 
 from __future__ import annotations
 

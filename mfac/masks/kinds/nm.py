@@ -1,4 +1,4 @@
-"""N:M, at most N of M successive weights along the input channels, which sparse tensor cores take."""
+"""N:M, at most N of M successive weights along the input channels, as sparse tensor cores take."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class NM(Pattern):
         return self.least_kept(weights, live)
 
     def units(self, candidates: Candidates) -> Units:
-        """The weights below the highest of their group, each for itself; what is dead goes first."""
+        """The weights below the highest of their group, each a unit; dead weights go first."""
         live, scores = candidates.live, candidates.scores
         of_all = scores.new_full(live.shape, -1.0).masked_scatter_(live, scores)
         open_ = ~self.mask(candidates.weights, of_all) & live  # [d]

@@ -1,4 +1,4 @@
-"""What a saliency is: scores of weights, of units of weights, or a choice of its own among the weights of a step."""
+"""What a saliency is: scores of weights or of units, or a choice of its own among the weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Saliency(ABC):
         """
 
     def unit_scores(self, context: StepContext, units: Units) -> Tensor | None:
-        """What units of several weights are worth together, for a saliency that knows better than the sum.
+        """Scores of whole units of several weights, for a saliency that knows better than the sum.
 
         Args:
             context: The step.

@@ -1,4 +1,4 @@
-"""Greedy Optimal Brain Surgeon to exhaustion inside blocks of the Fisher: every weight's score says when it goes."""
+"""Greedy Optimal Brain Surgeon in blocks of the Fisher: a score says when each weight goes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mfac.pruning.saliencies.base import Saliency
 
 
 class Greedy(Saliency):
-    """Weights of a block go one after the other, each time the one that costs least, and the others adapt exactly.
+    """Weights of a block go one by one, each time the cheapest, and the others adapt exactly.
 
     A weight's score is what the block has lost when it is gone, its cumulative loss: it never falls
     along the block's order. One ranking of these numbers over all blocks is the choice. Blocks are

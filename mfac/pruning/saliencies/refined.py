@@ -1,4 +1,4 @@
-"""Selection refined on the true objective: the set that is kept is improved until no exchange lowers ½ δᵀFδ."""
+"""Selection on the true objective: exchanges improve the kept set until none lowers ½ δᵀFδ."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Refined(OBS):
         return total
 
     def _changes(self, context: StepContext, kept: _Kept) -> Tensor:
-        """By how much the objective rises or falls when each weight alone changes sides, [n] float64."""
+        """By how much the objective changes when each weight alone changes sides, [n] float64."""
         fisher = context.fisher
         moved = context.weights.double()[None].clone()
         ops.window_combine_(moved, fisher.grads, kept.solved[None].contiguous(), 1.0, 1.0)  # w + Gᵀ C_S⁻¹ u

@@ -21,7 +21,7 @@ class Magnitude(Saliency):
 
 
 class OBD(Saliency):
-    """½ F_pp w_p², with the undamped diagonal of the empirical Fisher: what weight p costs if no other moves.
+    """½ F_pp w_p² by the undamped diagonal of F: the cost of weight p if no other weight moves.
 
     Source: Optimal Brain Damage (LeCun, Denker, Solla 1990), equation 4, on the empirical Fisher.
     """

@@ -14,7 +14,7 @@ from mfac.pruning.saliencies.base import Saliency
 
 
 class Wanda(Saliency):
-    """|w_ij| · ‖X_j‖₂, with X_j what input channel j of the layer carries over all samples and positions.
+    """|w_ij| · ‖X_j‖₂, with X_j input channel j of the layer over all samples and positions.
 
     By its name alone, saliency="wanda", it takes the norms that the run offers
     (`StepContext.input_norms`). Made of a model and batches it takes its own, once.
