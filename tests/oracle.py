@@ -60,7 +60,7 @@ def condition(grads: Tensor, damping: float, num_terms: float | None = None) -> 
 
 
 def error_bound(kappa: float) -> float:
-    """Relative error of `ihvp` at condition number κ: float64's rounding, and κ extended roundings."""
+    """Relative error of `ihvp` at condition number κ: float64 rounding, and κ extended ones."""
     return 2e-15 + 16 * _EPS * kappa
 
 

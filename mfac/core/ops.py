@@ -145,7 +145,7 @@ def topk_push_(
     block_size: int,
     boundaries: Tensor | None = None,
 ) -> Tensor:
-    """`window_push_` for sparse rows: the largest of error + gradient are stored, the rest is left."""
+    """`window_push_` for sparse rows: stores the largest of error + gradient; the rest is error."""
     result: Tensor = _ops.topk_push_(values, indices, error, row, gradient, block_size, boundaries)
     return result
 

@@ -1,4 +1,4 @@
-"""How strongly the input channels of each layer are driven: ‖X_j‖₂, laid out as its weight."""
+"""How strongly the input channels of each layer are driven: ‖X_j‖₂, laid out as the weight."""
 
 from __future__ import annotations
 
