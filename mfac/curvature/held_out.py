@@ -29,11 +29,11 @@ class HeldOutDamping:
 def held_out(scales: Sequence[float] = _SCALES) -> HeldOutDamping:
     """Damping chosen by leave-one-out on the first stage's gradients.
 
-    The joint update is a ridge regression: it makes up for what the dropped weights did to each of
-    the m gradients, G_D w_D, by moving the kept ones, and λ is its ridge. Each row is left out in
-    turn and predicted from the others. Of the candidates that are within a standard error of the
-    best the largest is taken. That takes one eigendecomposition and O(m²) a candidate, beyond a
-    pruning step to see what would be dropped.
+    The joint update is a ridge regression with the ridge λ: the kept weights move to replace the
+    dropped weights' part in each of the m gradients, G_D w_D. Each row is left out in turn and
+    predicted from the others. Of the candidates within a standard error of the best, the largest is
+    taken. The choice costs one eigendecomposition, O(m²) a candidate, and a diagonal of F⁻¹ that
+    finds the weights to drop.
 
     Args:
         scales: Candidates for c, positive.
@@ -42,7 +42,7 @@ def held_out(scales: Sequence[float] = _SCALES) -> HeldOutDamping:
         A value for the parameter `damping` of `prune`; "auto" means `mfac.held_out()`.
 
     Raises:
-        ValueError: If there is no candidate, or one is not positive and finite.
+        ValueError: If there is no candidate, or a candidate is not positive and finite.
 
     Example:
         >>> import torch, mfac
@@ -90,8 +90,8 @@ def cautious_choice(errors: Tensor) -> int:
 
     The standard error is that of the difference.
 
-    The mean error is flat over a wide range of λ, and where it is least is largely chance. Of what
-    cannot be told apart the largest λ moves the weights least.
+    The mean error is flat over a wide range of λ, and where it is least is largely chance. Of
+    candidates that cannot be told apart, the largest λ moves the weights least.
 
     Args:
         errors: Of `left_out_errors`, with the candidates in rising order.

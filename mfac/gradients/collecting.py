@@ -46,16 +46,17 @@ def collect_gradients(
             patterns, the parameters themselves, or a predicate of name and parameter. Names are
             those of the model inside `DataParallel`, `DistributedDataParallel` or `torch.compile`.
         per_sample: One gradient a sample in place of one a batch: by `torch.func.vmap` (no
-            `.item()`, no branch on values), or where the model does not allow that, such as with
-            recurrent layers, one after the other.
-        mode: Of the model meanwhile: "eval"; "train", which is training mode but for batch
-            normalisation and dropout, for losses that exist in training mode only; "auto" is
-            "eval", and "train" with a warning where the first batch has no loss in evaluation mode.
+            `.item()`, no branch on values), or sample by sample where the model does not allow
+            vmap, as with recurrent layers.
+        mode: The model's mode meanwhile. "eval" is evaluation mode. "train" is training mode
+            without random or changing layers (batch normalisation, dropout), for losses that exist
+            in training mode only. "auto" is "eval", or "train" with a warning where the first batch
+            has no loss in evaluation mode.
 
     Returns:
         G, [m, d]: the parameters in `named_parameters()` order, each flattened row-major; float64
-        where any is, otherwise float32. Of two parameters that share their memory the first stands
-        for both.
+        where any parameter is, otherwise float32. Of two parameters that share their memory the
+        first stands for both.
 
     Raises:
         TypeError: If the loss is not a tensor, or a parameter is not real.

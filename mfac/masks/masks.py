@@ -36,10 +36,11 @@ class Masks(Mapping[str, Tensor]):
     itself and the reverse.
 
     Args:
-        masks: Such a mapping, as `report.masks`. Tensors are taken by reference.
+        masks: A mapping of names to bool tensors, as `report.masks`. Tensors are taken by
+            reference.
 
     Raises:
-        TypeError: If it is no mapping of names to bool tensors.
+        TypeError: If `masks` is no mapping of names to bool tensors.
 
     Example:
         >>> import torch, mfac
@@ -136,7 +137,7 @@ class Masks(Mapping[str, Tensor]):
         return cls(found)
 
     def save(self, path: str | os.PathLike[str]) -> int:
-        """Writes the masks to a file, one bit a weight; it appears whole or not at all.
+        """Writes the masks to a file, one bit a weight; the file appears whole or not at all.
 
         Args:
             path: Ends in ".safetensors", which needs safetensors, or in ".pt" or ".pth" for torch's
@@ -154,7 +155,7 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
-        """Reads what `save` wrote.
+        """Reads a file of `save`.
 
         Args:
             path: The file.
@@ -163,8 +164,8 @@ class Masks(Mapping[str, Tensor]):
             The masks, on the CPU.
 
         Raises:
-            ValueError: If it is no file of masks.
-            ImportError: If it is of safetensors, and safetensors is not installed.
+            ValueError: If the file holds no masks.
+            ImportError: If the file is in safetensors' form, and safetensors is not installed.
             FileNotFoundError: If there is no such file.
         """
         bits, about = read_tensors(path, KIND)
@@ -172,10 +173,10 @@ class Masks(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> None:
-        """Sets the dropped weights of a model to zero, whatever they hold.
+        """Sets the dropped weights of a model to zero, even a NaN or an infinity.
 
         Args:
-            model: One with parameters of the masks' names and shapes, wrapped or not.
+            model: A model with parameters of the masks' names and shapes, wrapped or not.
 
         Raises:
             ValueError: If a name or shape is not the model's; the model is then as it was.
@@ -192,17 +193,17 @@ class Masks(Mapping[str, Tensor]):
         optimizers attach to each.
 
         State tensors of a parameter's shape are taken for one value a weight, as in every optimizer
-        of torch. Name others in `keep_state`, such as a preconditioner that is as large as a square
-        weight. Gradients that a window of `mfac.MFAC` holds from before stay there until newer ones
-        replace them; dropped weights are zero at once.
+        of torch. Name other tensors in `keep_state`, such as a preconditioner that is as large as a
+        square weight. Gradients that a window of `mfac.MFAC` holds from before stay there until
+        newer ones replace them; dropped weights are zero at once.
 
         Args:
-            model: Whose weights these are. Dropped ones are set to zero at once.
-            optimizer: Of its parameters.
+            model: The masked model. Its dropped weights are set to zero at once.
+            optimizer: The optimizer of the model's parameters.
             keep_state: Keys of optimizer state to leave as they are.
 
         Returns:
-            A handle: `handle.remove()` ends it.
+            A handle: `handle.remove()` takes the hooks away.
 
         Raises:
             TypeError: If `optimizer` is no `torch.optim.Optimizer`.
@@ -220,7 +221,7 @@ class Masks(Mapping[str, Tensor]):
 
     @property
     def sparsity(self) -> float:
-        """Share of dropped weights among all that the masks speak of."""
+        """Share of dropped weights among all weights that have a mask."""
         counts = self.counts().values()
         total = sum(count.total for count in counts)
         return (total - sum(count.kept for count in counts)) / total if total else 0.0

@@ -39,16 +39,16 @@ class Shrunk:
 def shrink(model: nn.Module, masks: Any) -> Shrunk:
     """Cuts emptied channels out of linear layers and convolutions, and out of the next layers.
 
-    A channel goes if its row of weights is zero, or if the next layer's weights for it all are.
-    Where its row is zero the channel is constant: that constant is taken through what stands
-    between and into the next layer's bias, so that the smaller model computes the same function, up
-    to rounding. It works on what `torch.fx` can trace, and on those parts of other models that it
-    can: linear layers and convolutions of one group, one after the other, with batch norm, pooling,
-    flattening, dropout and elementwise functions between. The first channel stays where all would
-    go.
+    A channel goes if its row of weights is zero, or if all weights of the next layer for the
+    channel are zero. A channel with a row of zeros is constant. The constant is taken through the
+    layers between and into the next layer's bias, so that the smaller model computes the same
+    function, up to rounding. `shrink` works on models that `torch.fx` can trace, and on the
+    traceable parts of other models: linear layers and convolutions of one group, one after the
+    other, with batch norm, pooling, flattening, dropout and elementwise functions between. Where
+    all channels would go, the first one stays.
 
     Args:
-        model: The pruned model, which is not changed; in evaluation mode the smaller one computes
+        model: The pruned model, which is not changed; in evaluation mode the smaller model computes
             the same.
         masks: A report, or name to mask; the model's zeros are held to them.
 

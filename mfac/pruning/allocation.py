@@ -33,12 +33,12 @@ class AllocationContext:
 
     Attributes:
         weights: What is known of each parameter.
-        live: How many weights of each are alive before the step.
-        least: How many of each the step leaves at least: the pattern allows no fewer.
+        live: How many weights of each parameter are alive before the step.
+        least: How many weights of each parameter the step leaves at least, by the pattern.
         units: What the step may drop, with its saliencies.
         kept: How many weights are to be left after the step, in all.
-        finally_kept: How many after the last step.
-        alive: Which of the d weights of all parameters are alive before it, [d] bool.
+        finally_kept: How many weights are to be left after the last step.
+        alive: Which of the d weights of all parameters are alive before the step, [d] bool.
     """
 
     weights: Sequence[PrunableWeight]
@@ -80,15 +80,15 @@ class Allocation(ABC):
 class Global(Allocation):
     """One ranking of saliencies over all parameters, with a floor for each.
 
-    The floor keeps a parameter from being emptied, after which no gradient passes through its layer
-    and no fine-tuning can bring it back. A parameter of s weights keeps at least
+    The floor keeps a parameter from being emptied: no gradient passes through an empty layer, and
+    no fine-tuning can bring the layer back. A parameter of s weights keeps at least
     `floor` · density · s weights and at least one, with the density that all parameters together
-    end at. Where that is more than there is to keep there is no floor.
+    end at. Where all floors together are more than there is to keep, there is no floor.
 
     A few weights in each layer may still lead nowhere. So with a floor the best chains of weights
     from the first of successive layers to each output of the last are kept too
     (mfac/pruning/chains.py), as far as they take no more than a tenth of what is kept in the end.
-    They count towards the floor.
+    The chains count towards the floor.
 
     Args:
         floor: Share of the overall density that each parameter keeps at least, in [0, 1).
@@ -112,7 +112,7 @@ class Global(Allocation):
         self.floor = check_number("floor", floor, least=0, below=1)
 
     def kept(self, context: AllocationContext) -> list[int]:
-        """The counts of the lowest units of all parameters; what is protected goes last."""
+        """The counts of the lowest units of all parameters; protected units go last."""
         units, drop = context.units, sum(context.live) - context.kept
         order = torch.argsort(units.ranking, stable=True)
         sizes = units.sizes

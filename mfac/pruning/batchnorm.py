@@ -42,15 +42,14 @@ def reestimate_batchnorm(
 ) -> int:
     """Replaces the running statistics of batch normalisation by their plain average over batches.
 
-    Weights that are pruned change what the layers after them see; statistics of before cost
-    accuracy.
+    Pruned weights change the inputs of later layers; the old statistics then cost accuracy.
 
     Args:
         model: The model; its statistics change, its modes are put back.
         loss_fn: Called with the model and each batch for its forward pass.
         batches: A finite iterable of batches. Batches of one sample are passed over, as they have
-            no variance; without any others the statistics stay.
-        mode: Of all other layers meanwhile.
+            no variance; without other batches the statistics stay.
+        mode: The mode of all other layers meanwhile.
 
     Returns:
         How many batches were used. If a batch fails, the statistics are as they were before the

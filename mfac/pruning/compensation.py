@@ -27,7 +27,7 @@ class Compensation(ABC):
     """Says how the weights of a step move. Derive from it: docs/extending/compensation.md.
 
     Attributes:
-        needs_fisher: Whether gradients have to be collected for it.
+        needs_fisher: Whether gradients have to be collected for the compensation.
     """
 
     needs_fisher: bool = True
@@ -89,8 +89,8 @@ class GreedyInBlocks(Compensation):
     """Weights drop one by one inside blocks of the Fisher; the block's others adapt exactly.
 
     The exact elimination of one weight after the other ends at the block's own joint minimiser, in
-    whatever order, so that is what is computed: δ_S = F_SS⁻¹ F_SD w_D in each block. It goes with
-    saliency "greedy" of the same blocks.
+    whatever order. So the minimiser is computed: δ_S = F_SS⁻¹ F_SD w_D in each block. The
+    compensation goes with saliency "greedy" of the same blocks.
 
     Source: CAP (Kuznedelev et al. 2022, 2210.09223), section 3.
 

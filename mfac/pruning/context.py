@@ -14,7 +14,7 @@ from mfac.gradients.prunable import PrunableWeight
 class StepContext:
     """The n live weights before a step, and the Fisher over them, for saliencies and compensations.
 
-    What is derived is computed once, when it is asked for (docs/extending/saliency.md).
+    Derived values are computed once, at the first request (docs/extending/saliency.md).
 
     Args:
         weights: w, [n], in the gradients' dtype.
@@ -86,7 +86,7 @@ class StepContext:
         """Which live weights the step drops, [n] bool.
 
         Raises:
-            RuntimeError: If that is not decided yet.
+            RuntimeError: If the dropped weights are not decided yet.
         """
         if self._dropped is None:
             raise RuntimeError("What a step drops is not known before its saliencies are.")

@@ -54,7 +54,7 @@ class GMP(Schedule):
 
 
 class Pruner:
-    """Prunes a network step by step while it is trained, and keeps what is pruned at zero.
+    """Prunes a network step by step while it is trained, and keeps pruned weights at zero.
 
     Call `step()` after each `optimizer.step()`. At the steps `begin`, `begin + every`, ... up to
     `end` it collects gradients at the weights as they are, drops the weights that the schedule
@@ -63,17 +63,17 @@ class Pruner:
 
     Args:
         model: The model, as it is trained.
-        optimizer: Of its parameters: the momenta of dropped weights are set to zero.
+        optimizer: The optimizer of the parameters: the momenta of dropped weights are set to zero.
         loss_fn: `loss_fn(model, batch)` returns a scalar, the mean over the batch.
         data: Batches for the gradients, gone through again and again.
         sparsity: Share of zeros in the end, as of `prune`.
         end: The last step that may prune, counted from 1.
-        begin: The first.
-        every: Steps from one to the next.
+        begin: The first step that may prune.
+        every: Steps from one pruning step to the next.
         schedule: "cubic"; "geometric"; "linear"; "gmp", half of the drop at once and then cubic; or
             a `Schedule`.
-        num_gradients: m, of each of these steps; 64, or what a pass over the data has, where it is
-            None.
+        num_gradients: m, of each pruning step; None for 64, or fewer where a pass over the data has
+            fewer.
         **arguments: Of `prune`: params, saliency, compensation, pattern, allocation, damping,
             block_size, seed, existing_zeros, mode, per_sample, gradients. A relative damping is
             relative to each step's own gradients.
@@ -218,7 +218,7 @@ class Pruner:
             state: Of `state_dict`.
 
         Raises:
-            ValueError: If it is of a model with other weights, or the data ends before.
+            ValueError: If the state is of a model with other weights, or the data ends too early.
         """
         run, saved = self._run, state["run"]
         self.count, self._random = state["count"], state["random"]

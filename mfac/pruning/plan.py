@@ -42,7 +42,7 @@ class PruningPlan:
         tensors: Name of each weight tensor that is pruned, and its size.
         left_dense: Name of every other weight tensor, and why it is not pruned.
         weights: How many weights are pruned, d.
-        kept: How many of them are left.
+        kept: How many of the d weights are left.
         num_gradients: m, of a stage.
         stages: How often gradients are collected.
         steps: Pruning steps in all.

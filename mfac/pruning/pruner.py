@@ -83,13 +83,13 @@ def prune(
     channels: dimension 1 of the weights of Linear layers and convolutions, which are the channels
     of one group of a grouped convolution, so that a depthwise one has groups of one weight;
     dimension 0 of transposed convolutions, within each of their groups. A last group of r < M
-    weights keeps min(N, r). Masks have the parameter's shape, whatever its memory format. Each step
-    drops the lowest of those weights that lie, by the saliencies of that step, below the N highest
-    of their group.
+    weights keeps min(N, r). Masks have the parameter's shape, whatever its memory format. By the
+    saliencies of a step, weights below the N highest of their group may go, and the step drops the
+    lowest of all such weights.
 
     Args:
-        model: The model; its weights are changed in place. It is run in evaluation mode and put
-            back in its own.
+        model: The model; its weights are changed in place. The model is run in evaluation mode and
+            put back in its own mode.
         loss_fn: `loss_fn(model, batch)` returns a scalar, the mean over the batch.
         data: An iterable of batches, gone through again from the start when it ends. Each stage
             takes `num_gradients` batches; batches of 16 samples serve well.
@@ -99,7 +99,7 @@ def prune(
             attention projection and Hugging Face `Conv1D` that require a gradient and get one;
             names or shell-style patterns, the parameters themselves, or a predicate of name and
             parameter. Names are without the prefixes of wrappers. A weight that layers share counts
-            once; with an N:M pattern it is grouped as in the first of them.
+            once; with an N:M pattern the weight is grouped as in the first of the layers.
         saliency: "obs", w²/(2 (F⁻¹)_pp); "magnitude"; "obd"; "snip"; "wanda"; "greedy", OBS to
             exhaustion inside blocks; "refined", exchanges that lower the joint objective; or a
             `Saliency`.
@@ -125,32 +125,32 @@ def prune(
             the same batches each time; the caller's generator is not touched.
         schedule: How the number of kept weights falls over all steps: "geometric", "cubic" or
             "linear"; or a `Schedule`.
-        existing_zeros: What weights that are zero already are: "keep", pruned; "ignore", weights
-            like any other; "auto", pruned, but in a tensor of zeros alone, a branch that starts at
-            zero: that stays whole.
-        mode: Of the model while gradients are collected, as for `collect_gradients`.
+        existing_zeros: How weights that are already zero count. "keep": as pruned. "ignore": like
+            any other weight. "auto": as pruned, but a tensor of zeros alone, a branch that starts
+            at zero, stays whole.
+        mode: The model's mode while gradients are collected, as for `collect_gradients`.
         per_sample: One gradient a sample in place of one a batch.
         batchnorm_batches: Batches on which the running statistics of batch-norm layers are
             re-estimated after pruning; 0 for not at all. Frozen layers keep theirs, batches of one
             sample are passed over, and if a batch fails the network stays pruned: a warning says
             what to call.
         step_check: Whether the change of the kept weights is scaled by 1, ½, ¼ or 0 in each step,
-            whichever has the least loss on eight batches that the gradients are not of.
+            whichever has the least loss on eight batches apart from those of the gradients.
         refits: Solves of the kept weights after the last stage, each with fresh gradients.
-        effort: What decides numbers that are left open, after a batch has been timed. "default": 8
-            stages of 256 gradients, or fewer where those take more than 120 seconds; "fast": 4 of
-            128, 20 seconds; "best": 16 of 512, half an hour. The numbers hang on the clock where
-            these do not fit: give them to repeat a run.
+        effort: Decides the numbers that are left open, after a batch has been timed. "default": 8
+            stages of 256 gradients, or fewer where 8 stages take more than 120 seconds; "fast": 4
+            of 128, 20 seconds; "best": 16 of 512, half an hour. Where an effort does not fit its
+            seconds, its numbers depend on the clock: give the numbers to repeat a run.
         time_budget: Seconds that the run may take, in place of an effort.
-        gradients: Where they are kept: "ram"; "bf16", in memory in bfloat16, half as much and no
-            second copy; or a folder, for a file in bfloat16 of which only tiles of columns are in
-            memory.
+        gradients: Where the gradients are kept: "ram"; "bf16", in memory in bfloat16, half as much
+            and no second copy; or a folder, for a file in bfloat16 of which only tiles of columns
+            are in memory.
         checkpoint: A folder that holds the run after each stage. The same call goes on from there,
-            and ends with the masks of a run that was never stopped; of a finished run it gives the
-            result again.
+            and ends with the masks of a run that was never stopped; after a finished run the call
+            gives the result again.
         process_group: Of `torch.distributed`. Every process makes the same call with the same data.
-            Each computes its share of the gradients and sends them to all, d numbers a gradient;
-            all hold all of them.
+            Each process computes a share of the gradients and sends the share to all, d numbers a
+            gradient; every process holds all gradients.
         verbose: Whether to time a batch and print the plan first (`mfac.plan`).
         progress: Called with a `PruningStep` after each step.
 
@@ -221,7 +221,7 @@ def plan(*arguments: Any, **named: Any) -> PruningPlan:
 
     Args:
         *arguments: As of `prune`.
-        **named: As of `prune`; those of progress and checkpoints are passed over.
+        **named: As of `prune`; arguments of progress and checkpoints are passed over.
 
     Returns:
         The plan. Its bytes are held to within 10 % on large networks and its seconds within a
@@ -229,7 +229,7 @@ def plan(*arguments: Any, **named: Any) -> PruningPlan:
 
     Raises:
         TypeError: As `prune` does.
-        ValueError: As `prune` does, where that shows beforehand.
+        ValueError: As `prune` does, where the error shows beforehand.
 
     Example:
         >>> import torch, mfac

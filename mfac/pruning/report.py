@@ -34,7 +34,7 @@ class PruningReport(ReportData):
         pattern: The pattern's name, as "unstructured" or "2:4"; None where it is not known.
         dense_zeros: How many zeros each tensor left dense had when pruning ended; None where it is
             not known.
-        measured: What `measure` found last.
+        measured: The last result of `measure`.
     """
 
     @torch.no_grad()
@@ -42,13 +42,13 @@ class PruningReport(ReportData):
         """Sets the dropped weights of a model to zero again, as after a step of fine-tuning.
 
         Args:
-            model: One with parameters of the masks' names and shapes.
+            model: A model with parameters of the masks' names and shapes.
         """
         for name, mask in self.masks.items():
             parameter_named(model, name).mul_(mask)
 
     def record_(self, model: nn.Module, pattern: str) -> None:
-        """Notes what `mfac.verify` compares a model with later.
+        """Notes the numbers that `mfac.verify` compares a model with later.
 
         Args:
             model: As pruning left it.
@@ -106,7 +106,7 @@ class PruningReport(ReportData):
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str], masks: Mapping[str, Tensor] | None = None) -> PruningReport:
-        """Reads what `to_json` wrote.
+        """Reads a report of `to_json`.
 
         Args:
             source: The text, or the path of a file.
@@ -116,7 +116,7 @@ class PruningReport(ReportData):
             The report; its masks are on the CPU.
 
         Raises:
-            ValueError: If it is no such report, or there are no masks.
+            ValueError: If the source is no such report, or has no masks and none are given.
         """
         text = source if isinstance(source, str) and source.lstrip().startswith("{") else Path(source).read_text()
         return cls(**report_fields(text, masks))

@@ -16,8 +16,8 @@ class PruningStep:
     Attributes:
         step: Its number, from 1.
         total_steps: How many there will be.
-        stage: The stage it belongs to, from 1; each stage has gradients of its own.
-        sparsity: Share of zeros among the prunable weights after it.
+        stage: The stage of the step, from 1; each stage has gradients of its own.
+        sparsity: Share of zeros among the prunable weights after the step.
         damping: λ, or None where no Fisher was needed.
         predicted_increase: ½ δᵀFδ of its update in units of the loss, or None where no Fisher was
             needed.

@@ -15,7 +15,7 @@ from mfac.gradients.prunable import parameter_behind, weight_names
 from mfac.gradients.vector import ParameterVector, memory_of
 
 ExistingZeros = Literal["auto", "keep", "ignore"]
-"""How weights count that are zero already.
+"""How weights that are already zero count.
 
 "keep": as pruned. "ignore": like any other weight. "auto": as pruned, but a tensor of zeros alone
 is a branch that starts at zero, and stays whole.

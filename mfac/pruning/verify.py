@@ -23,13 +23,13 @@ def verify(model: nn.Module, report: PruningReport) -> list[str]:
         report: Of `mfac.prune`.
 
     Returns:
-        What has been proved, a line a promise. Of patterns it is N:M; what the report does not say
-        is not among it.
+        The proved promises, a line each. Of patterns only N:M is proved. A promise that the report
+        does not make is not proved.
 
     Raises:
         ValueError: If a promise does not hold, naming it: a name or shape is not there, a weight is
-            not finite, dropped weights are not zero, kept ones are, the sparsity is another, the
-            pattern does not hold, or a tensor that was left dense has new zeros.
+            not finite, dropped weights are not zero, kept weights are zero, the sparsity is
+            another, the pattern does not hold, or a tensor that was left dense has new zeros.
 
     Example:
         >>> import torch, mfac

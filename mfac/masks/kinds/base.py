@@ -45,7 +45,7 @@ class Units:
         counts: How many units each parameter has, or each group of `Pattern.together`.
         unit_of: The unit of each live weight, [n] int64, -1 for a weight that this step may not
             drop; None where unit i is weight i.
-        sizes: Live weights of each unit, [u] int64; None where each has one.
+        sizes: Live weights of each unit, [u] int64; None where each unit has one.
     """
 
     scores: Tensor
@@ -55,7 +55,7 @@ class Units:
 
     @property
     def ranking(self) -> Tensor:
-        """By what units are ranked, [u]: their score a weight."""
+        """Scores a weight, [u]: the numbers by which units are ranked."""
         return self.scores if self.sizes is None else self.scores / self.sizes
 
     def by_parameter(self, values: Tensor) -> tuple[Tensor, ...]:
@@ -109,10 +109,10 @@ class Pattern(ABC):
         """Refuses weights that the pattern cannot describe.
 
         Args:
-            weights: What is known of each.
+            weights: What is known of each weight.
 
         Raises:
-            ValueError: If there is such a weight, naming it.
+            ValueError: If the pattern cannot describe a weight; the error names the weight.
         """
         return
 

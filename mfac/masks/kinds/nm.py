@@ -53,10 +53,10 @@ class NM(Pattern):
         """Refuses weights without input channels.
 
         Args:
-            weights: What is known of each.
+            weights: What is known of each weight.
 
         Raises:
-            ValueError: If a weight has none.
+            ValueError: If a weight has no input channels.
         """
         for weight in weights:
             if weight.layout is None:
@@ -74,12 +74,12 @@ class NM(Pattern):
         return torch.cat(masks)
 
     def least_kept(self, weights: Sequence[PrunableWeight], live: Tensor) -> list[int]:
-        """Of every group N, or as many as it has or are alive."""
+        """N of every group, or all live weights of a group that has fewer."""
         kept = self.mask(weights, live.float()) & live
         return [int(piece.sum()) for piece in kept.split([weight.size for weight in weights])]
 
     def most_kept(self, weights: Sequence[PrunableWeight], live: Tensor) -> list[int]:
-        """What is kept at least: N:M leaves no choice."""
+        """The same as `least_kept`: N:M leaves no choice."""
         return self.least_kept(weights, live)
 
     def units(self, candidates: Candidates) -> Units:

@@ -18,7 +18,7 @@ class Saliency(ABC):
     """Scores the live weights of a step; the lowest go. Derive from it: docs/extending/saliency.md.
 
     Attributes:
-        needs_fisher: Whether gradients have to be collected for it.
+        needs_fisher: Whether gradients have to be collected for the saliency.
     """
 
     needs_fisher: bool = True
@@ -47,12 +47,12 @@ class Saliency(ABC):
         return None
 
     def select(self, context: StepContext, choose: Choose) -> Tensor:
-        """What the step drops. A saliency that improves on one ranking overrides it.
+        """Which weights the step drops. Override the method to improve on a single ranking.
 
         Args:
             context: The step.
-            choose: What pattern and allocation drop by scores. It may be called with other scores,
-                again and again.
+            choose: Says which weights pattern and allocation drop by some scores; `choose` may be
+                called again and again, with other scores.
 
         Returns:
             [n] bool, a result of `choose`.
