@@ -62,8 +62,8 @@ struct Descent {
 };
 
 // Calls launch(first_block, blocks, output) for runs of columns, each with as many pieces as an
-// output holds, until one fails; `columns` are those of a block. A block that two runs share is
-// computed in both, each column written in one.
+// output holds, until a launch fails; `columns` are a block's columns. A block that two runs share
+// is computed in both, each column written in one.
 template <typename V, typename F>
 int for_runs(const DescentPieces<V>& descent, int64_t d, int64_t columns, const F& launch) {
   const std::vector<Piece<V>>& pieces = descent.pieces;

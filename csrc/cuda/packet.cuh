@@ -29,7 +29,7 @@ MFAC_DEVICE uint4 load_packet(const char* __restrict__ p) {
 #endif
 }
 
-// x <- p[0..width); the address of more than one is that of a packet, or several in a row.
+// x <- p[0..width); for more than one entry p is the address of a packet, or of several in a row.
 template <int width, typename T>
 MFAC_DEVICE void load(const T* __restrict__ p, T (&x)[width]) {
   if constexpr (width == 1) {

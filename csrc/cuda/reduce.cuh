@@ -14,7 +14,7 @@ MFAC_DEVICE T warp_sum(T x) {
   return x;
 }
 
-// The sum over the lanes, in all of them.
+// The sum over the lanes, in every lane.
 template <typename T>
 MFAC_DEVICE T warp_sum_everywhere(T x) {
 #pragma unroll
@@ -71,8 +71,8 @@ MFAC_DEVICE void block_sums_everywhere(T (&x)[count]) {
   for (int i = 0; i < count; ++i) x[i] = totals[i];
 }
 
-// The largest of a value over the block, in every thread; no NaN comes out of it. Shared memory: a
-// value a warp.
+// The largest of a value over the block, in every thread; no NaN comes out of the maximum. Shared
+// memory: a value a warp.
 template <int threads>
 MFAC_DEVICE double block_max(double x) {
   MFAC_SHARED(double, of_warp, [threads / kWarp]);
@@ -115,7 +115,7 @@ MFAC_DEVICE double sum_of_parts(const double* __restrict__ partial, int64_t part
 }
 
 // out[i] <- Σ_p partial[p, i], or NaN where `refused` says so.
-// A block owns 32 sums; a warp a share of the parts, a thread one sum of these; shared memory: a
+// A block owns 32 sums; a warp a share of the parts, a thread one of the 32 sums; shared memory: a
 // sum for each warp and lane.
 template <int warps>
 MFAC_KERNEL(warps* kWarp)

@@ -101,7 +101,7 @@ def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _images(count: int) -> tuple[Tensor, Tensor, str]:
-    """Images [n, 1, 28, 28] of mean 0 and deviation 1, labels [n], and what they are."""
+    """Images [n, 1, 28, 28] of mean 0 and deviation 1, labels [n], and the images' source."""
     folder = _fashion_mnist()
     if folder is None:
         images, labels = _patterns(count)

@@ -14,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        arguments: Of the program; None for those of the process.
+        arguments: Of the program; None for the arguments of the process.
 
     Returns:
         0; 1 after an error, which is a line on the standard error; 130 where it was interrupted.

@@ -1,4 +1,4 @@
-"""`mfac prune`: a plan, the run, and what is written of it."""
+"""`mfac prune`: a plan, the run, and the files of the run."""
 
 from __future__ import annotations
 

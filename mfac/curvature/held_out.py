@@ -1,4 +1,4 @@
-"""A damping chosen by what it predicts of gradients that it has not seen."""
+"""A damping chosen by its predictions of gradients left out of the fit."""
 
 from __future__ import annotations
 

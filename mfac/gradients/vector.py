@@ -58,7 +58,7 @@ class ParameterVector:
         return [leaf for parameter, aliases in pairs for leaf in (parameter, *aliases)]
 
     def restricted(self, names: Sequence[str]) -> ParameterVector:
-        """The vector of some of them."""
+        """The vector of some of the parameters."""
         others = list(chain(self.parameters.values(), *self.aliases))
         return ParameterVector({name: self.parameters[name] for name in names}, others)
 

@@ -76,7 +76,7 @@ class MaskHandle:
         self.remove()
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Clears weights and gradients; a closure comes to clear those that it computes."""
+        """Clears weights and gradients; a closure clears the gradients that it computes."""
         self._clear_gradients()
         if len(args) > 1 and callable(args[1]):
             return (args[0], self._cleared(args[1]), *args[2:]), kwargs

@@ -231,7 +231,7 @@ class Masks(Mapping[str, Tensor]):
         return Masks({name: mask.to(device) for name, mask in self.items()})
 
     def __and__(self, other: object) -> Masks:
-        """Kept by both; a parameter that only one of them names is kept as that one says."""
+        """Kept by both masks; a parameter that one mask alone names is kept as that mask says."""
         if not isinstance(other, Mapping):
             return NotImplemented
         both = {**self, **Masks(other)}

@@ -15,9 +15,9 @@ def best_chains(weights: Sequence[PrunableWeight], scores: Tensor, most: int) ->
     """The weights of the best chains to each output of a run of layers, by dynamic programming.
 
     Layers form a run as long as each has as many input channels as the one before it has outputs,
-    or a multiple, as after flattening. This is what shapes say; that a network connects them in
-    another way does no harm but that a few weights are chosen for nothing. Within a layer scores
-    count by their rank, so that no layer's scale rules.
+    or a multiple, as after flattening. Only shapes are looked at. Where a network connects its
+    layers in another way, a few weights are chosen for nothing, and no other harm is done. Within a
+    layer scores count by their rank, so that no layer's scale rules.
 
     Args:
         weights: What is known of each parameter, in the network's order.

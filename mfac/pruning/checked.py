@@ -15,7 +15,7 @@ SCALES = (1.0, 0.5, 0.25, 0.0)
 
 
 def checked_update(context: StepContext, delta: Tensor, evaluate: Callable[[Tensor], float]) -> tuple[Tensor, float]:
-    """The update with the change of the kept weights scaled by what the loss likes best.
+    """The update, with the change of the kept weights scaled by the factor of least loss.
 
     So no step is worse than dropping its weights alone, on the batches that are looked at.
 
@@ -44,9 +44,9 @@ def refit_update(context: StepContext) -> tuple[Tensor, float]:
 
     ḡ is the mean gradient.
 
-    The steps of a run keep ½ δᵀFδ low around the weights that they began with. What they lost all
-    the same shows in gradients taken at the weights that are left, and one solve on fresh ones
-    takes a Gauss-Newton step against it.
+    The steps of a run keep ½ δᵀFδ low around the weights that they began with. The loss that
+    remains shows in gradients at the weights that are left, and one solve on fresh gradients takes
+    a Gauss-Newton step against it.
 
     Args:
         context: The live weights, with fresh gradients of them; none is dropped. With its

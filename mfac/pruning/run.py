@@ -1,4 +1,4 @@
-"""One pruning run: the flat weights, which of them are alive, and the steps that change both."""
+"""One pruning run: the flat weights, which weights are alive, and the steps that change both."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _EVALUATED = 8  # batches that the loss is measured on
 
 
 class Run:
-    """A run over the d prunable weights; what a step computes with is over the live ones only.
+    """A run over the d prunable weights; a step computes with the live weights only.
 
     Args:
         model: Its weights are changed.
@@ -73,7 +73,7 @@ class Run:
         self._take(targets)
 
     def _take(self, targets: Targets) -> None:
-        """Sets what is pruned, and what follows from it."""
+        """Sets the pruned weights, and all that follows from them."""
         self.targets, self.vector = targets, targets.vector
         self.source = GradientSource(self.model, self.loss_fn, self.vector, self.settings.per_sample)
         self.parameters = describe_weights(self.model, self.vector.parameters)

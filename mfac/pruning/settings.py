@@ -117,7 +117,7 @@ def checked_settings(arguments: Mapping[str, Any]) -> Settings:
     """The settings that arguments of `prune` mean.
 
     Args:
-        arguments: Every argument of `prune` by its name; those of other things are passed over.
+        arguments: Every argument of `prune` by its name; other arguments are passed over.
 
     Returns:
         The settings.

@@ -176,7 +176,7 @@ def _computed_weights(model: nn.Module) -> dict[str, str]:
 
 
 def _reasons(model: nn.Module, named: Mapping[str, nn.Parameter]) -> dict[str, Reason]:
-    """Why each parameter is not pruned by default; those that are have no entry."""
+    """Why each parameter is not pruned by default; pruned parameters have no entry."""
     names = {id(parameter): name for name, parameter in named.items()}
     tables: dict[object, str] = {}
     kinds: dict[str, str] = {}

@@ -26,7 +26,7 @@ def torch_masks(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def update_torch_masks_(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Takes masks into those of torch's pruning, and computes the weights anew.
+    """Takes masks into the masks of torch's pruning, and computes the weights anew.
 
     Args:
         model: The model.

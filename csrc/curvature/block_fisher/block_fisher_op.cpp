@@ -31,7 +31,7 @@ void for_each_block(const Tensor& window, const Blocks& blocks, double* factors,
   });
 }
 
-// The factors' elements; those who share a `Block` with block_factor only read them.
+// The factors' elements; ops that share a `Block` with block_factor only read the factors.
 double* factors_to_read(const char* op, const Tensor& factors, const Blocks& blocks) {
   check_factors(op, factors, blocks);
   return const_cast<double*>(factors.const_data_ptr<double>());

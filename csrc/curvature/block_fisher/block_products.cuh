@@ -72,8 +72,8 @@ MFAC_DEVICE double solve_lane(const SolveTile& tile, double x) {
   return x * inverse;
 }
 
-// c <- R⁻¹ R⁻ᵀ c, in tiles of 32. Every thread of the block calls it; c is complete in all of them
-// after it.
+// c <- R⁻¹ R⁻ᵀ c, in tiles of 32. Every thread of the block calls it; c is complete in all threads
+// after the call.
 MFAC_DEVICE void solve_block(const double* __restrict__ upper, int64_t stride, int64_t order, SolveTile& tile,
                              double* c) {
   const int thread = threadIdx.x, warp = thread / kWarp, lane = thread % kWarp;

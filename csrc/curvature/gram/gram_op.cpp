@@ -52,7 +52,8 @@ class SlabSums {
  private:
   static const GramKernels<T>& kernel() { return kernels<GramKernels<T>>(); }
 
-  // Adds the products of all pairs of panels, `length` columns long each, over `depth` of these.
+  // Adds the products of all pairs of panels, `length` columns long each, over `depth` of the
+  // columns.
   void add_packed(const double* packed, int64_t length, int64_t depth, TilePrefetch& ahead) {
     const int64_t width = kernel().panel_rows, tile_rows = kernel().tile_rows;
     double* square = squares_;

@@ -12,13 +12,13 @@ namespace mfac::cuda {
 constexpr int kWeightThreads = 256, kWeightWarps = kWeightThreads / kWarp;
 
 constexpr int kWhitenThreads = 512, kWhitenWarps = kWhitenThreads / kWarp;
-// U's rows are taken in panels, these in bands: a band of columns of L⁻¹ that lies above the
+// U's rows are taken in panels, and panels in bands: a band of columns of L⁻¹ that lies above the
 // diagonal is skipped.
 constexpr int kBandRows = 16, kPanelBands = kPanelRows / kBandRows;
 static_assert(kPanelRows % kBandRows == 0);
-// Two warps side by side have two bands, the first and the last of those that are left: together as
-// much of the triangle as any others. Of either band a thread has kOwnRows rows, and of U's columns
-// a packet.
+// Two warps side by side have two bands, the first and the last of the bands that are left:
+// together as much of the triangle as any other pair of bands. Of either band a thread has kOwnRows
+// rows, and of U's columns a packet.
 constexpr int kWarpsAside = 2, kWarpsDown = kWhitenWarps / kWarpsAside;
 constexpr int kOwnRows = 4, kThreadsDown = kBandRows / kOwnRows, kThreadsAside = kWarp / kThreadsDown;
 static_assert(2 * kWarpsDown == kPanelBands);
@@ -77,10 +77,10 @@ relative_weights_kernel(const double* __restrict__ weights, int64_t m, C* __rest
 }
 
 // norms[j], errors[j] <- Σ_i U_ij² and its bound. `scale` as above; sums of kSingleDepth products
-// join those before. A block owns 64 (float32) or 32 columns, 256 of U's rows at a time; a thread 8
-// rows and 4 or 2 columns of these; shared memory, all but the sums twice, one to read and one to
-// fill: 16 or 8 columns of 256 rows of L⁻¹, the rows of the window that meet them, and the sums of
-// warps.
+// join earlier sums. A block owns 64 (float32) or 32 columns, 256 of U's rows at a time; a thread 8
+// of the rows and 4 or 2 of the columns; shared memory, all but the sums twice, one to read and one
+// to fill: 16 or 8 columns of 256 rows of L⁻¹, the rows of the window that meet them, and the sums
+// of warps.
 template <typename T, typename C>
 MFAC_KERNEL(kWhitenThreads, 1)
 whitened_norms_kernel(const T* __restrict__ window, int64_t stride, int64_t m, int64_t d, const C* __restrict__ packed,
@@ -187,7 +187,7 @@ whitened_norms_kernel(const T* __restrict__ window, int64_t stride, int64_t m, i
         const int64_t i = first + bands[band] * kBandRows + y * kOwnRows + r;
         weight[band][r] = i < m ? relative[i] : C(0);
       }
-    // The rows of threads of a warp join by shuffles, and the sums of those before in shared
+    // The rows of threads of a warp join by shuffles, and the sums of earlier panels in shared
     // memory: registers are short.
 #pragma unroll
     for (int c = 0; c < kPack; ++c) {

@@ -8,7 +8,7 @@ namespace mfac::cuda {
 
 constexpr int kPanelRows = 256;  // of L⁻¹ that a block of threads takes at a time
 
-// Where the entry (i, 0) of L⁻¹ lies among those that are packed for the product: panels of
+// Where the entry (i, 0) of L⁻¹ lies in the memory packed for the product: panels of
 // kPanelRows rows, [m, kPanelRows] each.
 MFAC_HOST_DEVICE inline int64_t packed_factor(int64_t i, int64_t m) {
   return i / kPanelRows * kPanelRows * m + i % kPanelRows;

@@ -104,7 +104,7 @@ static MFAC_KERNEL(kTileThreads)
 
 // product[v] <- Σ_p partial[p, v] for the vectors, of `size` entries in all, whose refinement goes
 // on.
-// A block owns 32 sums; a warp a share of the parts, a thread one sum of these; shared memory: a
+// A block owns 32 sums; a warp a share of the parts, a thread one of the 32 sums; shared memory: a
 // sum for each warp and lane.
 static MFAC_KERNEL(kSumWarps* kWarp)
     sum_product_kernel(const double* __restrict__ partial, int64_t tiles, int64_t m, int64_t size,

@@ -28,8 +28,8 @@ constexpr int kTopKDotWarps = 8;
 constexpr int kMostTopKVectors = 4;  // that share one pass over the entries
 
 // partial[b, i, r] <- Σ_p values[r, b, p]·vectors[i, offset p of block b]
-// A block owns a block of columns, `vectors` vectors and `rows` rows; a warp every eighth of these
-// rows, a thread every 32nd entry of each; no shared memory: the part of a vector that a block
+// A block owns a block of columns, `vectors` vectors and `rows` rows; a warp every eighth of the
+// rows, a thread every 32nd entry of a row; no shared memory: the part of a vector that a block
 // gathers from is in L1.
 template <typename T, typename V, int vectors>
 MFAC_KERNEL(kTopKDotWarps* kWarp)
@@ -70,10 +70,10 @@ topk_dot_kernel(const T* __restrict__ values, const uint16_t* __restrict__ offse
 
 // boundaries[b, t - 1, r] <- the first entry of row r and block b that lies in tile t of its
 // columns or after it, for windows that do not keep them
-// A block owns a block of columns and eight rows; a warp one of these, a thread every 32nd entry;
-// no shared memory. It reads all offsets, once and in order: a search for every boundary would wait
-// for as many sectors one by one. Whatever the offsets are, every boundary is crossed on the way
-// from the first tile to the last, and so written.
+// A block owns a block of columns and eight rows; a warp one row, a thread every 32nd entry; no
+// shared memory. All offsets are read, once and in order: a search for every boundary would wait
+// for as many sectors one by one. Whatever the offsets are, every boundary is crossed on
+// the way from the first tile to the last, and so written.
 template <int threads>
 MFAC_KERNEL(threads)
 topk_boundaries_kernel(const uint16_t* __restrict__ offsets, TopKLayout layout, uint16_t* __restrict__ boundaries) {

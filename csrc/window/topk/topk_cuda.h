@@ -54,8 +54,8 @@ int topk_combine(const T* values, const uint16_t* offsets, const TopKShape& shap
                  int64_t k, double alpha, double beta, V* out, int64_t out_stride, const uint16_t* boundaries,
                  uint16_t* scratch, void* stream);
 
-// Weights move along descent.beta·coefficients [m] G; with an average those that row `newest`
-// carries, without it. boundaries, scratch: as above
+// Weights move along descent.beta·coefficients [m] G; with an average, the weights that row
+// `newest` carries move without the average. boundaries, scratch: as above
 template <typename T, typename V>
 int topk_descend(const T* values, const uint16_t* offsets, const TopKShape& shape, const double* coefficients,
                  const DescentPieces<V>& descent, int64_t newest, const uint16_t* boundaries, uint16_t* scratch,

@@ -18,7 +18,7 @@ struct TopKLayout {
   int64_t rank, blocks, kept, dim, block_size;
   MFAC_HOST_DEVICE int64_t begin(int64_t b) const { return b * block_size; }
   MFAC_HOST_DEVICE int64_t cols(int64_t b) const { return dim - begin(b) < block_size ? dim - begin(b) : block_size; }
-  // Entries of a block but for those that fill it up.
+  // Entries of a block, without the zeros that fill the last block up.
   MFAC_HOST_DEVICE int64_t count(int64_t b) const { return kept < cols(b) ? kept : cols(b); }
   MFAC_HOST_DEVICE int64_t entry(int64_t row, int64_t b) const { return (row * blocks + b) * kept; }
   MFAC_HOST_DEVICE int tiles() const { return int((block_size + kTopKTileColumns - 1) / kTopKTileColumns); }

@@ -44,11 +44,11 @@ topk_size_kernel(const V* __restrict__ error, const V* __restrict__ gradient, in
 }
 
 // Where Σ_p squares[p] is finite: row `row` of values and offsets <- the largest entries of
-// error + gradient, rounded and in ascending order; boundaries, unless null, and words <- where
-// they are; error <- what this leaves. Where not, `refused`: every block comes to the same
-// decision, from the same numbers.
-// A block owns a block of columns; a warp a 32nd of a stretch of them, a thread every 32nd of
-// these; shared memory: a histogram of 8 KiB, two sums for each warp.
+// error + gradient, rounded and in ascending order; boundaries, unless null, and words <- where the
+// entries are; error <- the rest. Where the sum is not finite, `refused`: every block comes to the
+// same decision, from the same numbers.
+// A block owns a block of columns; a warp a 32nd of a stretch of columns, a thread every 32nd
+// column; shared memory: a histogram of 8 KiB, two sums for each warp.
 template <typename T, typename V>
 MFAC_KERNEL(kSelectThreads, 1)
 topk_select_kernel(T* __restrict__ values, uint16_t* __restrict__ offsets, TopKLayout layout, int64_t row,
@@ -127,9 +127,9 @@ topk_select_kernel(T* __restrict__ values, uint16_t* __restrict__ offsets, TopKL
 constexpr int kOffsetsAhead = 8;  // of a lane, that are on their way at a time
 
 // partial[b, r] <- Σ_p values[r, b, p] times what row `row` has in the column of that entry
-// A block owns a block of columns and `rows` rows; a warp every eighth of these rows, a thread
-// every 32nd entry of each; no shared memory: the words of a block of columns, a quarter of a byte
-// each, are in L1. Few columns of two rows are the same, and values of others are not read.
+// A block owns a block of columns and `rows` rows; a warp every eighth of the rows, a thread every
+// 32nd entry of a row; no shared memory: the words of a block of columns, a quarter of a byte each,
+// are in L1. Few columns of two rows are the same, and values of other columns are not read.
 template <typename T>
 MFAC_KERNEL(kTopKDotWarps* kWarp)
 topk_products_kernel(const T* __restrict__ values, const uint16_t* __restrict__ offsets, TopKLayout layout, int64_t row,

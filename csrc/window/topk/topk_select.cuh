@@ -72,8 +72,8 @@ class CarriedColumns {
   V held_[kHeld];
 };
 
-// x <- its sums over the threads before this one; total <- those over all. Shared memory: an
-// integer a warp and sum, free to be used again after the next barrier.
+// x <- its sums over the threads before this one; total <- its sums over all threads. Shared
+// memory: an integer a warp and sum, free to be used again after the next barrier.
 template <int threads, int count>
 MFAC_DEVICE void block_prefix(int (&x)[count], int (&total)[count]) {
   static_assert(threads <= kWarp * kWarp);
@@ -112,8 +112,8 @@ MFAC_DEVICE void count_bins(int* histogram, int bin, bool counts) {
   else if (counts && !agrees) atomicAdd(&histogram[bin], 1);
 }
 
-// Which keys are the largest: those whose leading bits exceed `bin`, and the first `wanted` of
-// those where they are `bin`.
+// Which keys are the largest: all keys with leading bits above `bin`, and the first `wanted` keys
+// with leading bits equal to `bin`.
 template <typename Key>
 struct Selection {
   Key bin;

@@ -3,13 +3,13 @@
 //
 // The coefficients of a tile of kScaleColumns columns are written in fixed point, as four digits of
 // 14 bits with a sign. A multiplication takes a pair of rows times one digit; sums over kDigitRows
-// rows are exact in int32. The only error is the fixed point's, 2⁻⁵⁴ of the largest of these
-// coefficients, and the rounding of the result.
+// rows are exact in int32. The only error is the fixed point's, 2⁻⁵⁴ of the tile's largest
+// coefficient, and the rounding of the result.
 //
-// Layouts. digits[k][r]: those of rows r and r + 1 side by side, the 32 bits that a multiplication
-// takes. sums[g][k][h]: a vector of int32 for digit k of the kDigitColumns columns of group g. Rows
-// are interleaved within 128 bits, so that quarter q of a vector with h = 0 holds columns 8q to
-// 8q + 3, with h = 1 columns 8q + 4 to 8q + 7.
+// Layouts. digits[k][r]: the digits of rows r and r + 1 side by side, the 32 bits that a
+// multiplication takes. sums[g][k][h]: a vector of int32 for digit k of the kDigitColumns columns
+// of group g. Rows are interleaved within 128 bits, so that quarter q of a vector with h = 0 holds
+// columns 8q to 8q + 3, with h = 1 columns 8q + 4 to 8q + 7.
 #if defined(MFAC_HAS_INT16_PRODUCTS)
 
 constexpr int kDigits = 4, kDigitBits = 14, kPointBits = kDigits * kDigitBits - 2;

@@ -10,9 +10,9 @@ namespace mfac::cuda {
 
 constexpr int kPushRows = 8;
 
-// One packet of columns of a block's rows: the gradient's is rounded, stored where row `own` is
-// among the rows (-1: it is not), and multiplied with that of every row; for row `own` with itself,
-// as memory still holds the old row.
+// One packet of columns of a block's rows: the gradient's packet is rounded, stored where row `own`
+// is among the rows (-1: it is not), and multiplied with the packet of every row; for row `own`
+// with itself, as memory still holds the old row.
 template <int width, typename T, typename V>
 MFAC_DEVICE void push_packet(T* __restrict__ window, int64_t stride, int count, int own, const V* __restrict__ gradient,
                              bool packed, int64_t column, double (&sum)[kPushRows]) {

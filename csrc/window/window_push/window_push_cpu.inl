@@ -83,7 +83,7 @@ MFAC_INLINE int32_t int8_dot(const int8_t* a, const int8_t* b, int64_t n) {
 }
 
 #if defined(MFAC_HAS_INT16_PRODUCTS)
-// Whole vectors of n rows; how many columns those are.
+// Whole vectors of n rows; returns the number of columns in the vectors.
 template <int n>
 MFAC_INLINE int64_t int8_dot_vectors(const int8_t* window, int64_t stride, int64_t cols, const int8_t* v,
                                      int32_t* out) {

@@ -16,8 +16,8 @@ class ByName(Pattern):
     """A pattern for each parameter, by name or a shell-style pattern; the first match counts.
 
     A part that fixes its own sparsity, as N:M does, ends exactly there. `sparsity` counts over all
-    parameters, and what the fixed parts do not drop the others have to; a sparsity that they cannot
-    reach together is refused.
+    parameters: the other parts drop the weights that the fixed parts leave to drop. A sparsity that
+    all parts together cannot reach is refused.
 
     Args:
         patterns: Name or shell-style pattern to pattern.

@@ -15,7 +15,7 @@ from mfac.masks.kinds.base import Candidates, Pattern, Units
 
 
 class Grouped(Pattern):
-    """Every weight belongs to one group of its parameter; what is alive of a group goes together.
+    """Every weight belongs to one group of its parameter; the live weights of a group go together.
 
     A step drops, in the order of scores a weight, as many whole groups as fit into its number of
     weights, and never more, so that sparsity may fall short of what was asked by less than one

@@ -25,7 +25,7 @@ class Attention:
     """The projections of one attention.
 
     Attributes:
-        heads: How many go one by one; with shared keys and values, how many of these.
+        heads: How many heads go one by one; with shared keys and values, how many groups of heads.
         inputs: Names of weights whose output channels are the heads', to how many projections are
             packed in each.
         outputs: Names of weights whose input channels are the heads'.

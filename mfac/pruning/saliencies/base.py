@@ -11,7 +11,7 @@ from mfac.masks.patterns import Units
 from mfac.pruning.context import StepContext
 
 Choose = Callable[[Tensor], Tensor]
-"""Scores [n] to what is dropped by them, [n] bool, as pattern and allocation have it."""
+"""Scores [n] to the dropped weights, [n] bool, by pattern and allocation."""
 
 
 class Saliency(ABC):

@@ -15,7 +15,7 @@ from mfac.pruning.saliencies.base import Saliency
 class Greedy(Saliency):
     """Weights of a block go one by one, each time the cheapest, and the others adapt exactly.
 
-    A weight's score is what the block has lost when it is gone, its cumulative loss: it never falls
+    A weight's score is the block's cumulative loss when the weight is gone: the score never falls
     along the block's order. One ranking of these numbers over all blocks is the choice. Blocks are
     `block_size` successive live weights.
 

@@ -54,8 +54,8 @@ class Refined(OBS):
 
     Each round thresholds these numbers, as pattern and allocation have it. Exchanging all at once
     overshoots, so that kept weights are favoured by a factor, which is doubled until the objective
-    falls: the line search. It ends where even few exchanges gain nothing. With compensation "joint"
-    the refit of the last set is the update.
+    falls: the line search. The search ends where even few exchanges gain nothing. With compensation
+    "joint" the refit of the last set is the update.
 
     Source: the problem of CBS (Yu et al. 2022) and CHITA (Benbaki et al. 2023). Numbered
     differences: (1) thresholds act on exact one-weight changes at the exact refit, not on a

@@ -37,8 +37,8 @@ class OBD(Saliency):
 class SNIP(Saliency):
     """|w_p ḡ_p|, with ḡ the mean gradient: how much the loss changes to first order.
 
-    Source: SNIP (Lee, Ajanthan, Torr 2019), equation 5. It is meant for weights at initialisation;
-    at a minimum ḡ is mostly noise.
+    Source: SNIP (Lee, Ajanthan, Torr 2019), equation 5. SNIP is meant for weights at
+    initialisation; at a minimum ḡ is mostly noise.
     """
 
     def scores(self, context: StepContext) -> Tensor:
