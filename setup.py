@@ -1,10 +1,12 @@
 """Builds mfac._C: one shared object on torch's stable ABI, with or without a CUDA part.
 
 Everything else about the package stands in pyproject.toml. Environment:
-    MFAC_CUDA=0|1|auto   the CUDA part: never, always, or where it can be used (default): a toolkit is
-                         there, and a GPU, a CUDA build of torch or MFAC_CUDA_ARCHITECTURES as well.
+    MFAC_CUDA=0|1|auto   the CUDA part: never, always, or where it can be used (default): a toolkit
+                         is there, and a GPU, a CUDA build of torch or MFAC_CUDA_ARCHITECTURES as
+                         well.
     CUDA_HOME            the toolkit's own folder, the one with include/cuda_runtime.h.
-    MFAC_CUDA_ARCHITECTURES   some of those below, as 80,90; otherwise that of the GPU found, or all.
+    MFAC_CUDA_ARCHITECTURES   some of those in CUDA_ARCHITECTURES, as 80,90; otherwise that of the
+                         GPU found, or all.
     MFAC_WERROR=1        a warning of nvcc is an error. CI sets it.
 """
 
@@ -50,7 +52,7 @@ def find_cuda_toolkit() -> Path | None:
 
 
 def toolkit_candidates() -> Iterator[Path]:
-    """Folders that may be a toolkit's own: those that are named, that of the nvcc on PATH, the usual one."""
+    """Folders that may be a toolkit's own: named ones, that of nvcc on PATH, the usual one."""
     for name in ("CUDA_HOME", "CUDA_PATH"):
         if folder := os.environ.get(name):
             yield Path(folder)
@@ -70,7 +72,7 @@ def is_toolkit(folder: Path) -> bool:
 
 
 def cuda_is_usable() -> bool:
-    """Whether somebody will call CUDA kernels: a GPU is here, torch is a CUDA build, or architectures are named."""
+    """Whether CUDA kernels are wanted: a GPU, a CUDA build of torch, or named architectures."""
     return bool(os.environ.get("MFAC_CUDA_ARCHITECTURES") or torch.version.cuda or present_capabilities())
 
 
@@ -84,7 +86,7 @@ def present_capabilities() -> list[str]:
 
 
 def cuda_architectures(toolkit: Path) -> list[str]:
-    """Compute capabilities to compile for: those asked for, that of the GPU found, or all that the toolkit knows."""
+    """Compute capabilities to compile for: requested ones, the GPU's, or all that nvcc knows."""
     codes = subprocess.check_output([toolkit / "bin" / "nvcc", "--list-gpu-code"], text=True).split()
     known = [name for name in CUDA_ARCHITECTURES if f"sm_{name}" in codes]
     wanted = os.environ.get("MFAC_CUDA_ARCHITECTURES")
@@ -122,7 +124,7 @@ def is_up_to_date(target: Path, depends: Path, command: list[str]) -> bool:
 
 
 def compile_cuda(toolkit: Path, source: str, architectures: list[str]) -> str:
-    """The object of one .cu file. What the compiler says of registers and spills is kept beside it."""
+    """The object of one .cu file; the compiler's notes on registers and spills lie beside it."""
     target = ROOT / "build" / "cuda" / f"{Path(source).stem}.o"
     depends = target.with_suffix(".d")
     generate = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
@@ -145,7 +147,7 @@ def compile_cuda(toolkit: Path, source: str, architectures: list[str]) -> str:
 
 
 def add_cuda(extension: Extension, toolkit: Path) -> None:
-    """The CUDA twins: their adapters, their kernels for every architecture, and the runtime, linked statically."""
+    """The CUDA twins: adapters, kernels for every architecture, and the static runtime."""
     architectures = cuda_architectures(toolkit)
     version = re.search(
         r"release (\d+\.\d+)", subprocess.check_output([toolkit / "bin" / "nvcc", "--version"], text=True)

@@ -1,8 +1,9 @@
-"""One built file under several torches: the extension that is built here is loaded and tested under each.
+"""One built file under several torches: the extension built here is loaded and tested under each.
 
-python -m bench.abi 2.10.0 2.14.1     makes an environment for each version in the cache and installs that torch there
-                                      (a CUDA build is several GB), then runs the tests of the operators, the static and
-                                      the dynamic Fisher in it against this very file
+python -m bench.abi 2.10.0 2.14.1     makes an environment for each version in the cache and
+                                      installs that torch there (a CUDA build is several GB), then
+                                      runs the tests of the operators, the static and the dynamic
+                                      Fisher in it against this very file
 """
 
 from __future__ import annotations

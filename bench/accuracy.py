@@ -1,12 +1,12 @@
-"""The worst relative errors against the dense float64 definition in extended precision (tests/oracle.py).
+"""The worst relative errors against the dense definition in extended precision (tests/oracle.py).
 
     python -m bench.accuracy     about two minutes
 
-Over m in {1, 7, 64, 300}, d in {1, 33, 4097}, blocks None, 32, 100, λ from 1e-6 to 1 and row norms 1e-3 to 10, for a
-random vector, the diagonal and the elements of eight columns. In float32 the results are split at λ = 1e-6 ‖G‖²/m;
-below it, `refine=2` is measured too, on the hardest vector, a row of G. The diagonal of wide windows, which may be
-computed in float32, is measured entry by entry. `precondition` is measured with m > d and duplicate rows among the
-windows.
+Over m in {1, 7, 64, 300}, d in {1, 33, 4097}, blocks None, 32, 100, λ from 1e-6 to 1 and row norms
+1e-3 to 10, for a random vector, the diagonal and the elements of eight columns. In float32 the
+results are split at λ = 1e-6 ‖G‖²/m; below it, `refine=2` is measured too, on the hardest vector, a
+row of G. The diagonal of wide windows, which may be computed in float32, is measured entry by
+entry. `precondition` is measured with m > d and duplicate rows among the windows.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def static(worst: dict[str, tuple[float, str]]) -> None:
 
 
 def wide(worst: dict[str, tuple[float, str]]) -> None:
-    """Every entry of the diagonal of windows large enough to have it in float32, against float64."""
+    """Every entry of the diagonal of windows wide enough to have it in float32, against float64."""
     for (rank, dim), damping, norm in itertools.product(WIDE, DAMPINGS, NORMS):
         grads = window(rank, dim, norm, torch.float32)
         rows = grads.double()

@@ -1,8 +1,9 @@
-"""Whether a compressed window costs accuracy: the same training with every window format, over several seeds.
+"""Whether a compressed window costs accuracy: one training with every window format, several seeds.
 
 python -m bench.convergence [--seeds 5] [--formats int8 top-k] [--epochs 4]
 
-Every finished run is kept in bench/out/convergence.json and not repeated, so this can be done in pieces.
+Every finished run is kept in bench/out/convergence.json and not repeated, so this can be done in
+pieces.
 """
 
 from __future__ import annotations

@@ -2,10 +2,12 @@
 
     python -m bench.diagonal     about four minutes
 
-A ResNet-20 (269434 parameters) is trained on Fashion-MNIST for 100 steps of SGD; then 256 gradients, of 16 images each,
-make the window. Beside it one of noise, and one of heavy-tailed noise (Student's t with three degrees of freedom). For
-every λ: milliseconds of `EmpiricalFisher(...).inverse_diagonal()`; how much longer the paper's recurrence takes; how
-many of the columns are computed in float64; and the worst relative error of an entry, of both, against float64.
+A ResNet-20 (269434 parameters) is trained on Fashion-MNIST for 100 steps of SGD; then 256
+gradients, of 16 images each, make the window. Beside it one of noise, and one of heavy-tailed noise
+(Student's t with three degrees of freedom). For every λ: milliseconds of
+`EmpiricalFisher(...).inverse_diagonal()`; how much longer the paper's recurrence takes; how many of
+the columns are computed in float64; and the worst relative error of an entry, of both, against
+float64.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A plugin of pytest for `bench.gpu_check --dry-run`: tensors of a GPU that is not there, without values.
+"""A pytest plugin for `bench.gpu_check --dry-run`: tensors of a missing GPU, without values.
 
 Tests can be collected with it, as what they are given is made on the device, but not run.
 """

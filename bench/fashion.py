@@ -24,10 +24,10 @@ PACKAGE = Package(
 
 
 def load_fashion_mnist() -> Digits:
-    """Load Fashion-MNIST: 60000 training and 10000 test images of clothes, ten classes, in the form of `demo.digits`.
+    """Load Fashion-MNIST, 60000 training and 10000 test images of clothes, as `demo.digits` does.
 
-    From the folder `$FASHION_MNIST_DIR`, if that is set: the four IDX files, plain or gzipped. Otherwise from Debian's
-    package. Prints one line: what is used, and under which licence.
+    From the folder `$FASHION_MNIST_DIR`, if that is set: the four IDX files, plain or gzipped.
+    Otherwise from Debian's package. Prints one line: what is used, and under which licence.
 
     Raises:
         FetchError: If the package could not be had.

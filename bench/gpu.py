@@ -3,10 +3,11 @@
     python -m bench.gpu                        under a minute on a GPU
     python -m bench.gpu --device cpu --quick   the same code where there is none
 
-Everything is first checked against a composition in float64 on the same device. Then it is timed in turn with a copy of
-256 MiB within the device's memory, which is the ceiling, and with a composition of plain torch; a step also with the
-paper's algorithm, which rebuilds its m x m coefficients from the Gram matrix, O(dm + m³). A rate counts the bytes that
-have to be read and written. The capacitance's matrices stay in cache.
+Everything is first checked against a composition in float64 on the same device. Then it is timed in
+turn with a copy of 256 MiB within the device's memory, which is the ceiling, and with a composition
+of plain torch; a step also with the paper's algorithm, which rebuilds its m x m coefficients from
+the Gram matrix, O(dm + m³). A rate counts the bytes that have to be read and written. The
+capacitance's matrices stay in cache.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ Functions = Mapping[str, Callable[[], object]]
 
 
 class Clock:
-    """Median seconds of functions run in turn: by events on a GPU, by the host's clock elsewhere."""
+    """Median seconds of functions run in turn, by events on a GPU, else by the host's clock."""
 
     def __init__(self, device: torch.device, rounds: int, copied_bytes: int) -> None:
         self.on_gpu = device.type == "cuda"
@@ -95,7 +96,7 @@ def filled(name: str, rank: int, dim: int) -> mfac.GradientWindow:
 
 
 def passes(clock: Clock, name: str, window: mfac.GradientWindow, g: Tensor) -> Iterator[Measurement]:
-    """window_dot, window_combine_, window_descend_ and window_push_ of a format; of sparse rows topk_dot and so on."""
+    """The operators window_dot, _combine_, _descend_, _push_ of a format, or their topk_ twins."""
     rank, dim, rows, kind = window.rank, window.dim, window.format, "topk" if "top-k" in name else "window"
     shape, vector = (rank, dim, name), g.nbytes
     v, c, out = noise(1, dim), noise(1, rank, dtype=F64), torch.empty(1, dim)
@@ -124,7 +125,7 @@ def passes(clock: Clock, name: str, window: mfac.GradientWindow, g: Tensor) -> I
 
 
 def whole_step(clock: Clock, name: str, window: mfac.GradientWindow, g: Tensor) -> Measurement:
-    """`push` and `precondition`, against passes and a Cholesky factorisation, and against the paper."""
+    """`push` and `precondition`, against passes with a Cholesky factorisation and the paper."""
     rank, dim = window.rank, window.dim
     y, rows = step(window, g).double(), window.format
     newest = rows.as_dense(slice(window.newest, window.newest + 1))[0].double()

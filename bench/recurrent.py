@@ -1,4 +1,4 @@
-"""A recurrent network that has to remember: it reads letters, then says them again in the order in which they came."""
+"""A recurrent network that has to remember: it reads letters, then says them in the same order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ LETTERS, LENGTH = 26, 10
 
 
 class Copier(nn.Module):
-    """A GRU that reads `LENGTH` letters and is then asked for them, one a time step; its input is one-hot.
+    """A GRU that reads `LENGTH` letters, and is then asked for them one a time step.
+
+    Its input is one-hot.
 
     Args:
         hidden: Units of the GRU.
@@ -22,7 +24,7 @@ class Copier(nn.Module):
         self.head = nn.Linear(hidden, LETTERS)
 
     def forward(self, letters: Tensor) -> Tensor:
-        """Letters [n, t] to logits [n, t, 26] of the same letters, given after the last of them was read."""
+        """Letters [n, t] to logits [n, t, 26] of the same letters, given after all were read."""
         question = torch.full_like(letters, LETTERS)
         inputs = functional.one_hot(torch.cat([letters, question], 1), LETTERS + 1).float()
         return self.head(self.gru(inputs)[0][:, letters.shape[1] :])

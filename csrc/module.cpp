@@ -1,4 +1,5 @@
-// mfac._C: importing it registers torch.ops.mfac (the other files of this folder) and says how it was built.
+// mfac._C: importing it registers torch.ops.mfac (the other files of this folder) and says how it
+// was built.
 #include <pybind11/pybind11.h>
 
 #include <string>

@@ -1,5 +1,5 @@
-// Every operator of torch.ops.mfac, in one place. Shapes: window [m, d] with contiguous rows, float32 or
-// float64; everything m x m is float64. Fake implementations: mfac/core/ops.py.
+// Every operator of torch.ops.mfac, in one place. Shapes: window [m, d] with contiguous rows,
+// float32 or float64; everything m x m is float64. Fake implementations: mfac/core/ops.py.
 #include <torch/csrc/stable/library.h>
 
 #if !defined(MFAC_LIBRARY)
@@ -11,8 +11,8 @@ STABLE_TORCH_LIBRARY(MFAC_LIBRARY, m) {
   m.def("squared_norms(Tensor window) -> Tensor");
   // G Gᵀ -> [m, m]
   m.def("gram(Tensor window) -> Tensor");
-  // inverse_factor [m, m] = L⁻¹ -> squared column norms of L⁻¹G, [d], and bounds on their rounding errors, [d];
-  // `single`: in float32 arithmetic
+  // inverse_factor [m, m] = L⁻¹ -> squared column norms of L⁻¹G, [d], and bounds on their rounding
+  // errors, [d]; `single`: in float32 arithmetic
   m.def("whitened_norms(Tensor window, Tensor inverse_factor, bool single) -> (Tensor, Tensor)");
   // A window may also be bfloat16, float16, or int8 with scales [m, ceil(d / 1024)]: row r is then
   // scales[r, j / 1024]·window[r, j].
@@ -23,24 +23,27 @@ STABLE_TORCH_LIBRARY(MFAC_LIBRARY, m) {
   m.def(
       "window_combine_(Tensor(a!) out, Tensor window, Tensor coefficients, float alpha, float beta, Tensor? "
       "scales=None) -> ()");
-  // The weights of every parameter, columns[i] on, move: w <- decays[i] w - rates[i] v, along v = beta coefficients G,
-  // coefficients [1, m], or along the average v <- momentum v + (1 - momentum) beta coefficients G, [d], that is given
+  // The weights of every parameter, columns[i] on, move: w <- decays[i] w - rates[i] v, along
+  // v = beta coefficients G, coefficients [1, m], or along the average [d] that is given:
+  // v <- momentum v + (1 - momentum) beta coefficients G
   m.def(
       "window_descend_(Tensor(a!)[] parameters, Tensor(b!)? average, Tensor window, Tensor coefficients, float beta, "
       "float momentum, int[] columns, float[] rates, float[] decays, Tensor? scales=None) -> ()");
   // memory is about to be written for the first time, all of it; its contents do not change
   m.def("prefer_huge_pages_(Tensor(a!) memory) -> ()");
-  // gradient [d] is rounded into row `row` -> products of that row with every row, [m]; NaN where nothing was written
+  // gradient [d] is rounded into row `row` -> products of that row with every row, [m]; NaN where
+  // nothing was written
   m.def("window_push_(Tensor(a!) window, int row, Tensor gradient, Tensor(b!)? scales=None) -> Tensor");
-  // Sparse rows: values and uint16 offsets [m, blocks, kept] within blocks of block_size columns; the rest as above.
-  // boundaries [blocks, ceil(block_size / 1024) - 1, m], uint16: entries of a row before each tile of 1024 columns but
-  // the first. A push writes the row's; kernels that need them and are not given them find them.
+  // Sparse rows: values and uint16 offsets [m, blocks, kept] within blocks of block_size columns;
+  // the rest as above. boundaries [blocks, ceil(block_size / 1024) - 1, m], uint16: entries of a
+  // row before each tile of 1024 columns but the first. A push writes the row's; kernels that need
+  // them and are not given them find them.
   m.def("topk_dot(Tensor values, Tensor indices, Tensor vectors, int block_size) -> Tensor");
   m.def(
       "topk_combine_(Tensor(a!) out, Tensor values, Tensor indices, Tensor coefficients, float alpha, float beta, int "
       "block_size, Tensor? boundaries=None) -> ()");
-  // As window_descend_. With an average, weights that row `newest` carries move along v itself, and their average
-  // becomes 0.
+  // As window_descend_. With an average, weights that row `newest` carries move along v itself, and
+  // their average becomes 0.
   m.def(
       "topk_descend_(Tensor(a!)[] parameters, Tensor(b!)? average, Tensor values, Tensor indices, Tensor coefficients, "
       "float beta, float momentum, int newest, int[] columns, float[] rates, float[] decays, int dim, int block_size, "
@@ -49,14 +52,15 @@ STABLE_TORCH_LIBRARY(MFAC_LIBRARY, m) {
   m.def(
       "topk_push_(Tensor(a!) values, Tensor(b!) indices, Tensor(c!) error, int row, Tensor gradient, int "
       "block_size, Tensor(d!)? boundaries=None) -> Tensor");
-  // row and column `row` of the Gram matrix become `products` [m]; `inverse` follows as the inverse of
-  // shift I + gram. Lower triangles. -> the new pivot, [1]; NaN, and nothing changes, where a product is NaN
+  // row and column `row` of the Gram matrix become `products` [m]; `inverse` follows as the inverse
+  // of shift I + gram. Lower triangles. -> the new pivot, [1]; NaN, and nothing changes, where a
+  // product is NaN
   m.def("capacitance_replace_(Tensor(a!) inverse, Tensor(b!) gram, int row, Tensor products, float shift) -> Tensor");
-  // vectors [k, m] -> their products with the inverse of shift I + gram, refined, [k, m], and the largest of their
-  // backward errors, [1]
+  // vectors [k, m] -> their products with the inverse of shift I + gram, refined, [k, m], and the
+  // largest of their backward errors, [1]
   m.def("capacitance_solve(Tensor inverse, Tensor gram, Tensor vectors, float shift) -> (Tensor, Tensor)");
-  // Block-diagonal Fisher -> upper Cholesky factors R, RᵀR [blocks, r, r] with r = min(m, block_size), and the failing
-  // pivot of each block, [blocks], -1 where there is none
+  // Block-diagonal Fisher -> upper Cholesky factors R, RᵀR [blocks, r, r] with
+  // r = min(m, block_size), and the failing pivot of each block, [blocks], -1 where there is none
   m.def("block_factor(Tensor window, int block_size, float damping, float num_terms) -> (Tensor, Tensor)");
   // vectors [k, d] float64 -> [k, d]
   m.def(
@@ -69,7 +73,8 @@ STABLE_TORCH_LIBRARY(MFAC_LIBRARY, m) {
       "Tensor");
   // weights [d], inverse_diagonal [d] -> w²/(2 (F⁻¹)_pp), [d] float64
   m.def("obs_saliency(Tensor weights, Tensor inverse_diagonal) -> Tensor");
-  // scores [outer, axis, inner] -> whether each is among the `keep` highest of its `group` successive ones along the
-  // axis, or of as many as are left, bool; of equal ones the later is the higher, and NaN is above infinity
+  // scores [outer, axis, inner] -> whether each is among the `keep` highest of its `group`
+  // successive ones along the axis, or of as many as are left, bool; of equal ones the later is the
+  // higher, and NaN is above infinity
   m.def("nm_mask(Tensor scores, int keep, int group) -> Tensor");
 }

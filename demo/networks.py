@@ -26,7 +26,8 @@ _PIXEL_MEAN, _PIXEL_STD = 0.1307, 0.3081  # of MNIST's training images
 class DigitCNN(nn.Module):
     """Three convolutions and two linear layers, 390410 parameters, named as in `PRETRAINED`.
 
-    It takes pixels in [0, 1] and normalises them itself, with the constants that the pretrained weights need.
+    It takes pixels in [0, 1] and normalises them itself, with the constants that the pretrained
+    weights need.
     """
 
     def __init__(self) -> None:
@@ -113,7 +114,7 @@ def load_pretrained_digit_cnn() -> DigitCNN:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 250) -> float:
-    """The share of images classified right, in %; in eval mode, which is put back as it was after."""
+    """The share of images classified right, in %; the model is put back into its own mode after."""
     was_training = model.training
     model.eval()
     try:

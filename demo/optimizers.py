@@ -1,4 +1,4 @@
-"""The second part of the demo: a small network trained with M-FAC and with two first-order optimizers."""
+"""The second part of the demo: a small network trained by M-FAC and two first-order methods."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from demo.training import History, train
 
 BATCH_SIZE = 128
 
-# Learning rates by search: 8000 training images, 3 epochs, accuracy in % on 3000 other images of MNIST's training half,
-# mean of seeds 0 and 1.
+# Learning rates by search: 8000 training images, 3 epochs, accuracy in % on 3000 other images of
+# MNIST's training half, mean of seeds 0 and 1.
 #   SGD    lr 0.01: 84.9, 0.03: 95.3, 0.1: 96.3, 0.3: 96.5, 1: 95.7
 #   Adam   lr 0.001: 95.0, 0.003: 97.1, 0.01: 97.2, 0.03: 96.9
 #   M-FAC  rank 128, damping 1e-3: lr 0.01: 97.3, 0.02: 97.3
 # and of seed 0 alone:
 #   M-FAC  rank 128, damping 1e-4: lr 0.001: 73.8, 0.003: 94.3, 0.006: 97.3, 0.01: 97.0, 0.02: 97.3
-#          rank 128, lr 0.01: damping 1e-3: 97.2, 1e-4: 97.0, 1e-5: 96.7; rank 64, damping 1e-4, lr 0.01: 96.5
+#          rank 128, lr 0.01: damping 1e-3: 97.2, 1e-4: 97.0, 1e-5: 96.7; rank 64, damping 1e-4,
+#          lr 0.01: 96.5
 OPTIMIZERS: Mapping[str, tuple[type[Optimizer], Mapping[str, float]]] = {
     "SGD": (SGD, {"lr": 0.3, "momentum": 0.9}),
     "Adam": (Adam, {"lr": 0.01}),
@@ -34,7 +35,7 @@ OPTIMIZERS: Mapping[str, tuple[type[Optimizer], Mapping[str, float]]] = {
 def compare(
     digits: Digits, epochs: int, on_history: Callable[[str, History], None], seed: int = 0
 ) -> dict[str, History]:
-    """Train the same `ResNet8`, from the same weights and in the same order of images, with every optimizer.
+    """Train the same `ResNet8`, from equal weights on equally ordered images, by each optimizer.
 
     Args:
         digits: Training and test images.

@@ -51,7 +51,8 @@ def plot_pruning(file: Path, accuracies: Mapping[str, Sequence[tuple[float, floa
 def plot_training(file: Path, histories: Mapping[str, History], title: str) -> None:
     """Draw training loss and test accuracy over the epochs, a line an optimizer.
 
-    Thin lines are the losses of single batches, thick ones their mean over the last eighth of an epoch.
+    Thin lines are the losses of single batches, thick ones their mean over the last eighth of an
+    epoch.
 
     Args:
         file: The PNG to write.

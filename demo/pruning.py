@@ -1,4 +1,4 @@
-"""The first part of the demo: a pretrained network pruned to several sparsities, each in one call."""
+"""The first part of the demo: a pretrained network pruned to some sparsities in one call each."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 The backward pass of a small batch is hundreds of short parallel regions. At the end of each region
 every thread waits for the slowest, and the waiting threads spin. If another process has a core, the
-slowest thread is one that is not running at all, and a pass takes ten times as long with two threads
-as with one. One thread waits for nobody.
+slowest thread is one that is not running at all, and a pass takes ten times as long with two
+threads as with one. One thread waits for nobody.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def threads_restored() -> Generator[None]:
 class ThreadChoice:
     """The number of threads that pays, found while gradients are computed.
 
-    The first two batches take one thread, and all others take all of torch's threads. If two batches
-    in a row take twice as long as with one thread, the next 128 batches take one, and so does what
-    follows the last of them. On a quiet machine the choice is the same in every run, and so are the
-    gradients, to the last bit.
+    The first two batches take one thread, and all others take all of torch's threads. If two
+    batches in a row take twice as long as with one thread, the next 128 batches take one, and so
+    does what follows the last of them. On a quiet machine the choice is the same in every run, and
+    so are the gradients, to the last bit.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,8 @@ class ThreadChoice:
     def over(self, batches: Iterable[Batch]) -> Generator[Batch]:
         """Batches, each handed out with torch's number of threads set for it.
 
-        `threads_restored` should enclose the loop: afterwards the number is still the one that pays.
+        `threads_restored` should enclose the loop: afterwards the number is still the one that
+        pays.
 
         Args:
             batches: The batches. What is timed is what the caller does until it asks for the next.

@@ -35,7 +35,7 @@ class History:
 
 
 def cosine(progress: float) -> float:
-    """The share of the learning rate that is left after a share `progress` of all steps: 1 at 0, 0 at 1."""
+    """The share of the learning rate left after a share `progress` of all steps: from 1 to 0."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -53,8 +53,8 @@ def train(
 ) -> History:
     """Minimise the cross entropy, and measure the test accuracy after each epoch.
 
-    Each epoch goes once through the training images in an order that depends on `seed` alone; a last batch that
-    is not full is left out, so that all steps weigh the same.
+    Each epoch goes once through the training images in an order that depends on `seed` alone; a
+    last batch that is not full is left out, so that all steps weigh the same.
 
     Args:
         model: Trained in place.

@@ -1,4 +1,4 @@
-"""A pretrained convolutional network loses 95 % of its weights in one call, without training after it."""
+"""A pretrained convolutional network loses 95 % of its weights in one call, without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training with MFAC, and pruning meanwhile: the sparsity rises on a cubic schedule, and the zeros stay zero."""
+"""Training with MFAC and pruning meanwhile: sparsity rises on a cubic schedule, zeros stay zero."""
 
 from __future__ import annotations
 

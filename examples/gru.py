@@ -1,4 +1,4 @@
-"""A GRU learns to repeat letters, loses half of its weights, and is beside one that was pruned by magnitude."""
+"""A GRU learns to repeat letters and loses half of its weights, beside one pruned by magnitude."""
 
 from __future__ import annotations
 

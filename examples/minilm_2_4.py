@@ -1,4 +1,4 @@
-"""2:4 on a transformer, then fine-tuning towards the dense network's embeddings that keeps the zeros."""
+"""2:4 on a transformer, then fine-tuning towards the dense embeddings, with the zeros kept."""
 
 from __future__ import annotations
 

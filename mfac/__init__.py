@@ -1,6 +1,7 @@
 """mfac: products with the inverse of the empirical Fisher in O(dm), for pruning and optimisation.
 
-`ihvp` and `EmpiricalFisher` (static), `GradientWindow` (dynamic), `MFAC` (optimizer), `collect_gradients` and `prune`.
+`ihvp` and `EmpiricalFisher` (static), `GradientWindow` (dynamic), `MFAC` (optimizer),
+`collect_gradients` and `prune`.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Compressed windows that their tests share: every format, filled windows, and equality of their states."""
+"""Compressed windows that their tests share: every format, filled windows, and equal states."""
 
 import torch
 from samplers import window

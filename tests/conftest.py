@@ -7,7 +7,8 @@ from device import DEVICE, use_device
 from emulation.operators import use_cuda_twins
 from hypothesis import settings
 
-# The same examples on every run: a test fails because of a change, or not. MFAC_EXPLORE=1 draws others.
+# The same examples on every run: a test fails because of a change, or not. MFAC_EXPLORE=1 draws
+# others.
 settings.register_profile("reproducible", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile("explore" if os.environ.get("MFAC_EXPLORE") else "reproducible")
@@ -26,7 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def two_threads() -> Iterator[None]:
     """Two threads on any machine, so that what splits work does split it.
 
-    One where CUDA kernels are executed on the CPU: ThreadSanitizer, which may watch, does not know torch's threads.
+    One where CUDA kernels are executed on the CPU: ThreadSanitizer, which may watch, does not know
+    torch's threads.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1 if "MFAC_TEST_KERNELS" in os.environ else 2)
@@ -36,7 +38,7 @@ def two_threads() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def kernels() -> Iterator[None]:
-    """The CPU's kernels, or with MFAC_TEST_KERNELS the CUDA twins, built in that way (emulation/build.py)."""
+    """The CPU's kernels, or the CUDA twins in the build that MFAC_TEST_KERNELS names."""
     wanted = os.environ.get("MFAC_TEST_KERNELS")
     if wanted is None:
         yield

@@ -1,7 +1,8 @@
 """The device that tests compute on: the CPU, or the one that MFAC_TEST_DEVICE names.
 
-Tests say nothing of devices: torch's default device is set for all of them, windows are made there, and random numbers
-are those of the CPU whatever the device, so that a test that fails on one can be looked at on the other.
+Tests say nothing of devices: torch's default device is set for all of them, windows are made there,
+and random numbers are those of the CPU whatever the device, so that a test that fails on one can be
+looked at on the other.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class SameDraws(TorchFunctionMode):
 
 
 def look(W: mfac.GradientWindow) -> None:
-    """Has a refusal of the last push raised, which on a GPU comes from the next call that looks at the window."""
+    """Raises any refusal of the last push; on a GPU it comes with the next look at the window."""
     if DEVICE.type != "cpu":
         W.state_dict(copy=False)
 
@@ -50,7 +51,7 @@ def refusal(message: str) -> str:
 
 
 def use_device() -> None:
-    """Makes it the device of everything in this process; what lies on no device of its own follows."""
+    """Makes it the device of everything in this process, and of tensors without one."""
     if DEVICE.type == "cpu":
         return
     torch.set_default_device(DEVICE)

@@ -1,10 +1,12 @@
 """The definition F = λI + GᵀG/n, as a dense float64 matrix and as products in extended precision.
 
-With B given, F is zero outside the diagonal blocks of B columns. Imports nothing of the library under test.
+With B given, F is zero outside the diagonal blocks of B columns. Imports nothing of the library
+under test.
 
-Condition numbers here reach 1e8, where a dense float64 solve is wrong in the eighth digit before the library is. So the
-solves are refined against residuals of the definition in extended precision (numpy's longdouble, 64 bits of
-mantissa on x86). What is left is the error of those residuals, amplified by the condition number: `error_bound`.
+Condition numbers here reach 1e8, where a dense float64 solve is wrong in the eighth digit before
+the library is. So the solves are refined against residuals of the definition in extended precision
+(numpy's longdouble, 64 bits of mantissa on x86). What is left is the error of those residuals,
+amplified by the condition number: `error_bound`.
 """
 
 from collections.abc import Callable
@@ -39,9 +41,12 @@ def relative_damping(grads: Tensor, scale: float, num_terms: float | None = None
 
 
 def condition(grads: Tensor, damping: float, num_terms: float | None = None) -> float:
-    """κ = (λ + ‖G‖²/n)/λ, the condition number of F where m < d and a bound on it elsewhere; hardly too large.
+    """κ = (λ + ‖G‖²/n)/λ, the condition number of F where m < d and a bound on it elsewhere.
 
-    ‖K‖ <= ‖K³²‖_F^(1/32) <= r^(1/64) ‖K‖ for a Gram matrix K of rank r: r^(1/64) is 1.1 at r = 1000.
+    The value is hardly too large.
+
+    ‖K‖ <= ‖K³²‖_F^(1/32) <= r^(1/64) ‖K‖ for a Gram matrix K of rank r: r^(1/64) is 1.1 at
+    r = 1000.
     """
     G = grads.double()
     power = G @ G.T if G.shape[0] < G.shape[1] else G.T @ G
@@ -55,7 +60,7 @@ def condition(grads: Tensor, damping: float, num_terms: float | None = None) -> 
 
 
 def error_bound(kappa: float) -> float:
-    """Relative error of `ihvp` at condition number κ: float64's rounding, and extended rounding times κ."""
+    """Relative error of `ihvp` at condition number κ: float64 rounding, and κ extended ones."""
     return 2e-15 + 16 * _EPS * kappa
 
 
@@ -67,7 +72,8 @@ def _multiply(G: np.ndarray, x: np.ndarray, damping: float, num_terms: float) ->
 def _approximate_inverse(G: Tensor, damping: float, num_terms: float) -> Callable[[np.ndarray], np.ndarray]:
     """x -> about F⁻¹x in float64. Neither form need be trusted: the refinement settles the value.
 
-    Through G = UΣVᵀ it is off by about u·κ, whereas with C⁻¹ the refinement does not converge on every CPU.
+    Through G = UΣVᵀ it is off by about u·κ, whereas with C⁻¹ the refinement does not converge on
+    every CPU.
     """
     if G.shape[0] >= G.shape[1]:
         dense = torch.linalg.inv(fisher(G, damping, num_terms=num_terms)).cpu().numpy()
@@ -83,7 +89,7 @@ def _approximate_inverse(G: Tensor, damping: float, num_terms: float) -> Callabl
 
 
 def _solve(G: Tensor, v: np.ndarray, damping: float, num_terms: float) -> np.ndarray:
-    """F⁻¹v for v [d, k]: solved in float64 and refined by the definition until the steps stop shrinking."""
+    """F⁻¹v for v [d, k]: a float64 solve, refined by the definition until steps stop shrinking."""
     approximately = _approximate_inverse(G.double(), damping, num_terms)
     extended = G.cpu().numpy().astype(_EXTENDED)
     y, before = np.zeros_like(v), np.inf

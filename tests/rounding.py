@@ -1,7 +1,8 @@
 """Rounding errors that tolerances are derived from.
 
-The standard model of floating-point sums (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1):
-in any order, a sum of n products is computed with an error of at most n·u·Σ|a||b|, up to second order in u.
+The standard model of floating-point sums (Higham, Accuracy and Stability of Numerical Algorithms,
+section 3.1): in any order, a sum of n products is computed with an error of at most n·u·Σ|a||b|, up
+to second order in u.
 """
 
 import torch
@@ -11,7 +12,7 @@ U = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}  # unit roundoff
 
 
 def assert_sums_agree(found: Tensor, expected: Tensor, terms: int, absolute_sums: Tensor) -> None:
-    """Holds two computations of the same sums of products to n·u·Σ|a||b| each, and the rounding to `found`'s dtype."""
+    """Holds two sums of the same products to n·u·Σ|a||b| each, and to the rounding of `found`."""
     bound = 2 * (terms + 2) * U[torch.float64] * absolute_sums + U[found.dtype] * expected.abs()
     smallest = torch.finfo(found.dtype).tiny  # below it rounding is absolute
     excess = (found.double() - expected).abs() - bound - smallest

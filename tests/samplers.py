@@ -5,7 +5,8 @@ from torch import Tensor
 
 KINDS = ("plain", "zero rows", "duplicate rows", "every second row", "columns of a wider matrix")
 
-# (kind, m, d): m = 1, m > d, m = d, odd sizes, one column, and every kind in a wide and a tall shape.
+# (kind, m, d): m = 1, m > d, m = d, odd sizes, one column, and every kind in a wide and a tall
+# shape.
 SHAPES = [
     ("plain", 1, 1),
     ("plain", 1, 33),

@@ -1,4 +1,4 @@
-"""Windows as operators are given them: every format, with scales where it has them, and its exact values."""
+"""Windows as operators take them: every format, with scales if any, and its exact values."""
 
 import torch
 from samplers import window

@@ -1,1 +1,1 @@
-"""Programs for who works on mfac: parts of the documentation that are made from the code and from measurements."""
+"""Programs that make parts of the documentation from the code and from measurements."""

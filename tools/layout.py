@@ -1,7 +1,8 @@
-"""The tables of docs/layout.md, made from what modules and rooms say of themselves: `python -m tools.layout`.
+"""The tables of docs/layout.md, from modules' and rooms' own words: `python -m tools.layout`.
 
-A module is described by the first sentence of its docstring, a room of the compiled core by the first sentence of the
-comment at the head of its adapter. The order of the package's rooms is that of tests/project/test_layers.py.
+A module is described by the first sentence of its docstring, a room of the compiled core by the
+first sentence of the comment at the head of its adapter. The order of the package's rooms is that
+of tests/project/test_layers.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A hook of mkdocs: MathJax goes into the site, out of its package, so that a page needs no network to be read."""
+"""A hook of mkdocs: MathJax goes into the site, so that a page needs no network to be read."""
 
 from __future__ import annotations
 

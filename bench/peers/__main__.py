@@ -1,4 +1,4 @@
-"""The benchmark as a program: `python -m bench.peers`, from any environment in which mfac is built."""
+"""The benchmark as a program: `python -m bench.peers`, from any environment with mfac built."""
 
 from __future__ import annotations
 

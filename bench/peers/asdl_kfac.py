@@ -27,12 +27,13 @@ _NEVER = 10**9  # steps
 class AsdlKFAC(PreconditionedSGD):
     """Empirical Fisher from the same backward pass as the gradient, no running average.
 
-    It gives batch norm and layer norm blocks of 2 x 2 for each unit, so these count as preconditioned; bare parameters
-    do not.
+    It gives batch norm and layer norm blocks of 2 x 2 for each unit, so these count as
+    preconditioned; bare parameters do not.
 
     Args:
         model: The network.
-        swift: Whether factors wider than the batch are inverted by the formula of Woodbury (SKFAC), as it offers.
+        swift: Whether factors wider than the batch are inverted by the formula of Woodbury (SKFAC),
+            as it offers.
     """
 
     after_backward = False  # its own pass
@@ -72,8 +73,9 @@ class AsdlKFAC(PreconditionedSGD):
     def dense(self) -> Tensor:
         """The product of the two damped factors for each weight, the damped B for its bias.
 
-        Inverses are computed again, on the last batch and at the present weights, as the library drops the factors when
-        it has inverted them: here they come from its own `FisherMaker`, and are damped by its rule.
+        Inverses are computed again, on the last batch and at the present weights, as the library
+        drops the factors when it has inverted them: here they come from its own `FisherMaker`, and
+        are damped by its rule.
 
         Raises:
             NotImplementedError: If the network has layers that are not Linear.
@@ -96,7 +98,7 @@ class AsdlKFAC(PreconditionedSGD):
         return torch.block_diag(*blocks)
 
     def _call(self, maker: GradientMaker, images: Tensor, labels: Tensor) -> Tensor:
-        """The library's forward and backward pass, with what the maker does besides; returns the loss."""
+        """The library's forward and backward pass, with the maker's own work; returns the loss."""
         self.model.zero_grad(set_to_none=True)
         output = maker.setup_model_call(self.model, images)
         maker.setup_loss_call(cross_entropy, output, labels)

@@ -10,15 +10,19 @@ from bench.peers.method import DAMPING, PreconditionedSGD, damped
 
 
 class CurvlinopsKFAC(PreconditionedSGD):
-    """Empirical Fisher, a fresh operator at each update, as its documentation asks for when the weights change.
+    """Empirical Fisher, with a fresh operator at each update.
+
+    The library's documentation asks for a fresh operator when the weights change.
 
     Sizes of the data are given, so that it does not traverse them; its determinism check is off.
 
     Args:
         model: The network.
-        exact_damping: Whether (A ⊗ B) + λI is inverted, by eigendecompositions; otherwise A and B are damped apart,
-            by the rule of Martens and Grosse, and inverted by Cholesky, the cheaper option.
-        approximation: "expand", or "reduce", which sums over pixels or tokens first and so is cheaper there.
+        exact_damping: Whether (A ⊗ B) + λI is inverted, by eigendecompositions; otherwise A and B
+            are damped apart, by the rule of Martens and Grosse, and inverted by Cholesky, the
+            cheaper option.
+        approximation: "expand", or "reduce", which sums over pixels or tokens first and so is
+            cheaper there.
     """
 
     def __init__(self, model: nn.Module, exact_damping: bool, approximation: str) -> None:
@@ -58,7 +62,7 @@ class CurvlinopsKFAC(PreconditionedSGD):
             return self.inverse @ gradients
 
     def dense(self) -> Tensor:
-        """(A ⊗ B) + λI of each layer's weight and B + λI of its bias, or the product of the two damped factors."""
+        """(A ⊗ B) + λI of each weight and B + λI of its bias, or the product of damped factors."""
         blocks = []
         for name, positions in self.operator._mapping.items():
             inputs, outputs = self.operator._input_covariances[name], self.operator._gradient_covariances[name]

@@ -44,7 +44,7 @@ def failures() -> dict[str, str]:
 
 
 def run_inside(module: str, arguments: Sequence[str]) -> int:
-    """Run a module with the environment's Python, which imports mfac and bench from this checkout."""
+    """Run a module with the environment's Python, which imports this checkout's mfac and bench."""
     paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run([str(_python()), "-m", module, *arguments], env=variables, check=False).returncode

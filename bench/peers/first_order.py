@@ -49,7 +49,7 @@ class PlainAdam(OptimizerMethod):
 
 
 class WindowedMFAC(OptimizerMethod):
-    """`mfac.MFAC`; every step pushes a gradient and has the new inverse, so the update interval is always 1."""
+    """`mfac.MFAC`: every step pushes a gradient, so its update interval is always 1."""
 
     def __init__(self, model: nn.Module, rank: int, dtype: torch.dtype) -> None:
         super().__init__(

@@ -13,7 +13,7 @@ heavyball.utils.compile_mode = None  # eager: see the rules in `bench.peers`
 
 
 class HeavyballMethod(OptimizerMethod):
-    """One of the two; a step with update computes the eigenbases anew, one without only adds to the factors.
+    """KL-Shampoo or SOAP: a step with update computes new eigenbases, others only add to factors.
 
     Args:
         model: The network.

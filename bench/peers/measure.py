@@ -54,10 +54,10 @@ class Result:
     reasons: dict[str, str] = field(default_factory=dict)
 
     def added_seconds(self, baseline: Result, interval: int) -> float:
-        """Mean seconds that the method adds to a step of the baseline at this update interval, from two medians.
+        """Mean seconds that the method adds to a step of the baseline at this update interval.
 
-        Of what runs after the backward pass, where that is all there is: whole steps vary by more than most methods
-        add. Otherwise of whole steps, each less the baseline's of the same round.
+        Of what runs after the backward pass, where that is all there is: whole steps vary by more
+        than most methods add. Otherwise of whole steps, each less the baseline's of the same round.
         """
         if self.after_backward:
             least = statistics.median(baseline.tails)
@@ -78,7 +78,10 @@ class Result:
 
 
 def time_steps(task: Task, names: Iterable[str], rounds: int, budget: float) -> dict[str, Result]:
-    """Steps and products of every method, in turn; a method leaves after `rounds`, or `budget` seconds of steps."""
+    """Steps and products of every method, in turn.
+
+    A method leaves after `rounds`, or `budget` seconds of steps.
+    """
     results: dict[str, Result] = {}
     methods: dict[str, Method] = {}
     for name in names:
@@ -141,7 +144,7 @@ def _time_products(methods: dict[str, Method], results: dict[str, Result], round
 
 
 def product_errors(task: Task, names: Iterable[str]) -> dict[str, float | str]:
-    """Relative error of each method's product against its own dense matrix, or why there is none."""
+    """Relative error of each method's product against its own dense matrix, or why it has none."""
     errors: dict[str, float | str] = {}
     for name in names:
         try:
@@ -163,7 +166,7 @@ def _product_error(task: Task, name: str) -> float:
 
 
 def _attempt(result: Result, what: str, function: Callable[[], T]) -> T | None:
-    """What the function returns; if it fails, the reason goes into the result, and so into the table."""
+    """What the function returns; the reason of a failure goes into the result and the table."""
     try:
         return function()
     except Exception as error:  # whatever a peer raises is its row's reason

@@ -1,4 +1,7 @@
-"""Peak memory of one method, in a process of its own: `python -m bench.peers.memory NETWORK METHOD` prints bytes."""
+"""Peak memory of a method in a fresh process: `python -m bench.peers.memory NETWORK METHOD`.
+
+The program prints bytes.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ def main() -> None:
 
 
 def warm_up(images: torch.Tensor, labels: torch.Tensor, model: nn.Module) -> None:
-    """A step of a network that is then forgotten: code and caches that any step needs come before the baseline."""
+    """A step of a network that is then forgotten: the baseline then holds the code and caches."""
     method = METHODS[BASELINE].make(model)
     method.step(images, labels, update=False)
 

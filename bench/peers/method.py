@@ -1,4 +1,4 @@
-"""What every method offers to the measurements: a training step, an IHVP, and the matrix behind it."""
+"""The interface of every measured method: a training step, an IHVP, and the matrix behind it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Method(ABC):
 
     Attributes:
         updates: Whether steps with and without a curvature update differ.
-        after_backward: Whether all that it adds to a step runs after the ordinary forward and backward pass.
+        after_backward: Whether all that it adds to a step runs after the ordinary forward and
+            backward pass.
         model: The network that it trains.
         tail_seconds: Time that the last step took after its backward pass.
     """
@@ -39,7 +40,7 @@ class Method(ABC):
 
     @abstractmethod
     def step(self, images: Tensor, labels: Tensor, update: bool) -> Tensor:
-        """One training step, with an update of curvature and inverse if `update`; returns the loss before it."""
+        """A training step, with new curvature and inverse if `update`; returns the loss before."""
 
     @property
     @abstractmethod
@@ -72,7 +73,7 @@ class Method(ABC):
         raise NotOfferedError("no product with an inverse Fisher")
 
     def backward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Fresh gradients of the mean cross entropy; returns the loss and starts the clock of `tail_seconds`."""
+        """Fresh gradients of the mean cross entropy; returns the loss and starts `tail_seconds`."""
         self.model.zero_grad(set_to_none=True)
         loss = cross_entropy(self.model(images), labels)
         loss.backward()
@@ -89,9 +90,10 @@ class Method(ABC):
 
 
 class PreconditionedSGD(Method):
-    """For libraries that precondition gradients and leave the step to others: SGD with momentum on the result.
+    """A library that preconditions gradients; SGD with momentum takes the step.
 
-    The layers that the library knows have a learning rate of their own; everything else is plain SGD.
+    The layers that the library knows have a learning rate of their own; everything else is plain
+    SGD.
     """
 
     updates = True
@@ -155,7 +157,7 @@ def unflatten(v: Tensor, like: list[Tensor]) -> list[Tensor]:
 
 
 def joint_block(outer: Tensor, inner: Tensor) -> Tensor:
-    """Return outer ⊗ inner for a layer whose bias is the last column of [W, b], in the flat order of W, then b."""
+    """Return outer ⊗ inner for a layer whose bias is the last column of [W, b], in flat order."""
     outputs, inputs = len(outer), len(inner) - 1
     positions = torch.arange(outputs * (inputs + 1)).view(outputs, inputs + 1)
     order = torch.cat([positions[:, :-1].reshape(-1), positions[:, -1]])

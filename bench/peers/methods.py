@@ -1,4 +1,7 @@
-"""The list of methods. A peer is imported when its method is made: one that is missing is one row that says so."""
+"""The list of methods.
+
+A peer is imported when its method is made. A peer that is missing gets a row that says so.
+"""
 
 from __future__ import annotations
 

@@ -13,11 +13,12 @@ from bench.peers.method import DAMPING, PreconditionedSGD, damped, joint_block
 
 
 class NNGeometryKFAC(PreconditionedSGD):
-    """Empirical Fisher: the Jacobian backend is given the log-likelihood of the true label as the function.
+    """Empirical Fisher: the Jacobian backend applied to the log-likelihood of the true label.
 
-    Its ready-made Fishers are the exact one, with a backward pass for each class, and a sampled one; this costs as much
-    as the sampled one. Weight and bias share a factor. Linear layers on [n, tokens, features] are unknown to it, so the
-    transformer flattens tokens into the batch for it.
+    Its ready-made Fishers are the exact one, with a backward pass for each class, and a sampled
+    one; this costs as much as the sampled one. Weight and bias share a factor. Linear layers on
+    [n, tokens, features] are unknown to it, so the transformer flattens tokens into the batch for
+    it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -50,7 +51,7 @@ class NNGeometryKFAC(PreconditionedSGD):
         return [piece for name in self.collection.layers for piece in product[name]]
 
     def dense(self) -> Tensor:
-        """The product of the two damped factors of each layer, by the rule of Martens and Grosse."""
+        """The product of each layer's two damped factors, by the rule of Martens and Grosse."""
         blocks = []
         for name, layer in zip(self.collection.layers, self.layers, strict=True):
             inputs, outputs = self.matrix.data[name]

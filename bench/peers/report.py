@@ -87,7 +87,7 @@ def matrices() -> str:
 
 
 def wins(results: Results) -> str:
-    """For each network and interval: the peers, Adam and SGD left out, whose overhead is below that of `OURS`."""
+    """For each network and interval: the peers, but Adam and SGD, with an overhead below `OURS`."""
     lines = []
     for network, methods in results.items():
         if OURS not in methods or not is_timed(methods[OURS]):

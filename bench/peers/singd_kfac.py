@@ -22,14 +22,16 @@ _NEVER = 10**9  # steps
 
 
 class SingdKFAC(Method):
-    """Empirical Fisher from the same backward pass as the gradient; factors of the inverse follow it by multiplication.
+    """Empirical Fisher from the gradient's own backward pass; factors of the inverse follow it.
 
-    With dense structures and `kfac_like` this is the library's nearest to K-FAC. It trains Linear and Conv2d; SGD
-    trains the rest. `normalize_lr_cov` is what it recommends while the factors warm up.
+    With dense structures and `kfac_like` this is the library's nearest to K-FAC. It trains Linear
+    and Conv2d; SGD trains the rest. `normalize_lr_cov` is what it recommends while the factors warm
+    up.
 
     Args:
         model: The network.
-        approximation: "expand", or "reduce", which sums over pixels or tokens first and so is cheaper there.
+        approximation: "expand", or "reduce", which sums over pixels or tokens first and so is
+            cheaper there.
     """
 
     updates = True
@@ -80,7 +82,7 @@ class SingdKFAC(Method):
         return flatten(piece for layer in self.layers for piece in self.optimizer._compute_natural_gradient(layer))
 
     def dense(self) -> Tensor:
-        """(CCᵀ)⁻¹ ⊗ (KKᵀ)⁻¹ of each layer: the matrix whose inverse the factors K and C stand for, damping included."""
+        """(CCᵀ)⁻¹ ⊗ (KKᵀ)⁻¹ of each layer: the damped matrix that the factors K and C invert."""
         blocks = []
         for layer, name in self.optimizer.module_names.items():
             k, c = (factors[name].to_dense().double() for factors in (self.optimizer.Ks, self.optimizer.Cs))

@@ -1,4 +1,4 @@
-"""The networks and the data: what every method trains, and the tiny network at which matrices are built in full."""
+"""The networks and the data: the trained networks, and a tiny one with matrices built in full."""
 
 from __future__ import annotations
 
@@ -43,9 +43,12 @@ class MLP(nn.Sequential):
 
 
 class ResNet20(ResNet8):
-    """The residual network of 20 layers of He et al. (CVPR 2016) for one input channel, width 16, 269434 parameters.
+    """The ResNet of 20 layers of He et al. (CVPR 2016) for one input channel, at width 16.
 
-    Shortcuts without parameters (their option A), batch norm after every convolution, no biases in convolutions.
+    It has 269434 parameters.
+
+    Shortcuts without parameters (their option A), batch norm after every convolution, no biases in
+    convolutions.
     """
 
     def __init__(self) -> None:
@@ -61,10 +64,13 @@ class ResNet20(ResNet8):
 
 
 class Transformer(nn.Module):
-    """A pre-norm encoder of 2 layers, width 64, 4 heads, over the 28 rows of an image as tokens; 104394 parameters.
+    """A pre-norm encoder over the 28 rows of an image as tokens.
 
-    Queries, keys, values and outputs are Linear layers of their own, as the peers know no fused attention. With
-    `flat_tokens` each Linear sees [batch · tokens, features], the same function, for a peer that takes only matrices.
+    It has 2 layers, width 64, 4 heads and 104394 parameters.
+
+    Queries, keys, values and outputs are Linear layers of their own, as the peers know no fused
+    attention. With `flat_tokens` each Linear sees [batch · tokens, features], the same function,
+    for a peer that takes only matrices.
     """
 
     def __init__(self, width: int = 64, heads: int = 4, layers: int = 2) -> None:
@@ -104,7 +110,7 @@ class _EncoderLayer(nn.Module):
 
 
 class TinyMLP(nn.Sequential):
-    """16-12-10 on images averaged over squares of 7 x 7 pixels, 334 parameters: dense matrices are at hand."""
+    """16-12-10 on averages of 7 x 7 pixels, 334 parameters: small enough for dense matrices."""
 
     def __init__(self) -> None:
         super().__init__(nn.AvgPool2d(7), nn.Flatten(), *_linear_layers(16, 12, 10))
@@ -129,7 +135,7 @@ NETWORKS: Mapping[str, type[nn.Module]] = {"mlp": MLP, "resnet20": ResNet20, "tr
 
 
 def load_tasks(names: list[str], num_batches: int = 8) -> dict[str, Task]:
-    """The tasks of these networks on the first images of Fashion-MNIST, in an order of its own; "tiny" is `TinyMLP`."""
+    """The tasks of these networks, on shuffled images of Fashion-MNIST; "tiny" is `TinyMLP`."""
     data = load_fashion_mnist().subset(num_batches * BATCH_SIZE)
     batches = list(
         zip(data.train_images.split(BATCH_SIZE), data.train_labels.split(BATCH_SIZE), strict=True),

@@ -1,4 +1,4 @@
-"""The digit CNN and the MLP on MNIST: accuracy after one call of `mfac.prune`, without any training after it."""
+"""The digit CNN and the MLP on MNIST: accuracy after one call of `mfac.prune`, without training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def shuffled_batches(images: Tensor, labels: Tensor, size: int, seed: int) -> li
 
 
 def train_mlp(images: Tensor, labels: Tensor, seed: int = 0) -> nn.Module:
-    """A 784-40-20-10 MLP without biases, 32 360 weights, by five epochs of plain SGD: about 94 %."""
+    """A 784-40-20-10 MLP without biases, 32 360 weights, after five epochs of SGD: about 94 %."""
     torch.manual_seed(seed)
     model = MLP(bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -1,4 +1,7 @@
-"""Every kind of layer that is pruned, by what can be done with it. A cell says what was reached, or raises."""
+"""Every kind of layer that `mfac.prune` prunes, and the operations that work on it.
+
+A cell gives the number that was reached; otherwise the program raises.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ SETTINGS: dict[str, Any] = {"num_gradients": 16, "stages": 2, "recomputations": 
 
 
 class Conv1D(nn.Module):
-    """Hugging Face's linear layer with its weight the other way round, known by its name and shape."""
+    """Hugging Face's linear layer with a transposed weight, known by its name and shape."""
 
     def __init__(self, outputs: int, inputs: int) -> None:
         super().__init__()
@@ -43,7 +46,7 @@ class First(nn.Module):
 
 
 class Separate(nn.Module):
-    """Attention with keys and values of another width than its queries, and so three weights for them."""
+    """Attention with keys and values of another width than its queries, so with three weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +167,7 @@ def export(model: nn.Module, fresh: nn.Module, report: mfac.PruningReport) -> st
 
 
 def pattern_holds(model: nn.Module, report: mfac.PruningReport) -> str:
-    """Sparsity of a 2:4 model, after the library's own proof that its groups keep at most two of four."""
+    """Sparsity of a 2:4 model, once the library has proved its groups keep at most two of four."""
     proved = mfac.verify(model, report)
     if not any("2:4" in line or "2 of 4" in line or "of 4" in line for line in proved):
         raise AssertionError(f"The pattern should be among what is proved. Found {proved}.")
@@ -172,7 +175,7 @@ def pattern_holds(model: nn.Module, report: mfac.PruningReport) -> str:
 
 
 def table() -> None:
-    """Prints the table: half of the weights, 2:4, fine-tuned with the zeros kept, exported, verified."""
+    """Prints the table: half of the weights; 2:4; fine-tuned, zeros kept; exported; verified."""
     lines = Table(["layer", "pruned", "2:4", "fine-tuned", "exported", "verified"], [34, 6, 7, 10, 8, 10])
     for name, kind in KINDS.items():
         cells = []

@@ -1,4 +1,4 @@
-"""The GRU that has to remember: share of letters recalled after pruning, without any training after it."""
+"""The GRU that has to remember: share of letters recalled after pruning, without training after."""
 
 from __future__ import annotations
 

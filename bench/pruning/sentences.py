@@ -1,8 +1,9 @@
-"""MiniLM: which Wikipedia article a paragraph is from, after pruning that has seen only news, and no training.
+"""MiniLM tells which Wikipedia article a paragraph is from, after pruning on news, untrained since.
 
-The loss is self-supervised: a random direction for each text, dotted with the text's embedding. The covariance of its
-gradients is the Gauss-Newton matrix of the squared distance between the pruned and the dense network's embeddings, so
-that nothing is learned of the classes, and a batch tells as much as its texts one by one.
+The loss is self-supervised: a random direction for each text, dotted with the text's embedding. The
+covariance of its gradients is the Gauss-Newton matrix of the squared distance between the pruned
+and the dense network's embeddings, so that nothing is learned of the classes, and a batch tells as
+much as its texts one by one.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 MARKS: dict[float | str, float] = {0.5: 84.0, 0.7: 82.0, "2:4": 84.0}
 SETTINGS: dict[str, Any] = {"num_gradients": 128, "stages": 1, "recomputations": 2, "allocation": "uniform"}
-"""A tenth of the memory and time of the defaults: 1.8 million weights, one block of the network, are pruned at once."""
+"""A tenth of the memory and time of the defaults: a block, 1.8 million weights, goes at once."""
 LENGTH, BATCH = 64, 4
 
 
@@ -52,7 +53,7 @@ def news_batches(tokenizer: Any, count: int) -> list[tuple[Tensor, Tensor]]:
 
 
 class Articles:
-    """Paragraphs to embed: those at even places of an article make its mean, those at odd places look for it.
+    """Paragraphs to embed: paragraphs at even places make an article's mean, others look for it.
 
     Args:
         tokenizer: Of the network.

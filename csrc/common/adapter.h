@@ -1,6 +1,6 @@
-// What every torch adapter shares: argument checks, dispatch on the window's dtype, and threads. The
-// checks restate what the Python layer has already refused with a better message; they keep a direct call of
-// torch.ops.mfac from reading outside a tensor.
+// What every torch adapter shares: argument checks, dispatch on the window's dtype, and threads.
+// The checks restate what the Python layer has already refused with a better message; they keep a
+// direct call of torch.ops.mfac from reading outside a tensor.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -57,7 +57,8 @@ inline bool is_window_type(const Tensor& t) {
          type == ScalarType::Char;
 }
 
-// A window [m, d] of any of its formats, with scales [m, ceil(d / kScaleColumns)] float32 if and only if it is int8.
+// A window [m, d] of any of its formats, with scales [m, ceil(d / kScaleColumns)] float32 if and
+// only if it is int8.
 inline void check_window(const char* op, const Tensor& window, const std::optional<Tensor>& scales) {
   check_matrix(op, "window", window);
   STD_TORCH_CHECK(is_window_type(window), op,
@@ -147,8 +148,8 @@ struct LineAllocator {
 template <typename T>
 using Buffer = std::vector<T, LineAllocator<T>>;
 
-// f(begin, end) on torch's intra-op threads over [0, count) tasks of about `work` elements each; one thread
-// where a second would cost more to wake than it saves.
+// f(begin, end) on torch's intra-op threads over [0, count) tasks of about `work` elements each;
+// one thread where a second would cost more to wake than it saves.
 template <typename F>
 void parallel_tasks(int64_t count, int64_t work, const F& f) {
   constexpr int64_t kWorkPerThread = 32768;

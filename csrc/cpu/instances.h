@@ -5,7 +5,8 @@
 
 namespace mfac {
 
-// One struct of kernels for each of several types. A table is made of such lists, and asked by the struct's type.
+// One struct of kernels for each of several types. A table is made of such lists, and asked by the
+// struct's type.
 template <typename... Kernels>
 struct Instances : Kernels... {};
 

@@ -1,9 +1,10 @@
 // The CPU kernels of every op, as one table of function pointers per instruction set.
 //
-// A room declares its kernels in `<op>_kernels.h` and stands in the list of cpu/rooms.inl. A kernel is serial and works
-// on a range: threads, allocation and checks belong to the torch adapters (`<op>_op.cpp`). Kernels include no torch
-// header, never throw and never allocate; a failure is reported as the failing index. All matrices are row-major;
-// `stride` is the distance between rows in elements.
+// A room declares its kernels in `<op>_kernels.h` and stands in the list of cpu/rooms.inl. A kernel
+// is serial and works on a range: threads, allocation and checks belong to the torch adapters
+// (`<op>_op.cpp`). Kernels include no torch header, never throw and never allocate; a failure is
+// reported as the failing index. All matrices are row-major; `stride` is the distance between rows
+// in elements.
 #pragma once
 
 #define MFAC_STRING(...) #__VA_ARGS__

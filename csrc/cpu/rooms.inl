@@ -1,8 +1,9 @@
-// The rooms that have CPU kernels: the one list that a new op adds to, two lines each. It is included for two purposes.
+// The rooms that have CPU kernels: the one list that a new op adds to, two lines each. It is
+// included for two purposes.
 //
-// With MFAC_ROOM_FILE(path) defined as the name of one of a room's files: `path`_kernels.h, which declares the kernels
-// (cpu/kernels.h), or `path`_cpu.inl, their text, compiled once for every instruction set (cpu/table.inl). A text may
-// use those above it.
+// With MFAC_ROOM_FILE(path) defined as the name of one of a room's files: `path`_kernels.h, which
+// declares the kernels (cpu/kernels.h), or `path`_cpu.inl, their text, compiled once for every
+// instruction set (cpu/table.inl). A text may use the texts above it.
 #if defined(MFAC_ROOM_FILE)
 // clang-format off
 #include MFAC_ROOM_FILE(window/window_dot/window_dot)

@@ -1,5 +1,6 @@
-// Instantiates every kernel for one instruction set and fills its table. Included by <isa>.cpp, which defines
-// MFAC_LANES, MFAC_TILE_ROWS, MFAC_PANEL_VECTORS and MFAC_ISA and sets the target pragma.
+// Instantiates every kernel for one instruction set and fills its table. Included by <isa>.cpp,
+// which defines MFAC_LANES, MFAC_TILE_ROWS, MFAC_PANEL_VECTORS and MFAC_ISA and sets the target
+// pragma.
 
 namespace mfac {
 namespace {

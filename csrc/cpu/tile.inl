@@ -1,4 +1,5 @@
-// The register tile that matrix products, factorisations and triangular solves are made of, in float64 or float32.
+// The register tile that matrix products, factorisations and triangular solves are made of, in
+// float64 or float32.
 
 typedef float f32w __attribute__((vector_size(8 * MFAC_LANES)));  // as many bytes as f64v
 
@@ -24,7 +25,8 @@ constexpr int64_t kLanesOf = sizeof(f64v) / sizeof(C);
 constexpr int64_t kTileRows = MFAC_TILE_ROWS;
 static_assert(kTileRows % kLanes == 0);
 
-// Of packed panels: rows of the window in gram/, its columns in whitened_norms/; block_fisher/ has either as the other.
+// Of packed panels: rows of the window in gram/, its columns in whitened_norms/; block_fisher/ has
+// either as the other.
 constexpr int kPanelVectors = MFAC_PANEL_VECTORS;
 template <typename C>
 constexpr int64_t kPanelWidth = kPanelVectors * kLanesOf<C>;
@@ -45,8 +47,8 @@ MFAC_INLINE void add_products(V (&sum)[rows][vectors], const C* a, int64_t a_str
   }
 }
 
-// The same with kSingleDepth products summed before their sum is added: no chain of roundings is longer than that and
-// one for each such sum.
+// The same with kSingleDepth products summed before their sum is added: no chain of roundings is
+// longer than that and one for each such sum.
 template <int rows, int vectors, typename V, typename C>
 MFAC_INLINE void add_sums_of_products(V (&total)[rows][vectors], const C* a, int64_t a_stride, const C* b,
                                       int64_t b_stride, int64_t depth) {
@@ -62,7 +64,8 @@ MFAC_INLINE void add_sums_of_products(V (&total)[rows][vectors], const C* a, int
   }
 }
 
-// x[r][v] <- row r of R⁻ᵀ x for the rows of one tile: x[r] <- (x[r] - Σ_{q<r} R[q, r]·x[q])/R[r, r].
+// x[r][v] <- row r of R⁻ᵀ x for the rows of one tile:
+// x[r] <- (x[r] - Σ_{q<r} R[q, r]·x[q])/R[r, r].
 template <int rows, int vectors>
 MFAC_INLINE void solve_tile(f64v (&x)[rows][vectors], const double* upper, int64_t stride,
                             const double* inverse_pivots) {

@@ -1,5 +1,6 @@
-// Asks for the next tile of a window, a few rows at a time, while this one is computed with: packing a tile reads it
-// at the speed of one core's memory, which would otherwise add to the time of the arithmetic.
+// Asks for the next tile of a window, a few rows at a time, while this one is computed with:
+// packing a tile reads it at the speed of one core's memory, which would otherwise add to the time
+// of the arithmetic.
 #pragma once
 
 #include <cstdint>

@@ -2,8 +2,9 @@
 // target pragma are set and after every standard header, so that no inline function of the
 // standard library is ever compiled for an instruction set the machine may not have.
 //
-// `f64v` holds MFAC_LANES doubles. Rows of any element type are widened to it on load: products are float64 products,
-// but for the float32 arithmetic that gram/ and whitened_norms/ have besides (docs/derivation.md, "Precision").
+// `f64v` holds MFAC_LANES doubles. Rows of any element type are widened to it on load: products are
+// float64 products, but for the float32 arithmetic that gram/ and whitened_norms/ have besides
+// (docs/derivation.md, "Precision").
 
 typedef double f64v __attribute__((vector_size(8 * MFAC_LANES)));
 typedef float f32v __attribute__((vector_size(4 * MFAC_LANES)));
@@ -18,8 +19,8 @@ MFAC_INLINE f64v load(const double* p) {
   return x;
 }
 
-// Widening: gcc 12 takes __builtin_convertvector apart into quarters, so the instructions are named. The masks are
-// full: the plain intrinsics leave a register undefined, of which gcc warns.
+// Widening: gcc 12 takes __builtin_convertvector apart into quarters, so the instructions are
+// named. The masks are full: the plain intrinsics leave a register undefined, of which gcc warns.
 MFAC_INLINE f64v widen(f32v x) {
 #if MFAC_LANES == 8
   return (f64v)_mm512_maskz_cvtps_pd(0xff, (__m256)x);
@@ -62,7 +63,8 @@ MFAC_INLINE f64v load(const bf16* p) {
 #endif
 }
 
-// Half precision by its bits: exponent and mantissa moved into place are 2⁻¹¹² times the value, subnormals included.
+// Half precision by its bits: exponent and mantissa moved into place are 2⁻¹¹² times the value,
+// subnormals included.
 MFAC_INLINE f64v load(const f16* p) {
 #if MFAC_LANES == 8
   return widen((f32v)_mm256_cvtph_ps(load_bits<__m128i>(p)));
@@ -87,7 +89,8 @@ MFAC_INLINE f64v load(const int8_t* p) {
 #endif
 }
 
-// 2 · kLanes entries. Of bfloat16 AVX2 takes one load and two permutations for both vectors, not two and a shift each.
+// 2 · kLanes entries. Of bfloat16 AVX2 takes one load and two permutations for both vectors, not
+// two and a shift each.
 template <typename X>
 MFAC_INLINE void load_two(const X* p, f64v (&x)[2]) {
   x[0] = load(p);
@@ -111,8 +114,8 @@ MFAC_INLINE double widen(f16 x) {
   return x.bits >> 15 ? -magnitude : magnitude;
 }
 
-// Asks for a line some way ahead in a stream that is read once; into L2, so that the few lines that a core can await in
-// L1 are left to what is in L2 already.
+// Asks for a line some way ahead in a stream that is read once; into L2, so that the few lines that
+// a core can await in L1 are left to what is in L2 already.
 MFAC_INLINE void prefetch_ahead(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 1024, 0, 2); }
 
 MFAC_INLINE f64v magnitudes(f64v x) {
@@ -195,7 +198,8 @@ MFAC_INLINE void add_rows(const double* c, const X* x, int64_t stride, int64_t r
   for (; r < rows; ++r) axpy(c[r], x + r * stride, y, n);
 }
 
-// Products of 16-bit integers, two of them added in 32 bits, which AVX2 and AVX-512 have. i32w: as many bytes as f64v.
+// Products of 16-bit integers, two of them added in 32 bits, which AVX2 and AVX-512 have. i32w: as
+// many bytes as f64v.
 #if MFAC_LANES >= 4
 #define MFAC_HAS_INT16_PRODUCTS
 typedef int32_t i32w __attribute__((vector_size(8 * MFAC_LANES)));

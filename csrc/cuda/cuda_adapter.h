@@ -1,8 +1,8 @@
-// What every torch adapter of a CUDA twin shares: one device for all tensors, its current stream, launch errors, and
-// registration. The launchers below it know no torch.
+// What every torch adapter of a CUDA twin shares: one device for all tensors, its current stream,
+// launch errors, and registration. The launchers below it know no torch.
 //
-// In the tests the same adapters run on tensors of the CPU, as torch.ops.mfac_emulated (MFAC_EMULATED), with launchers
-// that execute their kernels there.
+// In the tests the same adapters run on tensors of the CPU, as torch.ops.mfac_emulated
+// (MFAC_EMULATED), with launchers that execute their kernels there.
 #pragma once
 
 #include "common/adapter.h"
@@ -20,7 +20,8 @@ namespace mfac::cuda {
 // The text of a launch's error (runtime.cu).
 const char* error_text(int error);
 
-// Makes the device of an op's first tensor the current one and holds its current stream while the op runs.
+// Makes the device of an op's first tensor the current one and holds its current stream while the
+// op runs.
 class Device {
  public:
   Device(const char* op, const Tensor& first)
@@ -45,8 +46,8 @@ class Device {
 #if defined(MFAC_EMULATED)
     return nullptr;
 #else
-    // A function of torch's CUDA library, which torch has loaded where there are CUDA tensors, for itself alone: its
-    // symbols are not among the process's.
+    // A function of torch's CUDA library, which torch has loaded where there are CUDA tensors, for
+    // itself alone: its symbols are not among the process's.
     using CurrentStream = int32_t (*)(int32_t, void**);
     static const auto current_stream = reinterpret_cast<CurrentStream>(
         dlsym(dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD), "aoti_torch_get_current_cuda_stream"));

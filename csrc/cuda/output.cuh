@@ -1,5 +1,5 @@
-// What becomes of the products u_j = Σ_r c_r·g_rj that a pass over the window computes: they are added to vectors, or
-// weights move along them.
+// What becomes of the products u_j = Σ_r c_r·g_rj that a pass over the window computes: they are
+// added to vectors, or weights move along them.
 #pragma once
 
 #include <vector>
@@ -26,8 +26,8 @@ struct Combination {
 
 constexpr int kMostPieces = 96;  // with which a kernel's parameters stay below 4 KiB
 
-// The weights of columns [begin, end) move along beta·u_j, or along its average where there is one. What is `carried`
-// moves along beta·u_j in any case, and its average becomes 0.
+// The weights of columns [begin, end) move along beta·u_j, or along its average where there is one.
+// What is `carried` moves along beta·u_j in any case, and its average becomes 0.
 template <typename V>
 struct Descent {
   static constexpr bool kMoves = true;
@@ -61,8 +61,9 @@ struct Descent {
   }
 };
 
-// Calls launch(first_block, blocks, output) for runs of columns, each with as many pieces as an output holds, until one
-// fails; `columns` are those of a block. A block that two runs share is computed in both, each column written in one.
+// Calls launch(first_block, blocks, output) for runs of columns, each with as many pieces as an
+// output holds, until a launch fails; `columns` are a block's columns. A block that two runs share
+// is computed in both, each column written in one.
 template <typename V, typename F>
 int for_runs(const DescentPieces<V>& descent, int64_t d, int64_t columns, const F& launch) {
   const std::vector<Piece<V>>& pieces = descent.pieces;

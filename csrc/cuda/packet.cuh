@@ -1,5 +1,5 @@
-// Elements of a window as they travel: sixteen bytes a load where rows are aligned, one element where they are not; and
-// the conversions between the formats of a window and float.
+// Elements of a window as they travel: sixteen bytes a load where rows are aligned, one element
+// where they are not; and the conversions between the formats of a window and float.
 #pragma once
 
 #include <type_traits>
@@ -29,7 +29,7 @@ MFAC_DEVICE uint4 load_packet(const char* __restrict__ p) {
 #endif
 }
 
-// x <- p[0..width); the address of more than one is that of a packet, or several in a row.
+// x <- p[0..width); for more than one entry p is the address of a packet, or of several in a row.
 template <int width, typename T>
 MFAC_DEVICE void load(const T* __restrict__ p, T (&x)[width]) {
   if constexpr (width == 1) {
@@ -44,8 +44,8 @@ MFAC_DEVICE void load(const T* __restrict__ p, T (&x)[width]) {
   }
 }
 
-// The same for a vector beside a window, whose own packets may be cut otherwise: by packets where it is `packed` and
-// enough entries are wanted.
+// The same for a vector beside a window, whose own packets may be cut otherwise: by packets where
+// it is `packed` and enough entries are wanted.
 template <int width, typename V>
 MFAC_DEVICE void load_any(const V* __restrict__ p, bool packed, V (&x)[width]) {
   if constexpr (width * sizeof(V) % kPacketBytes == 0) {

@@ -1,5 +1,5 @@
-// Sums that come out the same every time: lanes by shuffles, warps in order by way of shared memory, blocks in order by
-// a second kernel. No floats are added by atomics.
+// Sums that come out the same every time: lanes by shuffles, warps in order by way of shared
+// memory, blocks in order by a second kernel. No floats are added by atomics.
 #pragma once
 
 #include "cuda/simt.h"
@@ -14,7 +14,7 @@ MFAC_DEVICE T warp_sum(T x) {
   return x;
 }
 
-// The sum over the lanes, in all of them.
+// The sum over the lanes, in every lane.
 template <typename T>
 MFAC_DEVICE T warp_sum_everywhere(T x) {
 #pragma unroll
@@ -32,8 +32,8 @@ MFAC_DEVICE T warp_max_everywhere(T x) {
   return x;
 }
 
-// Sums of `count` values over a block of `threads` threads; thread i < count returns the i-th. Shared memory: a value a
-// warp and sum, free to be used again after the next barrier.
+// Sums of `count` values over a block of `threads` threads; thread i < count returns the i-th.
+// Shared memory: a value a warp and sum, free to be used again after the next barrier.
 template <int threads, int count, typename T>
 MFAC_DEVICE T block_sums(const T (&x)[count]) {
   static_assert(count <= threads);
@@ -59,7 +59,8 @@ MFAC_DEVICE T block_sum(T x) {
   return block_sums<threads>(values);
 }
 
-// x <- its sums over the block, in every thread. Shared memory as above and a value a sum; may be called repeatedly.
+// x <- its sums over the block, in every thread. Shared memory as above and a value a sum; may be
+// called repeatedly.
 template <int threads, int count, typename T>
 MFAC_DEVICE void block_sums_everywhere(T (&x)[count]) {
   MFAC_SHARED(T, totals, [count]);
@@ -70,7 +71,8 @@ MFAC_DEVICE void block_sums_everywhere(T (&x)[count]) {
   for (int i = 0; i < count; ++i) x[i] = totals[i];
 }
 
-// The largest of a value over the block, in every thread; no NaN comes out of it. Shared memory: a value a warp.
+// The largest of a value over the block, in every thread; no NaN comes out of the maximum. Shared
+// memory: a value a warp.
 template <int threads>
 MFAC_DEVICE double block_max(double x) {
   MFAC_SHARED(double, of_warp, [threads / kWarp]);
@@ -87,8 +89,9 @@ __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + 
 
 constexpr int kSumWarps = 16;
 
-// Σ_p partial[p, i] in the first warp, a lane a sum: often there are few sums, of more parts than one thread should
-// wait for. A warp takes a share of the parts, in order. Shared memory: a sum for each warp and lane.
+// Σ_p partial[p, i] in the first warp, a lane a sum: often there are few sums, of more parts than
+// one thread should wait for. A warp takes a share of the parts, in order. Shared memory: a sum for
+// each warp and lane.
 template <int warps>
 MFAC_DEVICE double sum_of_parts(const double* __restrict__ partial, int64_t parts, int64_t count, int64_t i,
                                 bool is_wanted) {
@@ -112,8 +115,8 @@ MFAC_DEVICE double sum_of_parts(const double* __restrict__ partial, int64_t part
 }
 
 // out[i] <- Σ_p partial[p, i], or NaN where `refused` says so.
-// A block owns 32 sums; a warp a share of the parts, a thread one sum of these; shared memory: a sum for each warp and
-// lane.
+// A block owns 32 sums; a warp a share of the parts, a thread one of the 32 sums; shared memory: a
+// sum for each warp and lane.
 template <int warps>
 MFAC_KERNEL(warps* kWarp)
 sum_parts_kernel(const double* __restrict__ partial, int64_t parts, int64_t count, const int* refused,

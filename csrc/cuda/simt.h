@@ -1,8 +1,8 @@
-// One text of a kernel, two compilers: nvcc, or a plain C++ compiler with the emulation that the tests keep
-// (tests/emulation/), which executes it on the CPU.
+// One text of a kernel, two compilers: nvcc, or a plain C++ compiler with the emulation that the
+// tests keep (tests/emulation/), which executes it on the CPU.
 //
-// A kernel declares shared memory with MFAC_SHARED(float, tile, [32][33]); and is launched with MFAC_LAUNCH, whose
-// value is the error of the launch, 0 for none.
+// A kernel declares shared memory with MFAC_SHARED(float, tile, [32][33]); and is launched with
+// MFAC_LAUNCH, whose value is the error of the launch, 0 for none.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,8 @@
 #endif
 
 #define MFAC_DEVICE __device__ __forceinline__
-// MFAC_KERNEL(threads of a block) or MFAC_KERNEL(threads, blocks that a multiprocessor should have room for)
+// MFAC_KERNEL(threads of a block) or MFAC_KERNEL(threads, blocks that a multiprocessor should have
+// room for)
 #define MFAC_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 
 namespace mfac::cuda {

@@ -111,7 +111,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def ratios_of(isa: str, arguments: argparse.Namespace, setting: Setting) -> list[Ratio]:
-    """The ratios that a process with one instruction set measures; what it prints goes by unless these alone are asked.
+    """The ratios that a process with one instruction set measures.
+
+    Its output is dropped, unless the ratios alone are asked for.
 
     Args:
         isa: As MFAC_CPU_ISA has it.

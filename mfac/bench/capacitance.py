@@ -14,14 +14,14 @@ from mfac.window.capacitance import InverseCapacitance
 
 
 def capacitance(setting: Setting) -> list[Measurement]:
-    """A replaced row of the inverse capacitance, against a Cholesky factorisation and the paper's O(m³) rebuild.
+    """A replaced row of the inverse capacitance, against Cholesky and the paper's O(m³) rebuild.
 
     Args:
         setting: Shapes and rounds.
 
     Returns:
-        A line each for `capacitance_replace_` in and out of cache, a refined solve, and the factorisation
-        that is due every m replacements.
+        A line each for `capacitance_replace_` in and out of cache, a refined solve, and the
+        factorisation that is due every m replacements.
     """
     rank = 2 * setting.rank
     rows = setting.normal(rank, 2 * rank, dtype=torch.float64)

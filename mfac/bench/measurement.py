@@ -26,7 +26,8 @@ class Setting:
     """Shapes and rounds; the ceilings are timed in turn with whatever is held against them.
 
     Attributes:
-        rank: m of the sliding windows; the static Fisher has half of it, the capacitance twice, blocks an eighth.
+        rank: m of the sliding windows; the static Fisher has half of it, the capacitance twice,
+            blocks an eighth.
         dim: d.
         rounds: Times that a function is timed.
         slow_rounds: The same for plain torch and the paper's recurrences, after ours.

@@ -1,8 +1,9 @@
-"""Gradients of a network, on which the static Fisher is measured: noise is the easy case for a Gram matrix.
+"""Gradients of a network, for measuring the static Fisher: noise has an easy Gram matrix.
 
-A ResNet-20 is trained for some steps of SGD, then every row of the window is the gradient of 16 images. The images
-are Fashion-MNIST's where a copy lies in `$FASHION_MNIST_DIR` or in the cache of `bench.fashion`. Otherwise they are
-ten smooth random patterns, shifted, scaled and with noise, and a line says so.
+A ResNet-20 is trained for some steps of SGD, then every row of the window is the gradient of 16
+images. The images are Fashion-MNIST's where a copy lies in `$FASHION_MNIST_DIR` or in the cache of
+`bench.fashion`. Otherwise they are ten smooth random patterns, shifted, scaled and with noise, and
+a line says so.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class _Block(nn.Module):
 
 
 class ResNet20(nn.Sequential):
-    """The residual network of 20 layers of He et al. (CVPR 2016) for one channel; 269434 parameters at width 16.
+    """The ResNet of 20 layers of He et al. (CVPR 2016) for one channel.
+
+    It has 269434 parameters at width 16.
 
     Args:
         width: Channels of the first stage; the others have twice and four times as many.
@@ -98,7 +101,7 @@ def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _images(count: int) -> tuple[Tensor, Tensor, str]:
-    """Images [n, 1, 28, 28] of mean 0 and deviation 1, labels [n], and what they are."""
+    """Images [n, 1, 28, 28] of mean 0 and deviation 1, labels [n], and the images' source."""
     folder = _fashion_mnist()
     if folder is None:
         images, labels = _patterns(count)
@@ -128,7 +131,7 @@ def _idx(folder: Path, name: str, header: int) -> Tensor:
 
 
 def _patterns(count: int) -> tuple[Tensor, Tensor]:
-    """Images made of one smooth pattern a class, shifted by up to two pixels, of varying contrast, with noise."""
+    """Images of one smooth pattern a class: shifted by up to two pixels, scaled, with noise."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(_CLASSES, 1, 6, 6, generator=generator)
     patterns = nn.functional.interpolate(coarse, size=_SIDE + 4, mode="bicubic")

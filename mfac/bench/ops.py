@@ -33,7 +33,9 @@ _PARAMETERS = 64  # about as many as a ResNet-20 has
 def filled(
     setting: Setting, rank: int, dim: int, dtype: torch.dtype = torch.float32, density: float = 1.0
 ) -> GradientWindow:
-    """A full `GradientWindow` of shifted pieces of noise; rows stored as floats are written at once, others pushed.
+    """A full `GradientWindow` of shifted pieces of noise.
+
+    Rows stored as floats are written at once, others pushed.
 
     Args:
         setting: For its generator.
@@ -108,7 +110,7 @@ def plain_combine(rows: Rows, rank: int, c: Tensor, dim: int) -> Tensor:
 
 
 def descent_of(weights: Tensor, rate: float, average: Tensor | None = None) -> Descent:
-    """A vector of weights [d] as the parameters of a network: 64 pieces, or as many as there are entries."""
+    """A vector of weights [d] as a network's parameters: 64 pieces, or fewer where d is small."""
     descent, column = Descent(average), 0
     for piece in weights.split(-(-weights.numel() // _PARAMETERS)):
         descent.add(piece, column, rate, momentum=MOMENTUM)
@@ -184,7 +186,7 @@ def step(window: GradientWindow, g: Tensor) -> Tensor:
 
 
 def _plain_step(window: GradientWindow, g: Tensor) -> Callable[[], object]:
-    """A pass for the products, a Cholesky factorisation, a pass for the step; storing the row is left out."""
+    """A pass for the products, Cholesky, and a pass for the step; the row is not stored."""
     rank, products = window.rank, gram_of(window.format, window.rank)
 
     def composition() -> Tensor:
@@ -198,7 +200,7 @@ def _plain_step(window: GradientWindow, g: Tensor) -> Callable[[], object]:
 
 
 def many_vectors(setting: Setting) -> list[Measurement]:
-    """Products with several vectors: the pass that shares its reads among few, and matrix products for many.
+    """Products with several vectors: a shared pass for few, matrix products for many.
 
     Args:
         setting: Shapes and rounds.

@@ -22,7 +22,7 @@ def plain_saliency(weights: Tensor, inverse_diagonal: Tensor) -> Tensor:
 
 
 def plain_mask(scores: Tensor, keep: int, group: int) -> Tensor:
-    """What plain torch would do for `nm_mask` where groups are complete: a stable sort, or for few rows all pairs."""
+    """`nm_mask` in plain torch for complete groups: a stable sort, or all pairs in small groups."""
     outer, axis, inner = scores.shape
     groups = scores.view(outer, axis // group, group, inner)
     if group > 8:

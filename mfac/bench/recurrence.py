@@ -7,9 +7,10 @@ from torch import Tensor
 
 
 class StaticRecurrence:
-    """M-FAC's static algorithm: m rank-one Woodbury steps, v_i = F_{i-1}⁻¹ g_i and q_i = m + g_iᵀ v_i.
+    """M-FAC's static algorithm: m Woodbury steps, v_i = F_{i-1}⁻¹ g_i and q_i = m + g_iᵀ v_i.
 
-    Each step is two matrix-vector products over the rows found so far, and the diagonal is updated as it goes.
+    Each step is two matrix-vector products over the rows found so far, and the diagonal is updated
+    as it goes.
 
     Args:
         grads: G, [m, d].
@@ -38,7 +39,7 @@ class StaticRecurrence:
 
 
 class BatchedRecurrence:
-    """The static recurrence for every diagonal block at once: m steps of batched matrix-vector products.
+    """The static recurrence on all diagonal blocks at once: m steps of batched products.
 
     Args:
         grads: G, [m, d], with d a multiple of B.
@@ -69,10 +70,10 @@ class BatchedRecurrence:
 
 
 class DynamicRecurrence:
-    """M-FAC's dynamic algorithm: two passes over the window, and the coefficients of all v_i rebuilt in O(m³).
+    """M-FAC's dynamic algorithm: two passes over the window, and O(m³) for coefficients.
 
-    With v_i = Σ_k B_ik g_k and D_ij = g_iᵀ F_{i-1}⁻¹ g_j, elimination of the scalar products gives D row by row, and B
-    from D (paper, section 3.2).
+    With v_i = Σ_k B_ik g_k and D_ij = g_iᵀ F_{i-1}⁻¹ g_j, elimination of the scalar products gives
+    D row by row, and B from D (paper, section 3.2).
 
     Args:
         grads: G, [m, d]; the window, written to.

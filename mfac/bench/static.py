@@ -1,4 +1,4 @@
-"""The static Fisher: Gram matrix, factor, diagonal and products of the whole matrix, and of diagonal blocks."""
+"""The static Fisher, whole and in diagonal blocks: Gram matrix, factor, diagonal and products."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _plain_diagonal(grads: Tensor, lower: Tensor, damping: float) -> Tensor:
 
 
 def whole(setting: Setting) -> list[Measurement]:
-    """`gram`, `EmpiricalFisher`, its diagonal and its products, against the paper's static recurrence.
+    """`gram`, `EmpiricalFisher`, its diagonal and its products, against the paper's recurrence.
 
     Args:
         setting: Shapes and rounds.
@@ -92,7 +92,8 @@ def _whole(setting: Setting, grads: Tensor, damping: float, name: str) -> list[M
     )
     half = float(rank**2 * dim)  # flops of the symmetric product, and of the triangular solve
     work = {"gram": half, "factor": half, "factor + diagonal": 2 * half, "ihvp": 2.0 * grads.nbytes}
-    # K is computed in float64, nearly all columns of L⁻¹G in float32: at best so much time for each.
+    # K is computed in float64, nearly all columns of L⁻¹G in float32: at best so much time for
+    # each.
     both = 2 / (1 / rates[GEMM_DOUBLE] + 1 / rates[GEMM_SINGLE])
     ceiling = {"gram": rates[GEMM_DOUBLE], "factor": rates[GEMM_DOUBLE], "factor + diagonal": both, "ihvp": rates[READ]}
     return [
@@ -107,7 +108,7 @@ def _whole(setting: Setting, grads: Tensor, damping: float, name: str) -> list[M
 
 
 class _BatchedBlocks:
-    """Diagonal blocks in plain torch: batched products, Cholesky and triangular solves in float64."""
+    """Diagonal blocks in plain torch: batched products, Cholesky and solves in float64."""
 
     def __init__(self, grads: Tensor) -> None:
         rank = grads.shape[0]
@@ -125,7 +126,7 @@ class _BatchedBlocks:
 
 
 def blocks(setting: Setting) -> list[Measurement]:
-    """Diagonal blocks of 128: factor, products, diagonal, and all three against the paper's batched recurrence.
+    """Diagonal blocks of 128: factor, products, diagonal, and all of it against the paper.
 
     Args:
         setting: Shapes and rounds.

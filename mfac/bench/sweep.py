@@ -21,7 +21,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73")  # Okabe and Ito: told apart by mos
 
 @dataclass(frozen=True)
 class Point:
-    """A step at one shape: its seconds, a share 1/m of the factorisation that comes every m pushes included."""
+    """A step at one shape: its seconds include 1/m of the factorisation due every m pushes."""
 
     rank: int
     dim: int
@@ -46,7 +46,7 @@ class Series:
         return f"m = {self.points[0].rank}" if self.varied == "d" else f"d = {self.points[0].dim}"
 
     def exponent(self, points: Sequence[Point] | None = None) -> float:
-        """Slope of log seconds over log size, by least squares; of all points or of the ones given."""
+        """Slope of log seconds over log size, by least squares; of all points or of some."""
         points = self.points if points is None else points
         x = [math.log(point.dim if self.varied == "d" else point.rank) for point in points]
         y = [math.log(point.seconds) for point in points]
@@ -64,7 +64,7 @@ class Series:
 
 
 def step_cost(rank: int, dim: int, rounds: int) -> Point:
-    """Median of `push` and `precondition` on a full float32 window, and 1/m of what is due every m pushes.
+    """Median of `push` and `precondition` on a float32 window, with 1/m of the periodic work.
 
     Args:
         rank: m.

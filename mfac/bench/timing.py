@@ -14,7 +14,7 @@ import mfac
 
 
 def medians(functions: Mapping[str, Callable[[], object]], rounds: int = 5) -> dict[str, float]:
-    """Median seconds of each function, run one after the other in every round, after one round that does not count.
+    """Median seconds of functions that run in turn, in rounds after a first uncounted one.
 
     Args:
         functions: By name.

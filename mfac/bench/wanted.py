@@ -1,4 +1,4 @@
-"""The ratios that the library is built to reach, beside what was measured with every instruction set."""
+"""The ratios that the library aims for, beside measured ones with every instruction set."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def ratios(lines: Sequence[Measurement], over_rank: Series | None, isa: str) -> 
     Args:
         lines: What was measured.
         over_rank: Steps over m at a small d.
-        isa: The instruction set that was used. With AVX2 conversions cost more, so the marks of compressed rows and of
-            the static Fisher are lower.
+        isa: The instruction set that was used. With AVX2 conversions cost more, so the marks of
+            compressed rows and of the static Fisher are lower.
 
     Returns:
         In the order of the table.
@@ -79,7 +79,7 @@ def ratios(lines: Sequence[Measurement], over_rank: Series | None, isa: str) -> 
 
 
 def table(measured: Mapping[str, Sequence[Ratio]]) -> list[str]:
-    """One table of the ratios over instruction sets, in which what misses its mark says by how much.
+    """One table of the ratios over instruction sets; a ratio that misses its mark says by how much.
 
     Args:
         measured: The ratios by the instruction set's name.

@@ -14,11 +14,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        arguments: Of the program; None for those of the process.
+        arguments: Of the program; None for the arguments of the process.
 
     Returns:
-        0; 1 after an error, which is a line on the standard error; 130 where it was interrupted. Wrong usage ends the
-        process with 2, as argparse does.
+        0; 1 after an error, which is a line on the standard error; 130 where it was interrupted.
+        Wrong usage ends the process with 2, as argparse does.
     """
     given = parser(prune_command, verify_command, report_command).parse_args(arguments)
     try:

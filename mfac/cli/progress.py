@@ -1,4 +1,4 @@
-"""Progress of a run on the terminal: a bar where tqdm is installed, a line a step where it is not."""
+"""Progress of a run on the terminal: a bar with tqdm installed, a line a step without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mfac prune`: a plan, the run, and what is written of it."""
+"""`mfac prune`: a plan, the run, and the files of the run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILES = ("model.pt", "masks.safetensors", "masks.pt", "report.json", "model_comp
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
-    """The default loss: the cross entropy of model(batch[0]) and batch[1], on the model's device."""
+    """The default loss: cross entropy of model(batch[0]) and batch[1], on the model's device."""
     device = next(model.parameters()).device
     return nn.functional.cross_entropy(model(batch[0].to(device)), batch[1].to(device))
 
@@ -86,7 +86,7 @@ def _check(arguments: argparse.Namespace, out: Path) -> None:
 
 
 def prune_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `mfac.prune` is called with, beside model, loss and data; what was not given is left to its defaults."""
+    """Arguments of `mfac.prune` beside model, loss and data; without the options not given."""
     names = (
         "sparsity", "params", "pattern", "saliency", "compensation", "allocation", "schedule", "seed",
         "num_gradients", "stages", "recomputations",
@@ -95,7 +95,7 @@ def prune_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def plan_text(model: nn.Module, loss_fn: Any, data: Any, options: dict[str, Any]) -> str:
-    """What the run will do, before it begins: by `mfac.plan`, which times a batch, or tensors and weights alone."""
+    """What the run will do, before it begins: the text of `mfac.plan`, or tensors and weights."""
     plan = getattr(pruner, "plan", None)
     if plan is not None:
         return str(plan(model, loss_fn, data, **options))

@@ -1,4 +1,4 @@
-"""How much memory a process may still take, so that what needs more can be refused before it begins."""
+"""How much memory a process may still take, so that too large a request is refused at once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def available_bytes(device: torch.device) -> int | None:
     """Memory that is free for this process; None where that cannot be told.
 
     Args:
-        device: Of the CPU the least of what the system has, what the control group allows, and what the limit of the
-            process's address space leaves; of a GPU what its driver says is free.
+        device: Of the CPU the least of what the system has, what the control group allows, and what
+            the limit of the process's address space leaves; of a GPU what its driver says is free.
 
     Returns:
         Bytes.

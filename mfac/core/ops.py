@@ -1,7 +1,7 @@
 """The compiled operators `torch.ops.mfac.*` as typed functions, and their fake implementations.
 
-Importing this module loads the extension. Schemas: csrc/schemas.cpp. The functions below add nothing but types;
-arguments are checked by their callers.
+Importing this module loads the extension. Schemas: csrc/schemas.cpp. The functions below add
+nothing but types; arguments are checked by their callers.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def gram(window: Tensor) -> Tensor:
 
 
 def whitened_norms(window: Tensor, inverse_factor: Tensor, single: bool) -> tuple[Tensor, Tensor]:
-    """Squared column norms of L⁻¹G and bounds on their errors, [d] float64. O(m²d); `single`: in float32."""
+    """Squared column norms of L⁻¹G and error bounds, [d] float64; `single` works in float32."""
     norms, errors = _ops.whitened_norms(window, inverse_factor, single)
     return norms, errors
 
 
 def window_dot(window: Tensor, vectors: Tensor, scales: Tensor | None = None) -> Tensor:
-    """Products of `vectors` [k, d] with every row of the window, accumulated in float64: [k, m]. One pass."""
+    """Products of `vectors` [k, d] with all rows, accumulated in float64: [k, m]; one pass."""
     result: Tensor = _ops.window_dot(window, vectors, scales)
     return result
 
@@ -54,7 +54,7 @@ def window_dot(window: Tensor, vectors: Tensor, scales: Tensor | None = None) ->
 def window_combine_(
     out: Tensor, window: Tensor, coefficients: Tensor, alpha: float, beta: float, scales: Tensor | None = None
 ) -> Tensor:
-    """In place: out [k, d] <- alpha · out + beta · coefficients [k, m] G, in float64 or (int8) integers. One pass."""
+    """In place: out [k, d] <- alpha · out + beta · coefficients [k, m] G, in one pass."""
     _ops.window_combine_(out, window, coefficients, alpha, beta, scales)
     return out
 
@@ -71,9 +71,10 @@ def window_descend_(
     decays: Sequence[float],
     scales: Tensor | None = None,
 ) -> None:
-    """In place: weights, columns[i] and on of the window, become decays[i] · w - rates[i] · v, in the pass for v.
+    """In place: weights, the window's columns[i] and on, become decays[i] · w - rates[i] · v.
 
-    v is beta · coefficients [1, m] G, or `average` [d], which becomes momentum · average + (1 - momentum) · that.
+    v is beta · coefficients [1, m] G, or `average` [d], which becomes
+    momentum · average + (1 - momentum) · that.
     """
     _ops.window_descend_(parameters, average, window, coefficients, beta, momentum, columns, rates, decays, scales)
 
@@ -86,13 +87,13 @@ def zeros_in_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def window_push_(window: Tensor, row: int, gradient: Tensor, scales: Tensor | None = None) -> Tensor:
-    """Rounds a gradient [d] into a row; its products with all rows, [m]. NaN, and nothing written, if not finite."""
+    """Rounds a gradient [d] into a row and returns the row's products [m]: NaN if it is refused."""
     result: Tensor = _ops.window_push_(window, row, gradient, scales)
     return result
 
 
 def topk_dot(values: Tensor, indices: Tensor, vectors: Tensor, block_size: int) -> Tensor:
-    """`window_dot` for sparse rows: values and uint16 offsets [m, blocks, kept] within blocks of columns. O(mk)."""
+    """`window_dot` for sparse rows: values and uint16 offsets [m, blocks, kept]; O(mk)."""
     result: Tensor = _ops.topk_dot(values, indices, vectors, block_size)
     return result
 
@@ -107,7 +108,7 @@ def topk_combine_(
     block_size: int,
     boundaries: Tensor | None = None,
 ) -> Tensor:
-    """`window_combine_` for sparse rows; a GPU finds their boundaries in another pass where it is not given them."""
+    """`window_combine_` for sparse rows; without boundaries a GPU finds them in another pass."""
     _ops.topk_combine_(out, values, indices, coefficients, alpha, beta, block_size, boundaries)
     return out
 
@@ -128,7 +129,7 @@ def topk_descend_(
     block_size: int,
     boundaries: Tensor | None = None,
 ) -> None:
-    """`window_descend_` for sparse rows; what row `newest` carries moves along v itself and starts with no average."""
+    """`window_descend_` for sparse rows; row `newest`'s weights move along v, without average."""
     _ops.topk_descend_(
         *(parameters, average, values, indices, coefficients, beta, momentum, newest),
         *(columns, rates, decays, dim, block_size, boundaries),
@@ -144,25 +145,25 @@ def topk_push_(
     block_size: int,
     boundaries: Tensor | None = None,
 ) -> Tensor:
-    """`window_push_` for sparse rows: the largest entries of error + gradient become the row, the rest the error."""
+    """`window_push_` for sparse rows: stores the largest of error + gradient; the rest is error."""
     result: Tensor = _ops.topk_push_(values, indices, error, row, gradient, block_size, boundaries)
     return result
 
 
 def capacitance_replace_(inverse: Tensor, gram: Tensor, row: int, products: Tensor, shift: float) -> Tensor:
-    """Replaces a row and column of K and updates (shift·I + K)⁻¹, both lower triangles, in place. O(m²)."""
+    """Replaces a row and column of K, and updates (shift·I + K)⁻¹, lower triangles; O(m²)."""
     pivot: Tensor = _ops.capacitance_replace_(inverse, gram, row, products, shift)
     return pivot
 
 
 def capacitance_solve(inverse: Tensor, gram: Tensor, vectors: Tensor, shift: float) -> tuple[Tensor, Tensor]:
-    """(shift·I + K)⁻¹ times `vectors` [k, m], from that inverse and refined with K; the largest backward error, [1]."""
+    """(shift·I + K)⁻¹ times `vectors` [k, m], refined with K; the largest backward error, [1]."""
     solutions, error = _ops.capacitance_solve(inverse, gram, vectors, shift)
     return solutions, error
 
 
 def block_factor(window: Tensor, block_size: int, damping: float, num_terms: float) -> tuple[Tensor, Tensor]:
-    """Upper Cholesky factors of every diagonal block, [blocks, r, r], and the failing pivot of each or -1."""
+    """Upper Cholesky factors of all diagonal blocks, [blocks, r, r]; failing pivots or -1."""
     factors, failed = _ops.block_factor(window, block_size, damping, num_terms)
     return factors, failed
 
@@ -196,7 +197,7 @@ def obs_saliency(weights: Tensor, inverse_diagonal: Tensor) -> Tensor:
 
 
 def nm_mask(scores: Tensor, keep: int, group: int) -> Tensor:
-    """Which of `scores` [outer, axis, inner] are the `keep` highest of each `group` <= 64 along the axis. One pass."""
+    """Which scores [outer, axis, inner] are the `keep` highest of a `group` <= 64 along axis."""
     result: Tensor = _ops.nm_mask(scores, keep, group)
     return result
 

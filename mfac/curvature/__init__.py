@@ -1,1 +1,1 @@
-"""The static Fisher: damping, its dual, primal and block-diagonal forms, products with its inverse."""
+"""The static Fisher: damping, dual, primal and block-diagonal forms, products with its inverse."""

@@ -1,4 +1,4 @@
-"""The block-diagonal Fisher: blocks of B consecutive columns, each dual where m < B and primal where m >= B."""
+"""The block-diagonal Fisher: blocks of B columns, each dual where m < B and primal where m >= B."""
 
 from __future__ import annotations
 

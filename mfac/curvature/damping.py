@@ -1,4 +1,4 @@
-"""Damping: the λ of F = λI + (1/n) GᵀG, given as a number or relative to the gradients' own scale."""
+"""Damping: the λ of F = λI + (1/n) GᵀG, as a number or relative to the gradients' own scale."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ Damping = float | RelativeDamping
 def relative(scale: float) -> RelativeDamping:
     """Damping in proportion to the mean of the Fisher's undamped diagonal.
 
-    A fixed λ means something else for every network and every batch size: 1e-5 can be sixteen times that mean or
-    a thousandth of it. A relative one does not change when the loss is scaled.
+    A fixed λ means something else for every network and every batch size: 1e-5 can be sixteen times
+    the mean of the diagonal, or a thousandth of the mean. A relative damping does not change when
+    the loss is scaled.
 
     Args:
         scale: c > 0; λ = c · mean of diag((1/n) GᵀG).

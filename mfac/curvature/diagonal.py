@@ -1,8 +1,9 @@
-"""‖(L⁻¹G)_:i‖² for every column of a window, which the diagonal of F⁻¹ is made of; in float32 where a bound allows it.
+"""‖(L⁻¹G)_:i‖² for every column of a window; in float32 where a bound on the errors allows it.
 
-With s = ‖(L⁻¹G)_:i‖² the diagonal is (1 - s)/λ, and s is small where d is much larger than m, as Σ s <= m. Float32
-arithmetic then does, at twice the speed of float64. The kernel bounds its errors on the way (docs/derivation.md,
-"Precision"). A sample says whether the bound will cover most columns; the others follow in float64.
+With s = ‖(L⁻¹G)_:i‖² the diagonal is (1 - s)/λ, and s is small where d is much larger than m, as
+Σ s <= m. Float32 arithmetic is then enough, at twice the speed of float64. The kernel bounds its
+errors on the way (docs/derivation.md, "Precision"). A sample says whether the bound will cover most
+columns; the other columns follow in float64.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def whitened_norms(window: Tensor, factor: Tensor) -> Tensor:
         factor: L, the lower Cholesky factor of C, [m, m] float64.
 
     Returns:
-        [d] float64; m²d flops. Of a float32 window in float32 where the error of 1 - s is bounded by 2⁻¹⁸ of it.
+        [d] float64; m²d flops. Of a float32 window in float32 where the error of 1 - s is bounded
+        by 2⁻¹⁸ of it.
     """
     inverse = _inverse(factor)
     if window.dtype == torch.float32 and _fits_single(inverse) and _most_are_certain(window, inverse):
@@ -47,7 +49,7 @@ def _inverse(factor: Tensor) -> Tensor:
 
 
 def _uncertain(norms: Tensor, errors: Tensor) -> Tensor:
-    """Where 1 - s may be off by more than its bound, or is not a number: [d] bool. Overwrites `errors`."""
+    """Where 1 - s may be off by more than its bound, or is NaN: [d] bool; overwrites `errors`."""
     return ~(errors.add_(norms, alpha=_SINGLE_ERROR) <= _SINGLE_ERROR)
 
 
@@ -66,7 +68,7 @@ def _sample(window: Tensor) -> Tensor:
 
 
 def _most_are_certain(window: Tensor, inverse: Tensor) -> bool:
-    """Whether few columns will have to be done in float64, by a sample; true where that would take too long to say."""
+    """Whether few columns need float64, by a sample; true if the sample would be the window."""
     sample = _sample(window)
     if sample is window:
         return True
@@ -75,5 +77,5 @@ def _most_are_certain(window: Tensor, inverse: Tensor) -> bool:
 
 
 def _fits_single(matrix: Tensor) -> bool:
-    """Whether products with the largest entries are far from float32's range, so that its relative errors hold."""
+    """Whether products of the largest entries fit float32, so that its errors are relative."""
     return bool((matrix.abs().max() < 1e15) & (matrix.diagonal().abs().min() > 1e-15))

@@ -1,4 +1,4 @@
-"""The full Fisher in its dual form, through the m x m capacitance C = nλI + GGᵀ (docs/derivation.md, "Static")."""
+"""The full Fisher in its dual form: the m x m C = nλI + GGᵀ (docs/derivation.md, "Static")."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def column_tiles(window: Tensor) -> Iterator[tuple[slice, Tensor]]:
         window: [m, d].
 
     Yields:
-        The columns, and the tile [m, columns] in float64; its storage may be overwritten by the next.
+        The columns, and the tile [m, columns] in float64; its storage may be overwritten by the
+        next.
     """
     rank, dim = window.shape
     width = max(1, min(dim, _TILE_ENTRIES // rank))
@@ -37,7 +38,7 @@ def column_tiles(window: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 
 def window_dot(window: Tensor, vectors: Tensor) -> Tensor:
-    """`vectors` [k, d] times Gᵀ, accumulated in float64: [k, m]. The fused pass, or GEMM over tiles for large k."""
+    """`vectors` [k, d] times Gᵀ, summed in float64: [k, m]; a fused pass, or GEMM for large k."""
     if vectors.shape[0] <= _MOST_FUSED_VECTORS:
         return ops.window_dot(window, vectors)
     result = vectors.new_zeros((vectors.shape[0], window.shape[0]), dtype=torch.float64)
@@ -47,7 +48,7 @@ def window_dot(window: Tensor, vectors: Tensor) -> Tensor:
 
 
 def window_combine_(out: Tensor, window: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
-    """In place: out [k, d] <- alpha·out + beta·coefficients [k, m] G. The fused pass, or GEMM for large k."""
+    """In place: out [k, d] <- alpha·out + beta·coefficients [k, m] G; fused, or GEMM at large k."""
     if out.shape[0] <= _MOST_FUSED_VECTORS:
         return ops.window_combine_(out, window, coefficients, alpha, beta)
     for columns, tile in column_tiles(window):
@@ -85,8 +86,8 @@ def factor_capacitance(gram: Tensor, shift: float) -> Tensor:
 class DualFisher:
     """F⁻¹ = (I - Gᵀ C⁻¹ G)/λ for m < d.
 
-    What goes over the gradients stands in `dot`, `combine_`, `_whitened_norms` and `_gather`; a subclass that has its
-    gradients elsewhere replaces these.
+    What goes over the gradients stands in `dot`, `combine_`, `_whitened_norms` and `_gather`; a
+    subclass that has its gradients elsewhere replaces these.
 
     Args:
         window: G, [m, d], kept by reference.
@@ -147,7 +148,7 @@ class DualFisher:
         return self.combine_(v.clone(), c.T.contiguous(), 1 / self.damping, -1 / self.damping)
 
     def ihvp_of_combination(self, a: Tensor) -> Tensor:
-        """F⁻¹Gᵀa = n Gᵀ C⁻¹ a for float64 a [k, m], in the push-through form, which does not subtract; one pass."""
+        """F⁻¹Gᵀa = n Gᵀ C⁻¹ a for float64 a [k, m]: the push-through form, without subtraction."""
         c = torch.cholesky_solve(a.T, self.factor)  # [m, k]
         out = a.new_empty((a.shape[0], self.dim))
         return self.combine_(out, c.T.contiguous(), 0.0, self.num_terms)

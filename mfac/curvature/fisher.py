@@ -31,30 +31,33 @@ class _Form(Protocol):
 
 
 class EmpiricalFisher:
-    r"""The damped empirical Fisher of m gradients and products with its inverse, without a d x d matrix.
+    r"""The damped empirical Fisher of m gradients, and products with its inverse.
 
     .. math:: F = \lambda I + \frac{1}{m} \sum_{i=1}^{m} g_i g_i^\top
-              \qquad F^{-1} = \frac{1}{\lambda} \left(I - G^\top (m \lambda I + G G^\top)^{-1} G \right)
+              \qquad F^{-1} = \frac{1}{\lambda}
+              \left(I - G^\top (m \lambda I + G G^\top)^{-1} G \right)
 
-    Factoring costs O(dm²) in time and O(m²) in memory beyond the gradients, an inverse-Hessian-vector product O(dm).
-    Where m >= d (or m >= B within a block) the primal matrix, the smaller of the two, is factored instead.
-    All products of rows are accumulated in float64 and everything m x m is float64, so a float32 window loses only
-    the rounding of the result; its `inverse_diagonal` alone may be computed in float32 where the error has a bound, see
-    there. The gradients are kept by reference and never written to: leave them unchanged while
-    this object is in use. Costs below are those of the dual form, m < d; the primal form holds d x d matrices, no
+    Factoring costs O(dm²) in time and O(m²) in memory beyond the gradients, an
+    inverse-Hessian-vector product O(dm). Where m >= d (or m >= B within a block) the primal d x d
+    matrix is the smaller one, and is factored instead. All products of rows are accumulated in
+    float64 and everything m x m is float64, so a float32 window loses only the rounding of the
+    result. `inverse_diagonal` alone may be computed in float32, where its error has a bound. The
+    gradients are kept by reference and never written to: leave them unchanged while this object is
+    in use. Costs below are those of the dual form, m < d; the primal form holds d x d matrices, no
     larger.
 
     Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 3.1, with the differences that
-    docs/derivation.md numbers: (1) matrix products and a Cholesky factorisation in place of the paper's m rank-one
-    steps; (2) the primal form.
+    docs/derivation.md numbers: (1) matrix products and a Cholesky factorisation in place of the
+    paper's m rank-one steps; (2) the primal form.
 
     Args:
         grads: G, [m, d], one gradient a row; float32 or float64, rows contiguous.
         damping: λ > 0, or `mfac.relative(c)`.
-        block_size: B, for a Fisher of diagonal blocks of B consecutive columns; None for the full matrix. Memory of the
-            factors is then ceil(d/B) · min(m, B)² float64.
-        store_columns: Hold U = L⁻¹G, [m, d] float64, so that an element of F⁻¹ costs O(m); otherwise each column asked
-            for costs a triangular solve, O(m²). Of use to the full dual form only.
+        block_size: B, for a Fisher of diagonal blocks of B consecutive columns; None for the full
+            matrix. Memory of the factors is then ceil(d/B) · min(m, B)² float64.
+        store_columns: Hold U = L⁻¹G, [m, d] float64, so that an element of F⁻¹ costs O(m);
+            otherwise each column asked for costs a triangular solve, O(m²). Of use to the full dual
+            form only.
 
     Attributes:
         grads: G, by reference.
@@ -63,13 +66,14 @@ class EmpiricalFisher:
         damping: λ, a number.
         block_size: B, or None.
         dtype: The gradients' dtype.
-        device: Where they are.
+        device: The gradients' device.
 
     Raises:
         TypeError: If `grads` is not a float32 or float64 tensor.
-        ValueError: If it has another shape than [m, d], is empty, not contiguous in its rows or not finite, or if a
-            parameter is out of range.
-        torch.linalg.LinAlgError: If λ is so small that the matrix is not numerically positive definite.
+        ValueError: If `grads` has another shape than [m, d], is empty, not contiguous in its rows
+            or not finite, or if a parameter is out of range.
+        torch.linalg.LinAlgError: If λ is so small that the matrix is not numerically positive
+            definite.
 
     Example:
         >>> import torch, mfac
@@ -123,11 +127,12 @@ class EmpiricalFisher:
 
         Args:
             v: [d] or [k, d], in the gradients' dtype.
-            refine: Steps of iterative refinement y <- y + F⁻¹(v - Fy), two more passes each. For λ below about
-                1e-6 · ‖G‖²/m, where the subtraction in F⁻¹ cancels.
+            refine: Steps of iterative refinement y <- y + F⁻¹(v - Fy), two more passes each. For λ
+                below about 1e-6 · ‖G‖²/m, where the subtraction in F⁻¹ cancels.
 
         Returns:
-            F⁻¹v, like `v`. For v a gradient it is in units of the parameters. Time O(kdm), extra memory O(kd).
+            F⁻¹v, like `v`. For a gradient v the product is in units of the parameters. Time O(kdm),
+            extra memory O(kd).
 
         Raises:
             TypeError: If the dtype differs from the gradients'.
@@ -141,7 +146,9 @@ class EmpiricalFisher:
         return result.to(self.dtype).reshape(v.shape)
 
     def ihvp_of_combination(self, coefficients: Tensor) -> Tensor:
-        """Products F⁻¹Gᵀa with combinations of the gradients, in the push-through form n Gᵀ C⁻¹ a without subtraction.
+        """Products F⁻¹Gᵀa with combinations of the gradients, in the push-through form n Gᵀ C⁻¹ a.
+
+        The push-through form subtracts nothing, so nothing cancels.
 
         Args:
             coefficients: a, [m] or [k, m] float64.
@@ -184,7 +191,7 @@ class EmpiricalFisher:
         """The Gram matrix GGᵀ of the rows, undamped.
 
         Returns:
-            [m, m] float64. O(m³) where the dual form has it factored, otherwise O(m²d).
+            [m, m] float64. Time O(m³) from the dual form's factor, otherwise O(m²d).
         """
         if isinstance(self._form, DualFisher):
             gram = self._form.factor @ self._form.factor.T
@@ -199,8 +206,8 @@ class EmpiricalFisher:
             kept: Which columns, [d] bool.
 
         Returns:
-            The Fisher over them; its blocks are those of the columns that are left. Time and memory O(m) a column,
-            beyond factoring.
+            The Fisher over the kept columns; its blocks are blocks of the kept columns. Time and
+            memory O(m) a column, beyond factoring.
         """
         grads = self.grads.index_select(1, kept.nonzero()[:, 0])
         return EmpiricalFisher(grads, self.damping, self.block_size)
@@ -236,9 +243,9 @@ class EmpiricalFisher:
         """The diagonal of F⁻¹.
 
         Returns:
-            [d] in the gradients' dtype, positive. Time O(dm²), column tile by column tile. Of float32 gradients in
-            float32 where that is known to be wrong by at most 2⁻¹⁸ = 4e-6 of an entry, in float64 where not
-            (docs/derivation.md, "Precision").
+            [d] in the gradients' dtype, positive. Time O(dm²), column tile by column tile. Float32
+            gradients take float32 arithmetic where the error is known to be at most 2⁻¹⁸ = 4e-6 of
+            an entry, and float64 elsewhere (docs/derivation.md, "Precision").
         """
         return self._form.inverse_diagonal().to(self.dtype)
 
@@ -250,8 +257,8 @@ class EmpiricalFisher:
             j: Column, of the same shape.
 
         Returns:
-            A tensor of that shape (a scalar for integers) in the gradients' dtype. Time O(m) an entry with
-            `store_columns`, otherwise O(m²).
+            A tensor of the indices' shape (a scalar for integers) in the gradients' dtype. Time
+            O(m) an entry with `store_columns`, otherwise O(m²).
 
         Raises:
             TypeError: If an index is not an integer.
@@ -274,7 +281,8 @@ class EmpiricalFisher:
             cols: Column indices, an integer vector.
 
         Returns:
-            [len(rows), len(cols)] in the gradients' dtype. Time O(m) an entry and O(m²) a row or column.
+            [len(rows), len(cols)] in the gradients' dtype. Time O(m) an entry and O(m²) a row or
+            column.
 
         Raises:
             TypeError: If an index is not an integer.
@@ -316,7 +324,8 @@ class EmpiricalFisher:
 def ihvp(grads: Tensor, v: Tensor, damping: Damping = 1e-5, block_size: int | None = None, refine: int = 0) -> Tensor:
     """Inverse-Hessian-vector products with the empirical Fisher of `grads`, in one call.
 
-    Computes (λI + GᵀG/m)⁻¹ v. For more than one call on the same gradients keep an `EmpiricalFisher`.
+    Computes (λI + GᵀG/m)⁻¹ v. For more than one call on the same gradients keep an
+    `EmpiricalFisher`.
 
     Args:
         grads: G, [m, d], one gradient a row; float32 or float64. Not written to.

@@ -1,4 +1,4 @@
-"""A damping chosen by what it predicts of gradients that it has not seen."""
+"""A damping chosen by its predictions of gradients left out of the fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ _SCALES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class HeldOutDamping:
-    """λ = c · mean of diag((1/n) GᵀG), with the c that does best on held-out gradients. Made by `mfac.held_out`.
+    """λ = c · mean of diag((1/n) GᵀG), with the c that does best on held-out gradients.
+
+    Made by `mfac.held_out`.
 
     Attributes:
         scales: The candidates for c.
@@ -27,10 +29,11 @@ class HeldOutDamping:
 def held_out(scales: Sequence[float] = _SCALES) -> HeldOutDamping:
     """Damping chosen by leave-one-out on the first stage's gradients.
 
-    The joint update is a ridge regression: it makes up for what the dropped weights did to each of the m gradients,
-    G_D w_D, by moving the kept ones, and λ is its ridge. Each row is left out in turn and predicted from the others.
-    Of the candidates that are within a standard error of the best the largest is taken. That takes one
-    eigendecomposition and O(m²) a candidate, beyond a pruning step to see what would be dropped.
+    The joint update is a ridge regression with the ridge λ: the kept weights move to replace the
+    dropped weights' part in each of the m gradients, G_D w_D. Each row is left out in turn and
+    predicted from the others. Of the candidates within a standard error of the best, the largest is
+    taken. The choice costs one eigendecomposition, O(m²) a candidate, and a diagonal of F⁻¹ that
+    finds the weights to drop.
 
     Args:
         scales: Candidates for c, positive.
@@ -39,7 +42,7 @@ def held_out(scales: Sequence[float] = _SCALES) -> HeldOutDamping:
         A value for the parameter `damping` of `prune`; "auto" means `mfac.held_out()`.
 
     Raises:
-        ValueError: If there is no candidate, or one is not positive and finite.
+        ValueError: If there is no candidate, or a candidate is not positive and finite.
 
     Example:
         >>> import torch, mfac
@@ -56,9 +59,10 @@ def held_out(scales: Sequence[float] = _SCALES) -> HeldOutDamping:
 
 
 def left_out_errors(gram: Tensor, effect: Tensor, dampings: Sequence[float]) -> Tensor:
-    """How far a joint update is from making up for the dropped weights, on rows left out one at a time.
+    """How much of the dropped weights' effect a joint update misses, on rows left out one by one.
 
-    With C = nλI + K_S and α = C⁻¹(G_D w_D), row i is missed by α_i/(C⁻¹)_ii when it is predicted from the others.
+    With C = nλI + K_S and α = C⁻¹(G_D w_D), row i is missed by α_i/(C⁻¹)_ii when it is predicted
+    from the others.
 
     Args:
         gram: K_S = G_S G_Sᵀ of the kept columns, [m, m] float64.
@@ -66,8 +70,8 @@ def left_out_errors(gram: Tensor, effect: Tensor, dampings: Sequence[float]) -> 
         dampings: λ, several.
 
     Returns:
-        Half the squared misses of each row for each λ, [len(dampings), m], in units of the loss. O(m³) once and O(m²)
-        each.
+        Half the squared misses of each row for each λ, [len(dampings), m], in units of the loss.
+        O(m³) once and O(m²) each.
 
     Source: leave-one-out of ridge regression in closed form: Allen's PRESS (1974).
     """
@@ -82,10 +86,12 @@ def left_out_errors(gram: Tensor, effect: Tensor, dampings: Sequence[float]) -> 
 
 
 def cautious_choice(errors: Tensor) -> int:
-    """The last candidate that is not worse than the best by more than the standard error of the difference.
+    """The last candidate that is worse than the best by at most one standard error.
 
-    The mean error is flat over a wide range of λ, and where it is least is largely chance. Of what cannot be told
-    apart the largest λ moves the weights least.
+    The standard error is that of the difference.
+
+    The mean error is flat over a wide range of λ, and where it is least is largely chance. Of
+    candidates that cannot be told apart, the largest λ moves the weights least.
 
     Args:
         errors: Of `left_out_errors`, with the candidates in rising order.
@@ -93,8 +99,8 @@ def cautious_choice(errors: Tensor) -> int:
     Returns:
         Its number.
 
-    Source: the rule of one standard error: Breiman et al., "Classification and Regression Trees" (1984), 3.4.3, here
-    on the differences of rows, which the candidates share.
+    Source: the rule of one standard error: Breiman et al., "Classification and Regression Trees"
+    (1984), 3.4.3, here on the differences of rows, which the candidates share.
     """
     over = errors - errors[int(errors.mean(dim=1).argmin())]
     spread = over.std(dim=1, correction=0) / errors.shape[1] ** 0.5

@@ -1,4 +1,4 @@
-"""The full Fisher in its primal form, for m >= d: the d x d matrix, smaller than GGᵀ and more accurate there."""
+"""The full Fisher in its primal form, for m >= d: d x d is smaller and more exact than GGᵀ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The full Fisher over gradients that are read by column tiles: in bfloat16 in memory, or in a file."""
+"""The full Fisher over gradients read by column tiles: in bfloat16 in memory, or in a file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ IN_MEMORY = 1 << 25  # entries of a window that is small enough to be held in fu
 
 
 class StreamedFisher(EmpiricalFisher):
-    """`EmpiricalFisher` of the columns of a store that are alive, with the same products and one pass each.
+    """`EmpiricalFisher` of the live columns of a store, with the same products, one pass each.
 
-    Beside vectors of d numbers it holds one tile of columns and m x m matrices. Columns that are dropped stay in the
-    store and are passed over. Products are those of the rows as stored: rounded to bfloat16, which changes an entry by
-    at most 2⁻⁹ of it.
+    Beside vectors of d numbers it holds one tile of columns and m x m matrices. Columns that are
+    dropped stay in the store and are passed over. Products are those of the rows as stored: rounded
+    to bfloat16, which changes an entry by at most 2⁻⁹ of it.
 
     Args:
         store: G, [m, d].

@@ -65,7 +65,8 @@ class GradientSource:
         self.never_used = set(vector.names)
         self._way: Literal["grad", "backward"] | None = None  # until the first batch
         self._operations: int | None = None  # of a batch, or of a sample; None until the first
-        # By torch.func, until a model turns out not to allow it; recurrent layers only have a slow way round.
+        # By torch.func, until a model turns out not to allow it; recurrent layers only have a slow
+        # way round.
         self._vectorised = not any(isinstance(layer, nn.RNNBase) for layer in model.modules())
 
     def rows(self, batch: Any, number: int) -> Iterator[Tensor]:
@@ -94,7 +95,8 @@ class GradientSource:
                 f"Found shapes {[list(tensor.shape) for tensor in tensors]}."
             )
         count = sizes.pop()
-        # torch.func gives zeros for an unused parameter and says less of a bad loss: one sample goes the other way.
+        # torch.func gives zeros for an unused parameter and says less of a bad loss: one sample
+        # goes the other way.
         first = self._of_batch(_samples(batch, 0, 1), number)[None]
         if self._vectorised and count > 1:
             chunk = max(1, _SAMPLE_ENTRIES // max(1, self.vector.dim))
@@ -159,7 +161,8 @@ class GradientSource:
                 raise
             found = [None] * len(leaves)
         if self._way is None:
-            # Reentrant checkpoints hide the parameters within from all but backward(): once, the other way is tried.
+            # Reentrant checkpoints hide the parameters within from all but backward(): once, the
+            # other way is tried.
             self._way = "grad"
             if any(gradient is None for gradient in found):
                 others = self._by_backward(check_loss(self.loss_fn(self.model, batch)), leaves)
@@ -206,7 +209,7 @@ class GradientSource:
 
 
 class _Loss(nn.Module):
-    """The loss as a module, so that `torch.func.functional_call` can exchange the model's parameters under it."""
+    """The loss as a module, so that `functional_call` can exchange the model's parameters in it."""
 
     def __init__(self, model: nn.Module, loss_fn: LossFunction) -> None:
         super().__init__()

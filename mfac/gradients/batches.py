@@ -33,8 +33,8 @@ class DataEndedError(ValueError):
 class BatchStream:
     """Goes through `data` batch by batch, and from the start again when it ends.
 
-    What is taken for one purpose never holds a batch twice: more batches than one pass has are refused. A one-shot
-    iterator cannot start again.
+    What is taken for one purpose never holds a batch twice: more batches than one pass has are
+    refused. A one-shot iterator cannot start again.
 
     Args:
         data: An iterable of batches.
@@ -94,7 +94,7 @@ class BatchStream:
         raise DataEndedError(purpose, taken)
 
     def rest(self) -> Iterator[Any]:
-        """Batches as long as none comes twice: one pass at most, and what is left of a one-shot iterator.
+        """Batches until one would come twice: at most one pass, or the rest of a one-shot iterator.
 
         Yields:
             The next batch.
@@ -123,7 +123,7 @@ class BatchStream:
         self._iterator, self._position = iter(self._data), 0
 
     def others(self, count: int) -> list[Any]:
-        """Batches that come next, taken from the stream; of a one-shot iterator the last ones that it gave.
+        """The batches that come next, taken from the stream; or a one-shot iterator's last ones.
 
         Args:
             count: How many, at most 8.
@@ -134,7 +134,7 @@ class BatchStream:
         return list(islice(self.rest(), count)) if self._can_restart else list(self._recent)[-count:]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is: the pass, the batch within it, and the random numbers that the pass began with."""
+        """Where the stream is: pass, batch, and the random numbers with which the pass began."""
         return {
             "passes": self._passes,
             "position": self._position,
@@ -146,7 +146,8 @@ class BatchStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to where another stream over the same data was.
 
-        Batches of before are taken from `data` again and dropped, so that its iterator comes to the same point.
+        Batches of before are taken from `data` again and dropped, so that its iterator comes to the
+        same point.
 
         Args:
             state: Of `state_dict`.

@@ -38,25 +38,30 @@ def collect_gradients(
     Args:
         model: The model. Nothing about it is changed.
         loss_fn: `loss_fn(model, batch)` returns a scalar, the mean over the batch.
-        data: An iterable of batches. With `per_sample`, every tensor in a batch (itself a tensor, or nested tuples,
-            lists, dicts and objects of tensors) has the samples along its first dimension.
+        data: An iterable of batches. With `per_sample`, every tensor in a batch (itself a tensor,
+            or nested tuples, lists, dicts and objects of tensors) has the samples along its first
+            dimension.
         num_gradients: m.
-        params: Which parameters: None for all that require a gradient; names or shell-style patterns, the parameters
-            themselves, or a predicate of name and parameter. Names are those of the model inside `DataParallel`,
-            `DistributedDataParallel` or `torch.compile`.
-        per_sample: One gradient a sample in place of one a batch: by `torch.func.vmap` (no `.item()`, no branch on
-            values), or where the model does not allow that, such as with recurrent layers, one after the other.
-        mode: Of the model meanwhile: "eval"; "train", which is training mode but for batch normalisation and dropout,
-            for losses that exist in training mode only; "auto" is "eval", and "train" with a warning where the first
-            batch has no loss in evaluation mode.
+        params: Which parameters: None for all that require a gradient; names or shell-style
+            patterns, the parameters themselves, or a predicate of name and parameter. Names are
+            those of the model inside `DataParallel`, `DistributedDataParallel` or `torch.compile`.
+        per_sample: One gradient a sample in place of one a batch: by `torch.func.vmap` (no
+            `.item()`, no branch on values), or sample by sample where the model does not allow
+            vmap, as with recurrent layers.
+        mode: The model's mode meanwhile. "eval" is evaluation mode. "train" is training mode
+            without random or changing layers (batch normalisation, dropout), for losses that exist
+            in training mode only. "auto" is "eval", or "train" with a warning where the first batch
+            has no loss in evaluation mode.
 
     Returns:
-        G, [m, d]: the parameters in `named_parameters()` order, each flattened row-major; float64 where any is,
-        otherwise float32. Of two parameters that share their memory the first stands for both.
+        G, [m, d]: the parameters in `named_parameters()` order, each flattened row-major; float64
+        where any parameter is, otherwise float32. Of two parameters that share their memory the
+        first stands for both.
 
     Raises:
         TypeError: If the loss is not a tensor, or a parameter is not real.
-        ValueError: If the loss is no scalar or not finite, the data runs out early, or a parameter gets no gradient.
+        ValueError: If the loss is no scalar or not finite, the data runs out early, or a parameter
+            gets no gradient.
 
     Example:
         >>> import torch, mfac
@@ -152,7 +157,8 @@ def gather_rows(
         stream: Where the batches come from.
         num_gradients: m.
         mode: Of the model meanwhile.
-        columns: Which of the d columns to keep, [d'] indices; None for all. The others are never stored.
+        columns: Which of the d columns to keep, [d'] indices; None for all. The others are never
+            stored.
 
     Returns:
         [m, d'].
@@ -227,7 +233,7 @@ def fill_rows_(
 def _rounds(
     stream: BatchStream, num_gradients: int, per_sample: bool, size: int, or_fewer: bool
 ) -> Iterator[list[tuple[int, Any]]]:
-    """Batches with their numbers, `size` at a time and no more of them than give `num_gradients` rows."""
+    """Numbered batches, `size` at a time, and no more of them than give `num_gradients` rows."""
     open_: list[tuple[int, Any]] = []
     wanted = num_gradients
     try:

@@ -1,4 +1,4 @@
-"""How strongly the input channels of each layer are driven: ‖X_j‖₂ over batches, laid out as the layer's weight."""
+"""How strongly the input channels of each layer are driven: ‖X_j‖₂, laid out as the weight."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from mfac.gradients.prunable import layout_of, parameter_behind, weight_names
 def input_norms(
     model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] | None = None
 ) -> dict[str, Tensor]:
-    """The norm of the input channel that each weight is multiplied with, over all samples and positions.
+    """The norm of each weight's input channel, over all samples and positions.
 
     Args:
         model: Run in evaluation mode, and put back in its own.
         batches: A finite iterable.
-        forward: Calls the model with a batch; by default `model(batch)`, or `model(batch[0])` for a tuple or list.
+        forward: Calls the model with a batch; by default `model(batch)`, or `model(batch[0])` for a
+            tuple or list.
 
     Returns:
-        Name of a weight to norms of its shape, expanded where channels repeat, for every layer with one weight (linear
-        layers and convolutions) that was called as a module; a convolution's channels are not told apart by position.
+        Name of a weight to norms of its shape, expanded where channels repeat, for every layer with
+        one weight (linear layers and convolutions) that was called as a module; a convolution's
+        channels are not told apart by position.
 
     Raises:
         ValueError: If there is no batch.

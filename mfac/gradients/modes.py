@@ -1,4 +1,4 @@
-"""The modes in which a model computes gradients: evaluation, or training without what makes it random."""
+"""The modes in which a model computes gradients: evaluation, or training without randomness."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 Mode = Literal["auto", "eval", "train"]
-"""Of the model while gradients are collected: "auto" is "eval", or "train" where the loss needs it."""
+"""The model's mode while it computes gradients; "auto": "eval", or "train" if the loss needs it."""
 
 QUIET = (_BatchNorm, _DropoutNd)
-"""Layers whose training mode changes their state or draws numbers; in evaluation mode in "train" too."""
+"""Layers that draw numbers or change state in training mode; "train" keeps them in evaluation."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Names of parameters without the prefixes of wrappers: what is saved, fine-tuned and loaded is the model inside."""
+"""Names of parameters without the prefixes of wrappers, as the model inside has them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def inner_module(module: nn.Module) -> nn.Module:
-    """The module inside `DataParallel`, `DistributedDataParallel` and `torch.compile`, however they are nested."""
+    """The module within `DataParallel`, `DistributedDataParallel` and `torch.compile` wrappers."""
     while True:
         if isinstance(module, nn.DataParallel | DistributedDataParallel):
             module = module.module
@@ -44,7 +44,7 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter once, under its first name without wrappers, in `named_parameters()` order."""
+    """Every parameter once, by its first unwrapped name, in `named_parameters()` order."""
     found: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     for layer_name, layer in named_layers(model):

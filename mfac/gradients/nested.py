@@ -1,4 +1,4 @@
-"""Batches of any make: tensors, tuples, lists, dicts, named tuples, and objects with tensors as attributes."""
+"""Batches of any make: tensors, tuples, lists, dicts, named tuples, and objects with tensors."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def num_samples(batch: Any) -> int | None:
-    """The first dimension of the first tensor in a batch, or None where there is no tensor to be found."""
+    """The first dimension of the first tensor in a batch, or None without a tensor."""
     try:
         tensor = next(tensors_in(batch), None)
     except TypeError:  # a batch of some type of the caller's own
@@ -71,7 +71,8 @@ def _tensor_attributes(batch: Any) -> dict[str, Tensor]:
         found = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     else:
         found = dict(getattr(batch, "__dict__", {}))
-        # such as transformers' BatchEncoding or a PyTorch Geometric batch, which keep tensors one level down
+        # such as transformers' BatchEncoding or a PyTorch Geometric batch, which keep tensors one
+        # level down
         for store in ("data", "_store"):
             inner = found.get(store)
             if isinstance(inner, Mapping):

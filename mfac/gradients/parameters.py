@@ -18,15 +18,15 @@ def select_parameters(model: nn.Module, params: Selection) -> dict[str, nn.Param
 
     Args:
         model: Where they are looked up.
-        params: None for every parameter that requires a gradient; a name or shell-style pattern, or several; the
-            parameters themselves; or a predicate of name and parameter.
+        params: None for every parameter that requires a gradient; a name or shell-style pattern, or
+            several; the parameters themselves; or a predicate of name and parameter.
 
     Returns:
         Name to parameter. A flat vector over them is each one flattened row-major, in this order.
 
     Raises:
-        ValueError: If nothing is selected, a name or pattern matches nothing, or a parameter does not require a
-        gradient.
+        ValueError: If nothing is selected, a name or pattern matches nothing, or a parameter does
+            not require a gradient.
         TypeError: If `params` is of another type or a parameter is not real floating-point.
     """
     named = named_parameters(model)

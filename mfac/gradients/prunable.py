@@ -1,4 +1,4 @@
-"""Which weights of a model can be pruned, and how a pattern sees each: found in the modules that hold them."""
+"""Which weights of a model can be pruned, and a pattern's view of each, found in its modules."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def describe_weights(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> 
 
 
 def parameter_behind(module: nn.Module, name: str) -> nn.Parameter | None:
-    """The parameter that a layer's weight is made of, elementwise: itself, or `weight_orig` under torch's pruning.
+    """The parameter behind a layer's weight: itself, or `weight_orig` under torch's pruning.
 
     Args:
         module: The layer.
@@ -132,6 +132,6 @@ def parameter_behind(module: nn.Module, name: str) -> nn.Parameter | None:
 
 
 def is_transformers_conv1d(module: nn.Module) -> bool:
-    """Whether it is the Conv1D of Hugging Face's transformers, whose weight is [in, out]: known by name and shape."""
+    """Whether it is a transformers Conv1D with weight [in, out], known by its name and shape."""
     weight = module._parameters.get("weight")
     return type(module).__name__ == "Conv1D" and weight is not None and weight.dim() == 2

@@ -1,4 +1,4 @@
-"""The random numbers that data may depend on: torch's, Python's, numpy's, and generators that the data holds."""
+"""The random numbers behind data: torch's, Python's, numpy's, and the data's own generators."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Randomness:
         """As it is now.
 
         Args:
-            data: What batches come from; generators are looked for in the attribute `generator` of a DataLoader, of
-                its samplers and of its data set.
+            data: What batches come from; generators are looked for in the attribute `generator` of
+                a DataLoader, of its samplers and of its data set.
 
         Returns:
             All states.

@@ -1,4 +1,4 @@
-"""Gradients computed by several processes: each takes its share of the batches, and all have all rows in the end."""
+"""Gradients by several processes: each computes its share of the batches, and all hold all rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 class Ranks:
     """The processes of a group; without one, this process alone.
 
-    All of them go through the same batches in the same order. Of every round of batches each process computes one.
+    All processes go through the same batches in the same order. Of every round of batches each
+    process computes one.
 
     Args:
         group: Of `torch.distributed`; None for this process alone.
@@ -92,7 +93,7 @@ class Ranks:
         return set.intersection(*map(set, found))
 
     def agree_(self, *tensors: Tensor) -> None:
-        """In place: every process takes over what the first one has."""
+        """In place: every process takes over the numbers of the first process."""
         for tensor in tensors if self.group is not None else ():
             whole = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
             dist.broadcast(whole, self._global(0), group=self.group)

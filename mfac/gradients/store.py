@@ -1,4 +1,4 @@
-"""Where the rows of gradients are kept: as a tensor, in bfloat16, or in a file that is read by column tiles."""
+"""Where rows of gradients are kept: a tensor, bfloat16, or a file that is read by column tiles."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ class GradientStore(ABC):
             live: Which columns are wanted, [d] bool; None for all.
 
         Yields:
-            Where the tile's columns stand among those that are wanted, and the tile, [m, w] in `dtype`.
+            Where the tile's columns stand among those that are wanted, and the tile, [m, w] in
+            `dtype`.
         """
         width = max(1, min(self.dim, TILE_ENTRIES // self.rank))
         begin = 0

@@ -1,9 +1,9 @@
-"""How many threads compute a gradient: all of torch's, or one where the batch is too small for more.
+"""How many threads compute a gradient: all of torch's, or one if the batch is too small for more.
 
 The backward pass of a small batch is hundreds of short parallel regions. At the end of each region
-every thread waits for the slowest, and the waiting threads spin. Several threads then gain little on
-a quiet machine. If another process has a core, the slowest thread is one that is not running at all,
-and a pass takes ten times as long with two threads as with one. One thread waits for nobody.
+every thread waits for the slowest, and the waiting threads spin. Several threads then gain little
+on a quiet machine. If another process has a core, the slowest thread is one that is not running at
+all, and a pass takes ten times as long with two threads as with one. One thread waits for nobody.
 
 The choice hangs on the number of operations of a batch, never on a clock. So the gradients of two
 runs are the same to the last bit, whatever else the machine does.
@@ -30,7 +30,8 @@ class OperationCount:
     """Counts the operations of the layers that most work is in, while a batch goes forward.
 
     Attributes:
-        total: Floating-point operations, forward and backward: 6 for each weight and place that it is used in.
+        total: Floating-point operations, forward and backward: 6 for each weight and place that it
+            is used in.
     """
 
     def __init__(self) -> None:
@@ -62,7 +63,8 @@ class OperationCount:
             self.total += 6 * size * (first.numel() // first.shape[-1])  # also of a packed sequence's data
         else:
             assert isinstance(layer.weight, Tensor)
-            # an output takes as many inputs as a row of the weight has; of a transposed weight, the other way round
+            # an output takes as many inputs as a row of the weight has; of a transposed weight, the
+            # other way round
             turned = isinstance(layer, _TRANSPOSED) or is_transformers_conv1d(layer)
             uses = inputs[0].numel() if turned else first.numel()
             self.total += 6 * layer.weight[0].numel() * uses

@@ -1,4 +1,4 @@
-"""Parameters as one flat vector: their order, their gradients, and how the vector is written back."""
+"""Parameters as one flat vector: their order, their gradients, and how to write the vector back."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.nn.parameter import UninitializedParameter
 class ParameterVector:
     """Named parameters, each flattened row-major, one after the other.
 
-    Two parameters that share the same memory are one weight: the first stands for both, and its gradient is the sum of
-    theirs.
+    Two parameters that share the same memory are one weight: the first stands for both, and its
+    gradient is the sum of theirs.
 
     Args:
         parameters: Name to parameter, in order.
@@ -24,7 +24,8 @@ class ParameterVector:
         parameters: Name to parameter.
         aliases: For each, the other parameters of the same memory.
         dim: d, how many weights there are in all.
-        dtype: float64 where any parameter is, otherwise float32: of gradients and of the arithmetic.
+        dtype: float64 where any parameter is, otherwise float32: of gradients and of the
+            arithmetic.
         device: Where they are.
     """
 
@@ -57,7 +58,7 @@ class ParameterVector:
         return [leaf for parameter, aliases in pairs for leaf in (parameter, *aliases)]
 
     def restricted(self, names: Sequence[str]) -> ParameterVector:
-        """The vector of some of them."""
+        """The vector of some of the parameters."""
         others = list(chain(self.parameters.values(), *self.aliases))
         return ParameterVector({name: self.parameters[name] for name in names}, others)
 
@@ -89,9 +90,10 @@ class ParameterVector:
 
     @torch.no_grad()
     def write_(self, flat: Tensor) -> None:
-        """Writes a vector [d] into the parameters, whatever their memory format; rounds once to their dtype.
+        """Writes a vector [d] into parameters of any memory format; rounds once to their dtype.
 
-        A weight that is not zero stays so: one too small for the dtype becomes the smallest number that it has.
+        A weight that is not zero stays so: one too small for the dtype becomes the smallest number
+        that it has.
         """
         for (_, piece), parameter in zip(self.pieces(flat), self.parameters.values(), strict=True):
             parameter.copy_(piece)
@@ -103,7 +105,7 @@ class ParameterVector:
 
 
 def memory_of(tensor: Tensor) -> object:
-    """What two tensors have in common if they are the same numbers in the same memory, and only then."""
+    """A key that two tensors share if and only if they are the same numbers in the same memory."""
     if isinstance(tensor, UninitializedParameter) or tensor.numel() == 0 or tensor.device.type == "meta":
         return id(tensor)
     place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)

@@ -1,4 +1,4 @@
-"""Zeros that stay: what an optimizer's hooks do so that dropped weights and their momentum never come back."""
+"""Zeros that stay: hooks of an optimizer keep dropped weights and their momentum at zero."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class MaskHandle:
     """What `Masks.attach` returns: the hooks of one optimizer, until `remove` is called.
 
-    Before each step the gradients of dropped weights are set to zero, so that no momentum, second moment or window
-    sees them; after it the weights, and what the optimizer keeps for them. What a closure computes within a step is
-    treated in the same way. The model holds nothing of it, so that its copies and its `state_dict` are as ever.
+    Before each step the gradients of dropped weights are set to zero, so that no momentum, second
+    moment or window sees them; after it the weights, and what the optimizer keeps for them. What a
+    closure computes within a step is treated in the same way. The model holds nothing of it, so
+    that its copies and its `state_dict` are as ever.
     As a context manager it removes itself at the end.
 
     Args:
-        model: Whose parameters are masked. They are looked up by name in each step, and so followed wherever they go.
+        model: Whose parameters are masked. They are looked up by name in each step, and so followed
+            wherever they go.
         optimizer: Whose steps are hooked.
         masks: Parameter name to mask, True = kept.
         keep_state: Keys of optimizer state that are no value for each weight and stay as they are.
@@ -74,7 +76,7 @@ class MaskHandle:
         self.remove()
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Clears weights and gradients; a closure comes to clear those that it computes."""
+        """Clears weights and gradients; a closure clears the gradients that it computes."""
         self._clear_gradients()
         if len(args) > 1 and callable(args[1]):
             return (args[0], self._cleared(args[1]), *args[2:]), kwargs
@@ -105,7 +107,7 @@ class MaskHandle:
                 yield name, leaf
 
     def _clear_(self, name: str, tensor: Tensor) -> None:
-        """Sets the dropped entries of a tensor of the parameter's shape to zero, whatever they hold.
+        """Sets the dropped entries of a tensor of the parameter's shape to zero, whatever it holds.
 
         A product with zero would leave a NaN as it is, and `masked_fill_` is twenty times as slow.
         """

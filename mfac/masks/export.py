@@ -24,7 +24,7 @@ def plain_state_dict(model: nn.Module, masks: Mapping[str, Tensor] | None = None
 
     Args:
         model: The model, wrapped or not, under `torch.nn.utils.prune` or not. It is not changed.
-        masks: What is dropped of it; None for what the model holds as it is.
+        masks: Masks of the dropped weights; None for the model's values as they are.
 
     Returns:
         Name to tensor, by reference where nothing had to be computed.
@@ -80,20 +80,21 @@ def load_plain_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def save_compact(model: nn.Module, masks: Mapping[str, Tensor], path: str | os.PathLike[str]) -> int:
-    """Writes a pruned model as a bit for each masked weight and the values of those that are kept.
+    """Writes a pruned model: a bit for each masked weight, and the values of the kept weights.
 
-    Everything else of the state dict is written as it is; what two names share is written once.
+    Everything else of the state dict is written as it is; a tensor with two names is written once.
 
     Args:
         model: The pruned model, wrapped or not.
-        masks: Of it.
+        masks: The model's masks.
         path: Ends in ".safetensors", or in ".pt" or ".pth" for torch's own form.
 
     Returns:
         The size of the file in bytes.
 
     Raises:
-        ValueError: If a dropped weight is not zero, a mask does not fit, or the path ends otherwise.
+        ValueError: If a dropped weight is not zero, a mask does not fit, or the path ends
+            otherwise.
         TypeError: If the state dict holds something that is no tensor.
         ImportError: If safetensors is asked for and not installed.
 
@@ -143,18 +144,19 @@ def save_compact(model: nn.Module, masks: Mapping[str, Tensor], path: str | os.P
 
 
 def load_compact_(model: nn.Module, path: str | os.PathLike[str]) -> Masks:
-    """Takes what `save_compact` wrote into a model.
+    """Loads a file of `save_compact` into a model.
 
     Args:
-        model: One of the same names and shapes, wrapped or not.
+        model: A model with the same names and shapes, wrapped or not.
         path: The file.
 
     Returns:
         The masks.
 
     Raises:
-        ValueError: If it is no such file, or names or shapes are not the model's; the model is then as it was.
-        ImportError: If it is of safetensors, and safetensors is not installed.
+        ValueError: If the file is not of `save_compact`, or names or shapes are not the model's;
+            the model is then as it was.
+        ImportError: If the file is in safetensors' form, and safetensors is not installed.
         FileNotFoundError: If there is no such file.
 
     Example:
@@ -186,7 +188,7 @@ def load_compact_(model: nn.Module, path: str | os.PathLike[str]) -> Masks:
 
 
 def to_semi_structured_(model: nn.Module) -> dict[str, str]:
-    """Turns the weights of linear layers that are 2:4 into torch's semi-structured tensors, for inference.
+    """Turns 2:4 weights of linear layers into torch's semi-structured tensors, for inference.
 
     Args:
         model: On a GPU, in a dtype that its sparse tensor cores take.
@@ -244,15 +246,16 @@ def export_onnx(
         model: The model, wrapped or not; its modes are put back.
         example: An input, or a tuple of several.
         path: Of the file.
-        tolerance: How far an output may be from the model's, relative to the largest of that output and at least 1.
+        tolerance: How far an output may be from the model's, relative to the largest of that output
+            and at least 1.
         **options: For `torch.onnx.export`, such as `dynamic_shapes`.
 
     Returns:
-        The largest difference, so measured.
+        The largest difference, measured as for `tolerance`.
 
     Raises:
         ImportError: If onnx, onnxscript or onnxruntime is not installed.
-        ValueError: If outputs differ by more; the file is left for inspection.
+        ValueError: If outputs differ by more than `tolerance`; the file is left for inspection.
 
     Example:
         >>> import tempfile, torch, mfac
@@ -323,7 +326,7 @@ def _key(state: Mapping[str, Tensor], name: str) -> str:
 
 
 def _plain(model: nn.Module, *, fold: bool = True) -> dict[str, Tensor]:
-    """The state dict without prefixes of wrappers, by reference; with `fold` without torch's pruning too."""
+    """The state dict without wrappers' prefixes, by reference; `fold` drops torch's pruning too."""
     model = inner_module(model)
     prefixes = []
     for name, module in model.named_modules(remove_duplicate=False):

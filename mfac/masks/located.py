@@ -1,4 +1,4 @@
-"""The parameters of a model that masks speak of: by name, under torch's pruning or not, wrapped or not."""
+"""The parameters of a model that masks name: under torch's pruning or not, wrapped or not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mfac.gradients.vector import memory_of
 
 
 def masked_parameter(model: nn.Module, name: str) -> nn.Parameter:
-    """The parameter of a name; `weight` is `weight_orig` under torch's pruning, and the reverse after it.
+    """The parameter of a name; `weight` finds `weight_orig` under torch's pruning, and the reverse.
 
     Args:
         model: The model, wrapped or not.

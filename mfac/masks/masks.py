@@ -31,14 +31,16 @@ class Count(NamedTuple):
 class Masks(Mapping[str, Tensor]):
     """Which weights of a model are kept: parameter name to bool tensor of its shape, True = kept.
 
-    Names are those of the model without the prefixes of wrappers (`DataParallel`, `DistributedDataParallel`,
-    `torch.compile`), so that masks of a wrapped model fit the model itself and the reverse.
+    Names are those of the model without the prefixes of wrappers (`DataParallel`,
+    `DistributedDataParallel`, `torch.compile`), so that masks of a wrapped model fit the model
+    itself and the reverse.
 
     Args:
-        masks: Such a mapping, as `report.masks`. Tensors are taken by reference.
+        masks: A mapping of names to bool tensors, as `report.masks`. Tensors are taken by
+            reference.
 
     Raises:
-        TypeError: If it is no mapping of names to bool tensors.
+        TypeError: If `masks` is no mapping of names to bool tensors.
 
     Example:
         >>> import torch, mfac
@@ -82,8 +84,9 @@ class Masks(Mapping[str, Tensor]):
 
         Args:
             model: The model, wrapped or not.
-            params: Names, shell-style patterns, parameters or a predicate. None for the weights of all layers that
-                `mfac.prune` knows, without tensors of zeros alone: a branch that starts at zero is not pruned.
+            params: Names, shell-style patterns, parameters or a predicate. None for the weights of
+                all layers that `mfac.prune` knows, without tensors of zeros alone: a branch that
+                starts at zero is not pruned.
 
         Returns:
             The masks.
@@ -113,8 +116,8 @@ class Masks(Mapping[str, Tensor]):
             model: A model under torch's pruning.
 
         Returns:
-            Masks under the name `<name>`, which finds the parameter `<name>_orig` now, and `<name>` once
-            `torch.nn.utils.prune.remove` has been called.
+            Masks under the name `<name>`, which finds the parameter `<name>_orig` now, and `<name>`
+            once `torch.nn.utils.prune.remove` has been called.
 
         Raises:
             ValueError: If no parameter has such a mask.
@@ -134,11 +137,11 @@ class Masks(Mapping[str, Tensor]):
         return cls(found)
 
     def save(self, path: str | os.PathLike[str]) -> int:
-        """Writes the masks to a file, one bit a weight; it appears whole or not at all.
+        """Writes the masks to a file, one bit a weight; the file appears whole or not at all.
 
         Args:
-            path: Ends in ".safetensors", which needs safetensors, or in ".pt" or ".pth" for torch's own form, which
-                `torch.load` reads with `weights_only=True`.
+            path: Ends in ".safetensors", which needs safetensors, or in ".pt" or ".pth" for torch's
+                own form, which `torch.load` reads with `weights_only=True`.
 
         Returns:
             The size of the file in bytes.
@@ -152,7 +155,7 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
-        """Reads what `save` wrote.
+        """Reads a file of `save`.
 
         Args:
             path: The file.
@@ -161,8 +164,8 @@ class Masks(Mapping[str, Tensor]):
             The masks, on the CPU.
 
         Raises:
-            ValueError: If it is no file of masks.
-            ImportError: If it is of safetensors, and safetensors is not installed.
+            ValueError: If the file holds no masks.
+            ImportError: If the file is in safetensors' form, and safetensors is not installed.
             FileNotFoundError: If there is no such file.
         """
         bits, about = read_tensors(path, KIND)
@@ -170,10 +173,10 @@ class Masks(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> None:
-        """Sets the dropped weights of a model to zero, whatever they hold.
+        """Sets the dropped weights of a model to zero, even a NaN or an infinity.
 
         Args:
-            model: One with parameters of the masks' names and shapes, wrapped or not.
+            model: A model with parameters of the masks' names and shapes, wrapped or not.
 
         Raises:
             ValueError: If a name or shape is not the model's; the model is then as it was.
@@ -182,29 +185,33 @@ class Masks(Mapping[str, Tensor]):
             parameter.masked_fill_(~self[name].to(parameter.device), 0)  # a product would leave a NaN as it is
 
     def attach(self, model: nn.Module, optimizer: Optimizer, keep_state: Collection[str] = ()) -> MaskHandle:
-        """Keeps dropped weights at zero through every step of an optimizer, and their momentum with them.
+        """Keeps dropped weights and their momentum at zero through every step of an optimizer.
 
-        Works with any optimizer of torch's base class, with closures, parameter groups and `GradScaler`; masks
-        follow the model to another device. Parameters that the optimizer does not have only stay zero. A copy of the
-        optimizer has no hooks: attach again. With several optimizers attach to each.
+        Works with any optimizer of torch's base class, with closures, parameter groups and
+        `GradScaler`; masks follow the model to another device. Parameters that the optimizer does
+        not have only stay zero. A copy of the optimizer has no hooks: attach again. With several
+        optimizers attach to each.
 
-        State tensors of a parameter's shape are taken for one value a weight, as in every optimizer of torch. Name
-        others in `keep_state`, such as a preconditioner that is as large as a square weight. Gradients that a window
-        of `mfac.MFAC` holds from before stay there until newer ones replace them; dropped weights are zero at once.
+        State tensors of a parameter's shape are taken for one value a weight, as in every optimizer
+        of torch. Name other tensors in `keep_state`, such as a preconditioner that is as large as a
+        square weight. Gradients that a window of `mfac.MFAC` holds from before stay there until
+        newer ones replace them; dropped weights are zero at once.
 
         Args:
-            model: Whose weights these are. Dropped ones are set to zero at once.
-            optimizer: Of its parameters.
+            model: The masked model. Its dropped weights are set to zero at once.
+            optimizer: The optimizer of the model's parameters.
             keep_state: Keys of optimizer state to leave as they are.
 
         Returns:
-            A handle: `handle.remove()` ends it.
+            A handle: `handle.remove()` takes the hooks away.
 
         Raises:
             TypeError: If `optimizer` is no `torch.optim.Optimizer`.
-            ValueError: If a name or shape is not the model's, or the optimizer has none of the parameters.
+            ValueError: If a name or shape is not the model's, or the optimizer has none of the
+                parameters.
 
-        Cost: a step reads and writes weights twice, gradients and state once; memory as much as the masked weights.
+        Cost: a step reads and writes weights twice, gradients and state once; memory as much as the
+        masked weights.
         """
         return MaskHandle(model, optimizer, self, keep_state)
 
@@ -214,7 +221,7 @@ class Masks(Mapping[str, Tensor]):
 
     @property
     def sparsity(self) -> float:
-        """Share of dropped weights among all that the masks speak of."""
+        """Share of dropped weights among all weights that have a mask."""
         counts = self.counts().values()
         total = sum(count.total for count in counts)
         return (total - sum(count.kept for count in counts)) / total if total else 0.0
@@ -224,7 +231,7 @@ class Masks(Mapping[str, Tensor]):
         return Masks({name: mask.to(device) for name, mask in self.items()})
 
     def __and__(self, other: object) -> Masks:
-        """Kept by both; a parameter that only one of them names is kept as that one says."""
+        """Kept by both masks; a parameter that one mask alone names is kept as that mask says."""
         if not isinstance(other, Mapping):
             return NotImplemented
         both = {**self, **Masks(other)}

@@ -17,7 +17,8 @@ def pack_bits(mask: Tensor) -> Tensor:
         mask: Of any shape, bool.
 
     Returns:
-        Bytes on the CPU, [ceil(size / 8)] uint8. The first entry is the highest bit of the first byte.
+        Bytes on the CPU, [ceil(size / 8)] uint8. The first entry is the highest bit of the first
+        byte.
     """
     return torch.from_numpy(np.packbits(mask.detach().cpu().reshape(-1).numpy()))
 

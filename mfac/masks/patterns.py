@@ -1,4 +1,4 @@
-"""Patterns by name: which zeros a pruned network may have, and so which weights a step may drop together.
+"""Patterns by name: which zeros a pruned network may have, and so which weights drop together.
 
 To add one, derive from `Pattern` and give `prune` the object (docs/extending/pattern.md).
 """
@@ -36,8 +36,8 @@ def resolve_pattern(pattern: str | Pattern | Mapping[str, str | Pattern]) -> Pat
     """The pattern that a name stands for, or the pattern itself.
 
     Args:
-        pattern: "unstructured", "N:M", "AxB", "rows", "channels", one of these or an object for each name or
-            shell-style pattern of parameters, or an object.
+        pattern: "unstructured", "N:M", "AxB", "rows", "channels", one of these or an object for
+            each name or shell-style pattern of parameters, or an object.
 
     Returns:
         The pattern.

@@ -1,4 +1,4 @@
-"""Physical removal: units and filters that masks have emptied are cut out of the layers on both sides."""
+"""Physical removal: channels that masks have emptied are cut out of the layers on both sides."""
 
 from __future__ import annotations
 
@@ -37,23 +37,27 @@ class Shrunk:
 
 
 def shrink(model: nn.Module, masks: Any) -> Shrunk:
-    """Cuts emptied output channels out of linear layers and convolutions, and what they fed out of the next layer.
+    """Cuts emptied channels out of linear layers and convolutions, and out of the next layers.
 
-    A channel goes if its row of weights is zero, or if the next layer's weights for it all are. Where its row is zero
-    the channel is constant: that constant is taken through what stands between and into the next layer's bias, so that
-    the smaller model computes the same function, up to rounding. It works on what `torch.fx` can trace, and on those
-    parts of other models that it can: linear layers and convolutions of one group, one after the other, with batch
-    norm, pooling, flattening, dropout and elementwise functions between. The first channel stays where all would go.
+    A channel goes if its row of weights is zero, or if all weights of the next layer for the
+    channel are zero. A channel with a row of zeros is constant. The constant is taken through the
+    layers between and into the next layer's bias, so that the smaller model computes the same
+    function, up to rounding. `shrink` works on models that `torch.fx` can trace, and on the
+    traceable parts of other models: linear layers and convolutions of one group, one after the
+    other, with batch norm, pooling, flattening, dropout and elementwise functions between. Where
+    all channels would go, the first one stays.
 
     Args:
-        model: The pruned model, which is not changed; in evaluation mode the smaller one computes the same.
+        model: The pruned model, which is not changed; in evaluation mode the smaller model computes
+            the same.
         masks: A report, or name to mask; the model's zeros are held to them.
 
     Returns:
         The smaller copy, what was removed and what was left and why.
 
     Raises:
-        ValueError: If a weight is not zero where its mask is, or if channels are empty and none can be removed.
+        ValueError: If a weight is not zero where its mask is, or if channels are empty and none can
+            be removed.
 
     Example:
         >>> import torch, mfac
@@ -192,7 +196,7 @@ def _constants(layer: Any, steps: list[Step]) -> Tensor:
 
 
 def _takes_constants(consumer: Any) -> bool:
-    """Whether a constant input is a constant in every output: not at the padded border of a convolution."""
+    """Whether a constant input makes a constant output: not at a convolution's padded border."""
     return isinstance(consumer, nn.Linear) or consumer.padding == "valid" or not any(consumer.padding)
 
 

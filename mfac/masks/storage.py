@@ -1,4 +1,4 @@
-"""Files of named tensors: safetensors, or torch's own without any code in them; written whole or not at all."""
+"""Files of named tensors: safetensors or torch's own, without code; written whole or not at all."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_suffix(path: str | os.PathLike[str]) -> Path:
 def write_tensors(
     path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
 ) -> int:
-    """Writes tensors and what is said of them into one file, which appears whole or not at all.
+    """Writes tensors and their description into one file, which appears whole or not at all.
 
     Args:
         path: Its suffix chooses the form.
@@ -88,7 +88,7 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
         kind: What it should hold.
 
     Returns:
-        Tensors on the CPU by name, and what was said of them.
+        Tensors on the CPU by name, and their description.
 
     Raises:
         ValueError: If the file holds something else, or its suffix is unknown.

@@ -33,7 +33,8 @@ def follow(node: fx.Node, root: nn.Module, uses: Mapping[str, int]) -> tuple[lis
         uses: How often each module is called.
 
     Returns:
-        What is applied to a channel on the way, and the next layer; or why there is no such way: "it ...".
+        What is applied to a channel on the way, and the next layer; or why there is no such way:
+        "it ...".
     """
     steps: list[Step] = []
     layer: Any = root.get_submodule(str(node.target))

@@ -29,20 +29,20 @@ class MFAC(Optimizer):
     F = λI + (1/m) Σ gᵢgᵢᵀ over the last m gradients, the newest included. One window serves all
     parameters, so the curvature between layers counts too. A step costs two passes over the window
     at memory speed and O(m²); memory is the window (`window.nbytes`, known before the first step),
-    the momentum, and O(d). A `window_dtype` of 16 or 8 bits, or a `density` below 1, makes both
-    smaller; the step is then exact for the gradients as stored.
+    the momentum, and O(d). A `window_dtype` of 16 or 8 bits, or a `density` below 1, makes time and
+    memory smaller; the step is then exact for the gradients as stored.
 
     For near-orthogonal gradients and small λ the step is about m·g/‖g‖²: the rank is a hidden
-    multiplier of the learning rate, and what suits SGD does not suit this. The step is at most g/λ.
-    The defaults are moderate: 32 rows of 25 million weights take 3.2 GB in float32, and λ = 0.01
-    bounds steps while gradients shrink.
+    multiplier of the learning rate, and a rate that suits SGD does not suit M-FAC. The step is at
+    most g/λ. The defaults are moderate: 32 rows of 25 million weights take 3.2 GB in float32, and
+    λ = 0.01 bounds steps while gradients shrink.
 
     Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 4 and its Algorithm 2. Momentum
     is the paper's, an exponential average of preconditioned gradients; with a `density` below 1 the
-    weights that enter the window in a step leave it out, as error feedback has delayed them already
-    (docs/derivation.md, (7)). Weight decay is the paper's too: the gradient of the regularised
-    loss, g + weight_decay · w, enters the window; with `decoupled_weight_decay` the window sees g
-    alone and weights shrink by lr · weight_decay · w instead.
+    weights that enter the window in a step have no momentum, as error feedback has delayed them
+    already (docs/derivation.md, (7)). Weight decay is the paper's too: the gradient of the
+    regularised loss, g + weight_decay · w, enters the window; with `decoupled_weight_decay` the
+    window sees g alone and weights shrink by lr · weight_decay · w instead.
 
     Args:
         params: Parameters or groups of them. `lr`, `momentum` and `weight_decay` may differ by
@@ -244,7 +244,7 @@ class MFAC(Optimizer):
         return columns
 
     def elementwise_state(self, parameter: Tensor) -> list[Tensor]:
-        """What the optimizer keeps of each weight outside `state`, the momentum, which `Masks.attach` clears.
+        """The momentum of a parameter, which lies outside `state`, for `Masks.attach` to clear.
 
         Args:
             parameter: Of this optimizer, or not.
@@ -267,13 +267,13 @@ class MFAC(Optimizer):
         return {**super().state_dict(), "window": self.window.state_dict(copy=False), "momentum": self._average}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the state of another optimizer of the same parameters, to go on as it would.
+        """Takes up the state of another optimizer of the same parameters, and goes on as the other.
 
         Args:
             state_dict: What `state_dict` returned. Copied.
 
         Raises:
-            KeyError: If there is no window or momentum in it, or a group lacks an option.
+            KeyError: If the state has no window or momentum, or a group lacks an option.
             TypeError: If an entry is of another type.
             ValueError: If groups or shapes differ or an option is out of range. After any of these
                 the optimizer is as it was.

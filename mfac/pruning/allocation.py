@@ -33,12 +33,12 @@ class AllocationContext:
 
     Attributes:
         weights: What is known of each parameter.
-        live: How many weights of each are alive before the step.
-        least: How many of each the step leaves at least: the pattern allows no fewer.
+        live: How many weights of each parameter are alive before the step.
+        least: How many weights of each parameter the step leaves at least, by the pattern.
         units: What the step may drop, with its saliencies.
         kept: How many weights are to be left after the step, in all.
-        finally_kept: How many after the last step.
-        alive: Which of the d weights of all parameters are alive before it, [d] bool.
+        finally_kept: How many weights are to be left after the last step.
+        alive: Which of the d weights of all parameters are alive before the step, [d] bool.
     """
 
     weights: Sequence[PrunableWeight]
@@ -51,7 +51,7 @@ class AllocationContext:
 
 
 class Allocation(ABC):
-    """Turns saliencies and a target into counts for each parameter. Derive from it: docs/extending/allocation.md."""
+    """Says how many weights each parameter keeps. Derive from it: docs/extending/allocation.md."""
 
     @abstractmethod
     def kept(self, context: AllocationContext) -> list[int]:
@@ -80,14 +80,15 @@ class Allocation(ABC):
 class Global(Allocation):
     """One ranking of saliencies over all parameters, with a floor for each.
 
-    The floor keeps a parameter from being emptied, after which no gradient passes through its layer
-    and no fine-tuning can bring it back. A parameter of s weights keeps at least `floor` · density · s
-    weights and at least one, with the density that all parameters together end at. Where that is more
-    than there is to keep there is no floor.
+    The floor keeps a parameter from being emptied: no gradient passes through an empty layer, and
+    no fine-tuning can bring the layer back. A parameter of s weights keeps at least
+    `floor` · density · s weights and at least one, with the density that all parameters together
+    end at. Where all floors together are more than there is to keep, there is no floor.
 
-    A few weights in each layer may still lead nowhere. So with a floor the best chains of weights from the first
-    of successive layers to each output of the last are kept too (mfac/pruning/chains.py), as far as they take no
-    more than a tenth of what is kept in the end. They count towards the floor.
+    A few weights in each layer may still lead nowhere. So with a floor the best chains of weights
+    from the first of successive layers to each output of the last are kept too
+    (mfac/pruning/chains.py), as far as they take no more than a tenth of what is kept in the end.
+    The chains count towards the floor.
 
     Args:
         floor: Share of the overall density that each parameter keeps at least, in [0, 1).
@@ -111,7 +112,7 @@ class Global(Allocation):
         self.floor = check_number("floor", floor, least=0, below=1)
 
     def kept(self, context: AllocationContext) -> list[int]:
-        """The counts of the lowest units of all parameters; what is protected goes last."""
+        """The counts of the lowest units of all parameters; protected units go last."""
         units, drop = context.units, sum(context.live) - context.kept
         order = torch.argsort(units.ranking, stable=True)
         sizes = units.sizes
@@ -124,7 +125,7 @@ class Global(Allocation):
         return [live - gone for live, gone in zip(context.live, dropped, strict=True)]
 
     def protected(self, context: AllocationContext) -> Tensor | None:
-        """The units of the best chains, and the highest of each parameter up to its floor; None without a floor."""
+        """Units of the best chains, and the highest up to each floor; None without a floor."""
         if self.floor == 0 or not context.units.ranking.numel():  # a pattern may leave nothing to drop in a step
             return None
         density = context.finally_kept / sum(weight.size for weight in context.weights)
@@ -173,7 +174,9 @@ class Uniform(Allocation):
 
 
 class ERK(Allocation):
-    """Erdős-Rényi-Kernel: densities in proportion to Σ shape / Π shape, at most 1, so that small layers keep more.
+    """Erdős-Rényi-Kernel: densities in proportion to Σ shape / Π shape, and at most 1.
+
+    Small layers keep more.
 
     Source: Evci et al., "Rigging the Lottery" (1911.11134), section 3; Mocanu et al. 2018.
     """
@@ -184,7 +187,7 @@ class ERK(Allocation):
 
 
 class ByLayer(Allocation):
-    """A sparsity for each parameter, by its name or a shell-style pattern; the first that matches counts.
+    """A sparsity for each parameter, by name or a shell-style pattern; the first match counts.
 
     Args:
         sparsities: Name or pattern to share of zeros, in [0, 1].
@@ -243,7 +246,7 @@ def shares(context: AllocationContext, proportions: Sequence[float]) -> list[int
 
 
 def towards(final: Sequence[int], context: AllocationContext) -> list[int]:
-    """Counts of this step on the way to final counts: every parameter goes the same share of its way.
+    """Counts of this step on the way to final counts: all go an equal share of their way.
 
     Args:
         final: Of each parameter after the last step.
@@ -269,8 +272,8 @@ def apportion(total: int, proportions: Sequence[float], least: Sequence[int], mo
         most: Upper bounds, none below its lower bound.
 
     Returns:
-        min(max(t · proportion, least), most) for the t that fits, rounded by largest remainder; ties go
-        to the earlier.
+        min(max(t · proportion, least), most) for the t that fits, rounded by largest remainder;
+        ties go to the earlier.
     """
     total = max(sum(least), min(total, sum(most)))
 

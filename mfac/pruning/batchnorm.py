@@ -21,8 +21,8 @@ def normalised_layers(model: nn.Module) -> list[nn.Module]:
         model: The model, in its own mode.
 
     Returns:
-        All but those that the caller has frozen: scale and shift require no gradient, or the layer is in evaluation
-        mode while the model is in training mode.
+        All but those that the caller has frozen: scale and shift require no gradient, or the layer
+        is in evaluation mode while the model is in training mode.
     """
     return [
         layer
@@ -42,17 +42,18 @@ def reestimate_batchnorm(
 ) -> int:
     """Replaces the running statistics of batch normalisation by their plain average over batches.
 
-    Weights that are pruned change what the layers after them see; statistics of before cost accuracy.
+    Pruned weights change the inputs of later layers; the old statistics then cost accuracy.
 
     Args:
         model: The model; its statistics change, its modes are put back.
         loss_fn: Called with the model and each batch for its forward pass.
-        batches: A finite iterable of batches. Batches of one sample are passed over, as they have no variance;
-            without any others the statistics stay.
-        mode: Of all other layers meanwhile.
+        batches: A finite iterable of batches. Batches of one sample are passed over, as they have
+            no variance; without other batches the statistics stay.
+        mode: The mode of all other layers meanwhile.
 
     Returns:
-        How many batches were used. If a batch fails, the statistics are as they were before the call.
+        How many batches were used. If a batch fails, the statistics are as they were before the
+        call.
 
     Example:
         >>> import torch, mfac

@@ -1,4 +1,4 @@
-"""The diagonal blocks of a Fisher over successive live weights, as dense matrices, some at a time."""
+"""The diagonal blocks of a Fisher over successive live weights, as dense matrices, in batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def fisher_blocks(fisher: EmpiricalFisher, block_size: int) -> Iterator[tuple[sl
     """Goes over the diagonal blocks λI + G_bᵀG_b/m of F.
 
     Args:
-        fisher: F, over n weights. A block-diagonal F is taken for the whole one: the blocks asked for count.
+        fisher: F, over n weights. A block-diagonal F is taken for the whole one: the blocks asked
+            for count.
         block_size: B; the last block is narrower where B does not divide n, and comes alone.
 
     Yields:

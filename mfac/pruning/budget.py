@@ -1,4 +1,4 @@
-"""A budget of FLOPs, bytes or measured time: a level of sparsity for each layer by dynamic programming."""
+"""A budget of FLOPs, bytes or measured time: a sparsity for each layer by dynamic programming."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ Table = Mapping[str, Mapping[float, float]]
 def allocate(errors: Table, costs: Table, budget: float, buckets: int = 10_000) -> dict[str, float]:
     """The level of each layer that makes the sum of errors least within a budget of costs.
 
-    A dynamic programme over buckets of what is left when each layer has its cheapest level. Costs above that are
-    rounded up to whole buckets, so that the budget always holds; the error is at most that of the best choice within
-    a budget smaller by one bucket a layer.
+    A dynamic programme over buckets of the budget that is left when each layer has its cheapest
+    level. Costs above the cheapest level are rounded up to whole buckets, so that the budget always
+    holds; the error is at most that of the best choice within a budget smaller by one bucket a
+    layer.
 
     Args:
         errors: {layer: {level: error}}; finite.
         costs: {layer: {level: cost}}, of the same layers and levels; >= 0, in any unit.
         budget: Of the sum of costs.
-        buckets: Into how many parts what is left is divided. Time O(layers · levels · buckets).
+        buckets: Into how many parts the rest of the budget is divided. Time
+            O(layers · levels · buckets).
 
     Returns:
         {layer: level}. Ties go to the level that comes first.
 
     Raises:
-        ValueError: If layers or levels differ, a number is not finite, or even the cheapest levels cost more.
+        ValueError: If layers or levels differ, a number is not finite, or even the cheapest levels
+            cost more.
 
     Source: SPDY (Frantar, Alistarh 2022, 2201.13096), section 3.1.
 
@@ -92,20 +95,23 @@ def _check_tables(errors: Table, costs: Table) -> None:
 
 
 class Budget(Allocation):
-    """Sparsities by what each costs: the dynamic programme of `allocate`, with errors from the saliencies.
+    """Sparsities by cost: the dynamic programme of `allocate`, with errors from the saliencies.
 
-    The error of a parameter at a level is the sum of its lowest scores down to there. Levels are chosen once, before
-    the first step of a run; `chosen` holds them. Every parameter then goes the same share of its way in each step.
+    The error of a parameter at a level is the sum of its lowest scores down to that level. Levels
+    are chosen once, before the first step of a run; `chosen` holds them. Every parameter then goes
+    the same share of its way in each step.
 
     Args:
-        costs: {parameter: {sparsity: cost}} for every parameter that is pruned: FLOPs, bytes, or milliseconds measured.
+        costs: {parameter: {sparsity: cost}} for every parameter that is pruned: FLOPs, bytes, or
+            milliseconds measured.
         budget: Of the sum of costs.
 
     Raises:
-        ValueError: If a level is not in [0, 1), a cost is negative, or the cheapest levels cost more than the budget.
+        ValueError: If a level is not in [0, 1), a cost is negative, or the cheapest levels cost
+            more than the budget.
 
-    Source: SPDY (Frantar, Alistarh 2022, 2201.13096). Numbered differences: (1) errors are the saliencies' own sums,
-    not a quadratic prior whose weights are searched.
+    Source: SPDY (Frantar, Alistarh 2022, 2201.13096). Numbered differences: (1) errors are the
+    saliencies' own sums, not a quadratic prior whose weights are searched.
 
     Example:
         >>> import torch, mfac
@@ -138,7 +144,7 @@ class Budget(Allocation):
             The number.
 
         Raises:
-            ValueError: If a weight has no costs, or costs are of none.
+            ValueError: If a weight has no costs, or costs name no weight.
         """
         if {weight.name for weight in weights} != set(self.costs):
             raise ValueError(
@@ -152,8 +158,8 @@ class Budget(Allocation):
 
         Args:
             weights: What is pruned.
-            live: How many weights of each are alive.
-            units: What the pattern lets go, with its scores.
+            live: How many weights of each parameter are alive.
+            units: The units that the pattern lets go, with their scores.
 
         Returns:
             How many weights are kept in the end.

@@ -1,4 +1,4 @@
-"""Chains of weights that lead through successive layers: what keeps a very sparse network from being cut in two."""
+"""Chains of weights through successive layers: they keep a very sparse network connected."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from mfac.masks.kinds.axes import as_matrix
 
 
 def best_chains(weights: Sequence[PrunableWeight], scores: Tensor, most: int) -> Tensor:
-    """The weights of the best chains, one to each output of a run of layers, found by dynamic programming.
+    """The weights of the best chains to each output of a run of layers, by dynamic programming.
 
-    Layers form a run as long as each has as many input channels as the one before it has outputs, or a multiple, as
-    after flattening. This is what shapes say; that a network connects them in another way does no harm but that a few
-    weights are chosen for nothing. Within a layer scores count by their rank, so that no layer's scale rules.
+    Layers form a run as long as each has as many input channels as the one before it has outputs,
+    or a multiple, as after flattening. Only shapes are looked at. Where a network connects its
+    layers in another way, a few weights are chosen for nothing, and no other harm is done. Within a
+    layer scores count by their rank, so that no layer's scale rules.
 
     Args:
         weights: What is known of each parameter, in the network's order.
@@ -57,7 +58,7 @@ def _runs(weights: Sequence[PrunableWeight]) -> list[list[int]]:
 
 
 def _table(weight: PrunableWeight, scores: Tensor) -> tuple[Tensor, Tensor, int]:
-    """The best entry from each input to each output channel: its rank in (0, 1] or -inf, and its number."""
+    """The best entry from each input to each output: its rank in (0, 1] or -inf, and its number."""
     entries = as_matrix(weight).to(scores.device)
     ranks = torch.empty_like(scores, dtype=torch.float64)
     ranks[torch.argsort(scores, stable=True)] = torch.linspace(
@@ -70,7 +71,7 @@ def _table(weight: PrunableWeight, scores: Tensor) -> tuple[Tensor, Tensor, int]
 
 
 def _chains(tables: list[tuple[Tensor, Tensor, int]], most: int) -> list[Tensor]:
-    """For each layer the entries of the best chains to the last layer's outputs, the best outputs first."""
+    """Each layer's entries of the best chains to the last layer's outputs, the best first."""
     reached: Tensor | None = None  # the best sum to each output channel so far
     ways: list[tuple[Tensor, Tensor]] = []  # per layer: the entry to each output, and the output before it
     for best, number, groups in tables:

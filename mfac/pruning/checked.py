@@ -15,7 +15,7 @@ SCALES = (1.0, 0.5, 0.25, 0.0)
 
 
 def checked_update(context: StepContext, delta: Tensor, evaluate: Callable[[Tensor], float]) -> tuple[Tensor, float]:
-    """The update with the change of the kept weights scaled by what the loss likes best.
+    """The update, with the change of the kept weights scaled by the factor of least loss.
 
     So no step is worse than dropping its weights alone, on the batches that are looked at.
 
@@ -25,7 +25,8 @@ def checked_update(context: StepContext, delta: Tensor, evaluate: Callable[[Tens
         evaluate: The loss with a change of the live weights; not finite is as bad as can be.
 
     Returns:
-        The update, and its scale out of `SCALES`. Ties go to the larger. Four evaluations, none where nothing moves.
+        The update, and its scale out of `SCALES`. Ties go to the larger. Four evaluations, none
+        where nothing moves.
     """
     if not bool(torch.where(context.dropped, 0, delta).any()):
         return delta, 1.0
@@ -39,14 +40,17 @@ def checked_update(context: StepContext, delta: Tensor, evaluate: Callable[[Tens
 
 
 def refit_update(context: StepContext) -> tuple[Tensor, float]:
-    """One solve of the kept weights against the loss itself, after the last stage: δ = -F⁻¹ḡ, ḡ the mean gradient.
+    """One solve of the kept weights against the loss itself, after the last stage: δ = -F⁻¹ḡ.
 
-    The steps of a run keep ½ δᵀFδ low around the weights that they began with. What they lost all the same shows
-    in gradients taken at the weights that are left, and one solve on fresh ones takes a Gauss-Newton step against it.
+    ḡ is the mean gradient.
+
+    The steps of a run keep ½ δᵀFδ low around the weights that they began with. The loss that
+    remains shows in gradients at the weights that are left, and one solve on fresh gradients takes
+    a Gauss-Newton step against it.
 
     Args:
-        context: The live weights, with fresh gradients of them; none is dropped. With its `evaluate` the step's size
-            is checked.
+        context: The live weights, with fresh gradients of them; none is dropped. With its
+            `evaluate` the step's size is checked.
 
     Returns:
         δ, [n] float64, and its scale. O(nm).

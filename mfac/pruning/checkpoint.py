@@ -1,4 +1,4 @@
-"""A run on disk after each stage, so that one that was stopped goes on from there and ends as if it had not been."""
+"""A run on disk after each stage, so that a stopped run goes on and ends as an unstopped one."""
 
 from __future__ import annotations
 

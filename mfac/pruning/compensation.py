@@ -1,8 +1,9 @@
-"""Compensation: how the kept weights move when others are dropped, to keep the quadratic model's loss low.
+"""Compensation: how kept weights move when others drop, to keep the quadratic model's loss low.
 
-All work on the weights still alive, with F the Fisher over them: δ is the change of the weights, δ_D = -w_D on the
-dropped set D, and the kept set S is what compensation is about (docs/derivation.md, "Pruning"). To add one, derive
-from `Compensation`, and give `prune` the object or add its name to `COMPENSATIONS` (docs/extending/compensation.md).
+All work on the weights still alive, with F the Fisher over them: δ is the change of the weights,
+δ_D = -w_D on the dropped set D, and the kept set S is what compensation is about
+(docs/derivation.md, "Pruning"). To add one, derive from `Compensation`, and give `prune` the object
+or add its name to `COMPENSATIONS` (docs/extending/compensation.md).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Compensation(ABC):
     """Says how the weights of a step move. Derive from it: docs/extending/compensation.md.
 
     Attributes:
-        needs_fisher: Whether gradients have to be collected for it.
+        needs_fisher: Whether gradients have to be collected for the compensation.
     """
 
     needs_fisher: bool = True
@@ -46,8 +47,9 @@ class Compensation(ABC):
 class Joint(Compensation):
     """The exact minimiser of ½ δᵀFδ over the kept weights: δ_S = F_SS⁻¹ F_SD w_D.
 
-    A full F takes the push-through form δ_S = G_Sᵀ (nλI + G_S G_Sᵀ)⁻¹ (G_D w_D), one product with a combination of
-    the kept columns. In a block-diagonal F the blocks stay where they are: dropped columns are zeroed within them.
+    A full F takes the push-through form δ_S = G_Sᵀ (nλI + G_S G_Sᵀ)⁻¹ (G_D w_D), one product with a
+    combination of the kept columns. In a block-diagonal F the blocks stay where they are: dropped
+    columns are zeroed within them.
     """
 
     def update(self, context: StepContext) -> Tensor:
@@ -69,7 +71,9 @@ def _joint_update_of_blocks(fisher: EmpiricalFisher, weights: Tensor, dropped: T
 
 
 class Summed(Compensation):
-    """The sum of single-weight OBS updates, as if dropped weights were independent: δ = -F⁻¹ Σ_p (w_p/(F⁻¹)_pp) e_p.
+    """The sum of single-weight OBS updates: δ = -F⁻¹ Σ_p (w_p/(F⁻¹)_pp) e_p.
+
+    Dropped weights are taken for independent of each other.
 
     Source: M-FAC's own pruner; WoodFisher and oBERT use the same sum.
     """
@@ -82,10 +86,11 @@ class Summed(Compensation):
 
 
 class GreedyInBlocks(Compensation):
-    """Dropped weights go one after the other inside blocks of the Fisher, and the block's others adapt exactly.
+    """Weights drop one by one inside blocks of the Fisher; the block's others adapt exactly.
 
-    The exact elimination of one weight after the other ends at the block's own joint minimiser, in whatever order, so
-    that is what is computed: δ_S = F_SS⁻¹ F_SD w_D in each block. It goes with saliency "greedy" of the same blocks.
+    The exact elimination of one weight after the other ends at the block's own joint minimiser, in
+    whatever order. So the minimiser is computed: δ_S = F_SS⁻¹ F_SD w_D in each block. The
+    compensation goes with saliency "greedy" of the same blocks.
 
     Source: CAP (Kuznedelev et al. 2022, 2210.09223), section 3.
 

@@ -12,19 +12,19 @@ from mfac.gradients.prunable import PrunableWeight
 
 
 class StepContext:
-    """The n weights alive before a step, and the Fisher over them, for saliencies and compensations.
+    """The n live weights before a step, and the Fisher over them, for saliencies and compensations.
 
-    What is derived is computed once, when it is asked for (docs/extending/saliency.md).
+    Derived values are computed once, at the first request (docs/extending/saliency.md).
 
     Args:
         weights: w, [n], in the gradients' dtype.
         fisher: F over the live weights; None where nothing in the step asked for gradients.
         parameters: What is known of each parameter that is pruned.
         live: Weights that are alive, [d] bool: n of the d weights of all parameters.
-        evaluate: The loss on held-out batches with a change δ of the live weights, [n]; None where steps are not
-            checked.
-        input_norms: Norms of the input channels that each weight is multiplied with, by the parameter's name; None
-            where the run looks at no activations.
+        evaluate: The loss on held-out batches with a change δ of the live weights, [n]; None where
+            steps are not checked.
+        input_norms: Norms of the input channels that each weight is multiplied with, by the
+            parameter's name; None where the run looks at no activations.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class StepContext:
         """Which live weights the step drops, [n] bool.
 
         Raises:
-            RuntimeError: If that is not decided yet.
+            RuntimeError: If the dropped weights are not decided yet.
         """
         if self._dropped is None:
             raise RuntimeError("What a step drops is not known before its saliencies are.")
@@ -98,5 +98,5 @@ class StepContext:
 
     @cached_property
     def kept_fisher(self) -> EmpiricalFisher:
-        """F over the kept weights alone, with the same gradients and λ: a joint update and the next step need it."""
+        """F over the kept weights alone, with the same gradients and λ."""
         return self.fisher.restricted(~self.dropped)

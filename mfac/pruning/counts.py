@@ -1,4 +1,4 @@
-"""How many weights of each parameter a step drops: what allocation, pattern and schedule ask for together."""
+"""How many weights of each parameter a step drops, by allocation, pattern and schedule together."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def settle(allocation: Allocation, context: StepContext, units: Units) -> int | 
 def _given(
     pattern: Pattern, context: StepContext, groups: list[list[int]], whole: AllocationContext
 ) -> list[int | None]:
-    """Counts of the parameters that the pattern leaves no choice: the same share of their way as all have gone."""
+    """Counts where the pattern leaves no choice: a parameter has gone the same share of its way."""
     most = pattern.most_kept(context.parameters, context.live)
     ends = [sum(most[i] for i in group) for group in groups]
     if pattern.sparsity is not None or ends == list(whole.live):

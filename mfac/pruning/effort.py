@@ -1,4 +1,4 @@
-"""How many gradients and stages a run takes where they are not given: as many as the time allows."""
+"""How many gradients and stages a run takes if they are not given: as many as the time allows."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def candidates(settings: Settings, most_gradients: int | None) -> list[Settings]
         most_gradients: What a pass over the data has; None where that is not known.
 
     Returns:
-        Settings with all numbers. Numbers that were given are never changed, those of the ladder never more than a
-        pass has.
+        Settings with all numbers. Given numbers are never changed, and numbers of the ladder never
+        exceed a pass.
     """
     top = 0 if settings.time_budget is not None else _TOP[settings.effort]
     found = []

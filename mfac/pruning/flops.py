@@ -19,11 +19,11 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 @contextmanager
 def counted_flops(model: nn.Module) -> Generator[dict[str, int]]:
-    """Counts within the block: two operations for each time that a weight is multiplied with, a product and a sum.
+    """Counts operations in the block: a product and a sum for each use of a weight.
 
-    Counted are the layers that `mfac.prune` knows: linear, convolutions, recurrent layers and cells, attention's
-    projections. Products without weights, as of queries with keys, are not. A layer that is called twice counts twice,
-    and one that is never called as a module has no entry.
+    Counted are the layers that `mfac.prune` knows: linear, convolutions, recurrent layers and
+    cells, attention's projections. Products without weights, as of queries with keys, are not. A
+    layer that is called twice counts twice, and one that is never called as a module has no entry.
 
     Args:
         model: Forward hooks stand on its layers within the block.

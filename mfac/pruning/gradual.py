@@ -54,25 +54,29 @@ class GMP(Schedule):
 
 
 class Pruner:
-    """Prunes a network step by step while it is trained, and keeps what is pruned at zero.
+    """Prunes a network step by step while it is trained, and keeps pruned weights at zero.
 
-    Call `step()` after each `optimizer.step()`. At the steps `begin`, `begin + every`, ... up to `end` it collects
-    gradients at the weights as they are, drops the weights that the schedule says, and moves the others as `prune`
-    does. At every step it sets the dropped weights to exactly zero again.
+    Call `step()` after each `optimizer.step()`. At the steps `begin`, `begin + every`, ... up to
+    `end` it collects gradients at the weights as they are, drops the weights that the schedule
+    says, and moves the others as `prune` does. At every step it sets the dropped weights to exactly
+    zero again.
 
     Args:
         model: The model, as it is trained.
-        optimizer: Of its parameters: the momenta of dropped weights are set to zero.
+        optimizer: The optimizer of the parameters: the momenta of dropped weights are set to zero.
         loss_fn: `loss_fn(model, batch)` returns a scalar, the mean over the batch.
         data: Batches for the gradients, gone through again and again.
         sparsity: Share of zeros in the end, as of `prune`.
         end: The last step that may prune, counted from 1.
-        begin: The first.
-        every: Steps from one to the next.
-        schedule: "cubic"; "geometric"; "linear"; "gmp", half of the drop at once and then cubic; or a `Schedule`.
-        num_gradients: m, of each of these steps; 64, or what a pass over the data has, where it is None.
-        **arguments: Of `prune`: params, saliency, compensation, pattern, allocation, damping, block_size, seed,
-            existing_zeros, mode, per_sample, gradients. A relative damping is relative to each step's own gradients.
+        begin: The first step that may prune.
+        every: Steps from one pruning step to the next.
+        schedule: "cubic"; "geometric"; "linear"; "gmp", half of the drop at once and then cubic; or
+            a `Schedule`.
+        num_gradients: m, of each pruning step; None for 64, or fewer where a pass over the data has
+            fewer.
+        **arguments: Of `prune`: params, saliency, compensation, pattern, allocation, damping,
+            block_size, seed, existing_zeros, mode, per_sample, gradients. A relative damping is
+            relative to each step's own gradients.
 
     Attributes:
         count: Steps so far.
@@ -156,14 +160,14 @@ class Pruner:
         return self.report.masks
 
     def step(self) -> PruningStep | None:
-        """To be called after each step of the optimizer: prunes where it is time to, and keeps zeros.
+        """Prunes if it is time to, and keeps zeros. Call it after each step of the optimizer.
 
         Returns:
             What was done, or None where nothing was pruned.
 
         Raises:
-            ValueError: If the data runs out, or a gradient is not finite. The weights are then as the optimizer left
-                them, but for the zeros.
+            ValueError: If the data runs out, or a gradient is not finite. The weights are then as
+                the optimizer left them, but for the zeros.
         """
         self.count += 1
         self._run.reread_weights()
@@ -192,7 +196,7 @@ class Pruner:
 
     @torch.no_grad()
     def _forget_momenta(self) -> None:
-        """Sets to zero what the optimizer remembers of dropped weights, in every state of the weight's shape."""
+        """Zeroes the optimizer's memory of dropped weights, in every state of a weight's shape."""
         for name, piece in self._run.vector.pieces(self._run.live):
             parameter = self._run.vector.parameters[name]
             for value in self.optimizer.state.get(parameter, {}).values():
@@ -200,7 +204,7 @@ class Pruner:
                     value.mul_(piece)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a pruner over the same model needs to go on, to be saved beside the model's own state.
+        """All that a pruner over the same model needs to go on; save it beside the model's state.
 
         Returns:
             Tensors, numbers, strings, and lists and dicts of these.
@@ -214,7 +218,7 @@ class Pruner:
             state: Of `state_dict`.
 
         Raises:
-            ValueError: If it is of a model with other weights, or the data ends before.
+            ValueError: If the state is of a model with other weights, or the data ends too early.
         """
         run, saved = self._run, state["run"]
         self.count, self._random = state["count"], state["random"]

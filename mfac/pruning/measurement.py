@@ -18,18 +18,20 @@ from mfac.pruning.flops import counted_flops
 
 @dataclass(frozen=True)
 class Measurement:
-    """What `PruningReport.measure` found. None where what it takes was not given.
+    """The results of `PruningReport.measure`; a result is None where its argument was missing.
 
     Attributes:
         dense_bytes: Parameter name to the bytes of all its weights.
-        compact_bytes: To the bytes of a bit for each weight and the values of those that are kept.
-        dense_flops: To the operations of one forward pass, two for each product with a weight; a layer that is never
-            called as a module has no entry.
+        compact_bytes: To the bytes of a bit for each weight and the values of the kept weights.
+        dense_flops: To the operations of one forward pass, two for each product with a weight; a
+            layer that is never called as a module has no entry.
         sparse_flops: To those with kept weights.
         loss_before: Mean over the batches, of the dense model.
         loss_after: The same of the pruned one.
-        seconds_before: Wall time of the loss of one batch, the median over the batches, of the dense model.
-        seconds_after: The same of the pruned one: zeros in dense tensors make nothing faster by themselves.
+        seconds_before: Wall time of the loss of one batch, the median over the batches, of the
+            dense model.
+        seconds_after: The same of the pruned one: zeros in dense tensors make nothing faster by
+            themselves.
     """
 
     dense_bytes: dict[str, int] = field(default_factory=dict)

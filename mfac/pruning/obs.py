@@ -60,7 +60,8 @@ def prune_step(rules: Rules, context: StepContext, kept: int, finally_kept: int)
 
     Args:
         rules: How.
-        context: The live weights and their Fisher; keeps what was derived from it for the next step.
+        context: The live weights and their Fisher; keeps what was derived from it for the next
+            step.
         kept: How many weights are left after the step.
         finally_kept: How many are left after the last.
 
@@ -87,7 +88,7 @@ def prune_step(rules: Rules, context: StepContext, kept: int, finally_kept: int)
 
 
 def scored_units(rules: Rules, context: StepContext, scores: Tensor) -> Units:
-    """What the pattern lets go by these scores of weights, with the saliency's own scores of units of several.
+    """The units that the pattern offers, with the saliency's own scores of units, if any.
 
     Args:
         rules: Of the step.

@@ -42,7 +42,7 @@ class PruningPlan:
         tensors: Name of each weight tensor that is pruned, and its size.
         left_dense: Name of every other weight tensor, and why it is not pruned.
         weights: How many weights are pruned, d.
-        kept: How many of them are left.
+        kept: How many of the d weights are left.
         num_gradients: m, of a stage.
         stages: How often gradients are collected.
         steps: Pruning steps in all.
@@ -94,7 +94,7 @@ def _duration(seconds: float) -> str:
 
 
 class Planner:
-    """Finds the numbers that were left open, and what the run takes. Nothing of the model is changed.
+    """Finds the numbers that were left open, and the run's costs; the model stays as it is.
 
     Args:
         model: The model.
@@ -186,7 +186,7 @@ class Planner:
         return settings.schedule.kept(self.live, self.finally_kept, settings.total_steps)
 
     def seconds(self, settings: Settings) -> float:
-        """What a run takes: its batches, and its steps in proportion to the weights that are alive."""
+        """A run's seconds: its batches, and its steps in proportion to the live weights."""
         assert self._batch_seconds is not None
         steps = [self.live, *self.kept_counts(settings)][:-1]
         share = sum(steps) / self._probe_columns(settings.rank)

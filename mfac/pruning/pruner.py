@@ -71,70 +71,86 @@ def prune(
     verbose: bool = False,
     progress: Callable[[PruningStep], None] | None = None,
 ) -> PruningReport:
-    """Prunes a model in place with second-order information, from trained weights and without fine-tuning.
+    """Prunes a trained model in place with second-order information, without fine-tuning.
 
-    Each stage collects fresh gradients at the weights as they then are, and drops in `recomputations` steps the
-    weights of least saliency over all layers together, while compensation moves the kept ones; the density falls
-    geometrically over all steps. Weights that are zero already count as dropped and stay zero; see `existing_zeros`.
-    The report lists every weight tensor that is left dense, and why: frozen, without a gradient, of an embedding.
+    Each stage collects fresh gradients at the weights as they then are, and drops in
+    `recomputations` steps the weights of least saliency over all layers together, while
+    compensation moves the kept ones; the density falls geometrically over all steps. Weights that
+    are zero already count as dropped and stay zero; see `existing_zeros`. The report lists every
+    weight tensor that is left dense, and why: frozen, without a gradient, of an embedding.
 
-    With an N:M pattern at most N of M successive weights are kept. Groups of M run along the input channels: dimension
-    1 of the weights of Linear layers and convolutions, which are the channels of one group of a grouped convolution, so
-    that a depthwise one has groups of one weight; dimension 0 of transposed convolutions, within each of their groups.
-    A last group of r < M weights keeps min(N, r). Masks have the parameter's shape, whatever its memory format. Each
-    step drops the lowest of those weights that lie, by the saliencies of that step, below the N highest of their group.
+    With an N:M pattern at most N of M successive weights are kept. Groups of M run along the input
+    channels: dimension 1 of the weights of Linear layers and convolutions, which are the channels
+    of one group of a grouped convolution, so that a depthwise one has groups of one weight;
+    dimension 0 of transposed convolutions, within each of their groups. A last group of r < M
+    weights keeps min(N, r). Masks have the parameter's shape, whatever its memory format. By the
+    saliencies of a step, weights below the N highest of their group may go, and the step drops the
+    lowest of all such weights.
 
     Args:
-        model: The model; its weights are changed in place. It is run in evaluation mode and put back in its own.
+        model: The model; its weights are changed in place. The model is run in evaluation mode and
+            put back in its own mode.
         loss_fn: `loss_fn(model, batch)` returns a scalar, the mean over the batch.
-        data: An iterable of batches, gone through again from the start when it ends. Each stage takes `num_gradients`
-            batches; batches of 16 samples serve well.
-        sparsity: Share of zeros among the prunable weights, in [0, 1); None for 0.9. With a pattern N:M None, or
-            1 - N/M, from which layers with short last groups fall short.
-        params: Which weights: None for those of every Linear, convolution, recurrent layer, attention projection and
-            Hugging Face `Conv1D` that require a gradient and get one; names or shell-style patterns, the parameters
-            themselves, or a predicate of name and parameter. Names are without the prefixes of wrappers. A weight that
-            layers share counts once; with an N:M pattern it is grouped as in the first of them.
-        saliency: "obs", w²/(2 (F⁻¹)_pp); "magnitude"; "obd"; "snip"; "wanda"; "greedy", OBS to exhaustion inside
-            blocks; "refined", exchanges that lower the joint objective; or a `Saliency`.
-        compensation: "joint", the exact minimiser over the kept weights; "summed", the sum of single-weight updates,
-            as M-FAC's own pruner; "greedy", exact inside blocks; "none"; or a `Compensation`.
-        pattern: "unstructured"; "N:M" with 1 <= N < M <= 64, as "2:4"; "AxB", blocks of A outputs by B inputs; "rows";
-            "channels"; a `Pattern`; or one of these for each name or shell-style pattern.
-        allocation: "global", one ranking over all parameters with a floor for each (`mfac.Global`); "uniform", the
-            same density everywhere; "erk", densities by the shapes, which favour small layers; a sparsity for each
-            name or shell-style pattern, as {"head.*": 0.5, "*": 0.9}; or an `Allocation`.
-        num_gradients: m, gradients of a stage; None for as many as `effort` or `time_budget` allows, and no more than
-            a pass over the data has.
-        damping: λ > 0, or `mfac.relative(c)`, relative to the first stage's gradients and held from then on; or
-            "auto", `mfac.held_out()`, chosen on the first stage's gradients.
+        data: An iterable of batches, gone through again from the start when it ends. Each stage
+            takes `num_gradients` batches; batches of 16 samples serve well.
+        sparsity: Share of zeros among the prunable weights, in [0, 1); None for 0.9. With a pattern
+            N:M None, or 1 - N/M, from which layers with short last groups fall short.
+        params: Which weights: None for those of every Linear, convolution, recurrent layer,
+            attention projection and Hugging Face `Conv1D` that require a gradient and get one;
+            names or shell-style patterns, the parameters themselves, or a predicate of name and
+            parameter. Names are without the prefixes of wrappers. A weight that layers share counts
+            once; with an N:M pattern the weight is grouped as in the first of the layers.
+        saliency: "obs", w²/(2 (F⁻¹)_pp); "magnitude"; "obd"; "snip"; "wanda"; "greedy", OBS to
+            exhaustion inside blocks; "refined", exchanges that lower the joint objective; or a
+            `Saliency`.
+        compensation: "joint", the exact minimiser over the kept weights; "summed", the sum of
+            single-weight updates, as M-FAC's own pruner; "greedy", exact inside blocks; "none"; or
+            a `Compensation`.
+        pattern: "unstructured"; "N:M" with 1 <= N < M <= 64, as "2:4"; "AxB", blocks of A outputs
+            by B inputs; "rows"; "channels"; a `Pattern`; or one of these for each name or
+            shell-style pattern.
+        allocation: "global", one ranking over all parameters with a floor for each (`mfac.Global`);
+            "uniform", the same density everywhere; "erk", densities by the shapes, which favour
+            small layers; a sparsity for each name or shell-style pattern, as
+            {"head.*": 0.5, "*": 0.9}; or an `Allocation`.
+        num_gradients: m, gradients of a stage; None for as many as `effort` or `time_budget`
+            allows, and no more than a pass over the data has.
+        damping: λ > 0, or `mfac.relative(c)`, relative to the first stage's gradients and held from
+            then on; or "auto", `mfac.held_out()`, chosen on the first stage's gradients.
         block_size: For a block-diagonal Fisher over the live weights; None for the full matrix.
         recomputations: Pruning steps within a stage, on the same gradients.
-        stages: How often fresh gradients are collected; None for as often as `effort` or `time_budget` allows.
-        seed: Of torch's generator while `data` is gone through, so that a shuffling loader gives the same batches each
-            time; the caller's generator is not touched.
-        schedule: How the number of kept weights falls over all steps: "geometric", "cubic" or "linear"; or a
-            `Schedule`.
-        existing_zeros: What weights that are zero already are: "keep", pruned; "ignore", weights like any other;
-            "auto", pruned, but in a tensor of zeros alone, a branch that starts at zero: that stays whole.
-        mode: Of the model while gradients are collected, as for `collect_gradients`.
+        stages: How often fresh gradients are collected; None for as often as `effort` or
+            `time_budget` allows.
+        seed: Of torch's generator while `data` is gone through, so that a shuffling loader gives
+            the same batches each time; the caller's generator is not touched.
+        schedule: How the number of kept weights falls over all steps: "geometric", "cubic" or
+            "linear"; or a `Schedule`.
+        existing_zeros: How weights that are already zero count. "keep": as pruned. "ignore": like
+            any other weight. "auto": as pruned, but a tensor of zeros alone, a branch that starts
+            at zero, stays whole.
+        mode: The model's mode while gradients are collected, as for `collect_gradients`.
         per_sample: One gradient a sample in place of one a batch.
-        batchnorm_batches: Batches on which the running statistics of batch-norm layers are re-estimated after pruning;
-            0 for not at all. Frozen layers keep theirs, batches of one sample are passed over, and if a batch fails
-            the network stays pruned: a warning says what to call.
+        batchnorm_batches: Batches on which the running statistics of batch-norm layers are
+            re-estimated after pruning; 0 for not at all. Frozen layers keep theirs, batches of one
+            sample are passed over, and if a batch fails the network stays pruned: a warning says
+            what to call.
         step_check: Whether the change of the kept weights is scaled by 1, ½, ¼ or 0 in each step,
-            whichever has the least loss on eight batches that the gradients are not of.
+            whichever has the least loss on eight batches apart from those of the gradients.
         refits: Solves of the kept weights after the last stage, each with fresh gradients.
-        effort: What decides numbers that are left open, after a batch has been timed. "default": 8 stages of 256
-            gradients, or fewer where those take more than 120 seconds; "fast": 4 of 128, 20 seconds; "best": 16 of
-            512, half an hour. The numbers hang on the clock where these do not fit: give them to repeat a run.
+        effort: Decides the numbers that are left open, after a batch has been timed. "default": 8
+            stages of 256 gradients, or fewer where 8 stages take more than 120 seconds; "fast": 4
+            of 128, 20 seconds; "best": 16 of 512, half an hour. Where an effort does not fit its
+            seconds, its numbers depend on the clock: give the numbers to repeat a run.
         time_budget: Seconds that the run may take, in place of an effort.
-        gradients: Where they are kept: "ram"; "bf16", in memory in bfloat16, half as much and no second copy; or a
-            folder, for a file in bfloat16 of which only tiles of columns are in memory.
-        checkpoint: A folder that holds the run after each stage. The same call goes on from there, and ends with the
-            masks of a run that was never stopped; of a finished run it gives the result again.
-        process_group: Of `torch.distributed`. Every process makes the same call with the same data. Each computes its
-            share of the gradients and sends them to all, d numbers a gradient; all hold all of them.
+        gradients: Where the gradients are kept: "ram"; "bf16", in memory in bfloat16, half as much
+            and no second copy; or a folder, for a file in bfloat16 of which only tiles of columns
+            are in memory.
+        checkpoint: A folder that holds the run after each stage. The same call goes on from there,
+            and ends with the masks of a run that was never stopped; after a finished run the call
+            gives the result again.
+        process_group: Of `torch.distributed`. Every process makes the same call with the same data.
+            Each process computes a share of the gradients and sends the share to all, d numbers a
+            gradient; every process holds all gradients.
         verbose: Whether to time a batch and print the plan first (`mfac.plan`).
         progress: Called with a `PruningStep` after each step.
 
@@ -144,13 +160,14 @@ def prune(
     Raises:
         MemoryError: If the gradients take more memory than there is; before anything is computed.
         TypeError: If a parameter is of the wrong type.
-        ValueError: If a value is out of range, the data runs out, the loss is no scalar or a gradient is not finite.
-            The model is then as it was, as after any other exception.
+        ValueError: If a value is out of range, the data runs out, the loss is no scalar or a
+            gradient is not finite. The model is then as it was, as after any other exception.
 
-    Cost: time O(stages · recomputations · d m²) beyond the gradients; memory two windows of m gradients of the live
-    weights.
+    Cost: time O(stages · recomputations · d m²) beyond the gradients; memory two windows of m
+    gradients of the live weights.
 
-    Source: docs/derivation.md, "Pruning"; M-FAC, section 4; the joint update is numbered there as a difference.
+    Source: docs/derivation.md, "Pruning"; M-FAC, section 4; the joint update is numbered there as a
+    difference.
 
     Example:
         >>> import torch, mfac
@@ -195,22 +212,24 @@ def prune(
 
 
 def plan(*arguments: Any, **named: Any) -> PruningPlan:
-    """What `prune` would do with the same arguments: weights, batches, bytes and seconds. Nothing is changed.
+    """What `prune` would do with the same arguments: weights, batches, bytes and seconds.
 
-    The gradients of the first batch are computed three times, to time them, and a pruning step on random numbers. Of a
-    one-shot iterator the first batch is taken.
+    Nothing is changed.
+
+    The gradients of the first batch are computed three times, to time them, and a pruning step on
+    random numbers. Of a one-shot iterator the first batch is taken.
 
     Args:
         *arguments: As of `prune`.
-        **named: As of `prune`; those of progress and checkpoints are passed over.
+        **named: As of `prune`; arguments of progress and checkpoints are passed over.
 
     Returns:
-        The plan. Its bytes are held to within 10 % on large networks and its seconds within a factor of 1.5 on a
-        machine that does nothing else.
+        The plan. Its bytes are held to within 10 % on large networks and its seconds within a
+        factor of 1.5 on a machine that does nothing else.
 
     Raises:
         TypeError: As `prune` does.
-        ValueError: As `prune` does, where that shows beforehand.
+        ValueError: As `prune` does, where the error shows beforehand.
 
     Example:
         >>> import torch, mfac

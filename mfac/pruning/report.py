@@ -29,10 +29,12 @@ class PruningReport(ReportData):
     Attributes:
         masks: Parameter name to mask of its shape, True = kept.
         steps: Every pruning step in order.
-        left_dense: Name of every other weight tensor, of two dimensions or more, and why it was not pruned.
+        left_dense: Name of every other weight tensor, of two dimensions or more, and why it was not
+            pruned.
         pattern: The pattern's name, as "unstructured" or "2:4"; None where it is not known.
-        dense_zeros: How many zeros each tensor left dense had when pruning ended; None where it is not known.
-        measured: What `measure` found last.
+        dense_zeros: How many zeros each tensor left dense had when pruning ended; None where it is
+            not known.
+        measured: The last result of `measure`.
     """
 
     @torch.no_grad()
@@ -40,13 +42,13 @@ class PruningReport(ReportData):
         """Sets the dropped weights of a model to zero again, as after a step of fine-tuning.
 
         Args:
-            model: One with parameters of the masks' names and shapes.
+            model: A model with parameters of the masks' names and shapes.
         """
         for name, mask in self.masks.items():
             parameter_named(model, name).mul_(mask)
 
     def record_(self, model: nn.Module, pattern: str) -> None:
-        """Notes what `mfac.verify` compares a model with later.
+        """Notes the numbers that `mfac.verify` compares a model with later.
 
         Args:
             model: As pruning left it.
@@ -65,18 +67,21 @@ class PruningReport(ReportData):
         dense: nn.Module | None = None,
         example: Any = None,
     ) -> Measurement:
-        """Measures what pruning cost and saved, on the model itself; kept as `measured`, and printed with the report.
+        """Measures on the model itself what pruning cost and saved.
+
+        The report keeps the numbers as `measured`, and prints them.
 
         Args:
             model: The pruned model; nothing of it changes.
             loss_fn: As for `mfac.prune`.
             data: A finite iterable of batches, of which the loss and its time are taken.
             dense: The model as it was before, for its loss and time.
-            example: An input, or a tuple or dict of several, whose operations are counted; otherwise the first batch's.
+            example: An input, or a tuple or dict of several, whose operations are counted;
+                otherwise the first batch's.
 
         Returns:
-            Bytes of each tensor dense and compact; operations where there is an example or data; loss and time where
-            there is data.
+            Bytes of each tensor dense and compact; operations where there is an example or data;
+            loss and time where there is data.
 
         Raises:
             ValueError: If a mask's name or shape is not the model's, or the data is empty.
@@ -101,7 +106,7 @@ class PruningReport(ReportData):
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str], masks: Mapping[str, Tensor] | None = None) -> PruningReport:
-        """Reads what `to_json` wrote.
+        """Reads a report of `to_json`.
 
         Args:
             source: The text, or the path of a file.
@@ -111,7 +116,7 @@ class PruningReport(ReportData):
             The report; its masks are on the CPU.
 
         Raises:
-            ValueError: If it is no such report, or there are no masks.
+            ValueError: If the source is no such report, or has no masks and none are given.
         """
         text = source if isinstance(source, str) and source.lstrip().startswith("{") else Path(source).read_text()
         return cls(**report_fields(text, masks))

@@ -1,4 +1,4 @@
-"""What a pruning report holds: masks, steps, what was left dense; and the numbers that follow from them."""
+"""What a pruning report holds: masks, steps, dense tensors, and the numbers that follow."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ class PruningStep:
     Attributes:
         step: Its number, from 1.
         total_steps: How many there will be.
-        stage: The stage it belongs to, from 1; each stage has gradients of its own.
-        sparsity: Share of zeros among the prunable weights after it.
+        stage: The stage of the step, from 1; each stage has gradients of its own.
+        sparsity: Share of zeros among the prunable weights after the step.
         damping: λ, or None where no Fisher was needed.
-        predicted_increase: ½ δᵀFδ of its update in units of the loss, or None where no Fisher was needed.
+        predicted_increase: ½ δᵀFδ of its update in units of the loss, or None where no Fisher was
+            needed.
         seconds: Wall time, the stage's gradients included in its first step.
     """
 
@@ -39,9 +40,11 @@ class ReportData:
     Attributes:
         masks: Parameter name to mask of its shape, True = kept.
         steps: Every pruning step in order.
-        left_dense: Name of every other weight tensor, of two dimensions or more, and why it was not pruned.
+        left_dense: Name of every other weight tensor, of two dimensions or more, and why it was not
+            pruned.
         pattern: The pattern's name, as "unstructured" or "2:4"; None where it is not known.
-        dense_zeros: How many zeros each tensor left dense had when pruning ended; None where it is not known.
+        dense_zeros: How many zeros each tensor left dense had when pruning ended; None where it is
+            not known.
         measured: What `measure` found last.
     """
 
@@ -54,7 +57,7 @@ class ReportData:
 
     @property
     def sparsity(self) -> float:
-        """Share of zeros among the weights that were pruned, exact; what was left dense does not count."""
+        """Share of zeros among the pruned weights, exact; tensors left dense do not count."""
         total = self._total()
         return (total - sum(self._kept().values())) / total if total else 0.0
 
@@ -71,7 +74,7 @@ class ReportData:
 
     @property
     def predicted_increase(self) -> float | None:
-        """½ δᵀFδ summed over the steps: what the quadratic models say the updates cost, in units of the loss.
+        """½ δᵀFδ over all steps: the predicted cost of the updates, in units of the loss.
 
         None where no Fisher was needed: magnitude saliency without compensation.
         """

@@ -25,10 +25,12 @@ def report_to_json(report: ReportData, with_masks: bool) -> str:
 
     Args:
         report: The report.
-        with_masks: Whether masks are in it: for each its shape, and its bits compressed by zlib, in base 64.
+        with_masks: Whether masks are in it: for each its shape, and its bits compressed by zlib, in
+            base 64.
 
     Returns:
-        JSON. What follows from the masks, as kept weights by layer, is there to be read and not read back.
+        JSON. What follows from the masks, as kept weights by layer, is there to be read and not
+        read back.
     """
     layers: dict[str, Any] = {
         name: {"shape": list(mask.shape), "kept": int(mask.sum()), "total": mask.numel(), "sparsity": share}

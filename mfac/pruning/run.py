@@ -1,4 +1,4 @@
-"""One pruning run: the flat weights, which of them are alive, and the steps that change both."""
+"""One pruning run: the flat weights, which weights are alive, and the steps that change both."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _EVALUATED = 8  # batches that the loss is measured on
 
 
 class Run:
-    """A run over the d prunable weights; what a step computes with is over the live ones only.
+    """A run over the d prunable weights; a step computes with the live weights only.
 
     Args:
         model: Its weights are changed.
@@ -73,7 +73,7 @@ class Run:
         self._take(targets)
 
     def _take(self, targets: Targets) -> None:
-        """Sets what is pruned, and what follows from it."""
+        """Sets the pruned weights, and all that follows from them."""
         self.targets, self.vector = targets, targets.vector
         self.source = GradientSource(self.model, self.loss_fn, self.vector, self.settings.per_sample)
         self.parameters = describe_weights(self.model, self.vector.parameters)
@@ -95,7 +95,8 @@ class Run:
 
         Args:
             progress: Called after each.
-            after_stage: Called when the last step of a stage is done, and nothing of the stage is needed any more.
+            after_stage: Called when the last step of a stage is done, and nothing of the stage is
+                needed any more.
 
         Returns:
             The report; the model is pruned.
@@ -140,14 +141,16 @@ class Run:
         )
 
     def _settle(self) -> None:
-        """Lets an allocation that goes by the first scores say how many weights are kept in the end."""
+        """Lets an allocation by the first scores say how many weights are kept in the end."""
         if isinstance(self.settings.rules.allocation, Budget):
             context, rules = self._context(), self.settings.rules
             units = scored_units(rules, context, rules.saliency.scores(context))
             self.finally_kept = settle(rules.allocation, context, units) or self.finally_kept
 
     def plan_steps(self, schedule: Schedule, steps: int) -> None:
-        """Finds how many weights each step leaves; collects the first gradients, as they say what is pruned.
+        """Finds how many weights each step leaves.
+
+        The first gradients are collected, as they say which weights are pruned.
 
         Args:
             schedule: Of the kept counts.
@@ -163,7 +166,7 @@ class Run:
             check_schedule(schedule, self.kept_after, live, self.finally_kept, steps)
 
     def reread_weights(self) -> None:
-        """Takes over the model's weights as they are, and sets those that are dropped to zero in both."""
+        """Takes over the model's weights, and sets dropped weights to zero in model and run."""
         self.weights = self.vector.flat()
         self.weights[~self.live] = 0
         self.vector.zero_(~self.live)
@@ -202,7 +205,9 @@ class Run:
         self._take(self.targets.without(names, NO_GRADIENT))
 
     def step(self, kept: int, *, stage_goes_on: bool) -> tuple[float | None, float | None]:
-        """Drops all but `kept` of the live weights and moves those; collects gradients where a stage begins.
+        """Drops all but `kept` of the live weights, and moves the kept ones.
+
+        Gradients are collected where a stage begins.
 
         Args:
             kept: How many weights stay.
@@ -237,7 +242,7 @@ class Run:
         )
 
     def _choose_damping(self, candidates: HeldOutDamping) -> None:
-        """Takes the candidate that predicts best what the first stage's weights do to gradients left out."""
+        """Takes the candidate that best predicts the first stage's effect on left-out gradients."""
         assert self.fisher is not None and self.kept_after is not None
         fisher, weights = self.fisher, self.weights[self.live]
         kept = self.kept_after[min(self.settings.recomputations, len(self.kept_after)) - 1]
@@ -251,7 +256,7 @@ class Run:
         self.fisher = fisher.damped(dampings[cautious_choice(errors)])
 
     def evaluate(self, delta: Tensor) -> float:
-        """The loss after a change of the live weights, on batches that the stage's gradients are not of.
+        """The loss after a change of the live weights, on batches outside the stage's gradients.
 
         Args:
             delta: δ, [n].
@@ -272,7 +277,7 @@ class Run:
         return sum(losses) / len(losses)
 
     def _apply(self, delta: Tensor, dropped: Tensor) -> None:
-        """Moves the live weights by δ, sets the dropped ones to exactly zero, and writes them to the model."""
+        """Moves the live weights by δ, sets dropped ones to exactly zero, and writes the model."""
         moved = (self.weights[self.live].double() + delta).to(self.weights.dtype)
         self.weights[self.live] = torch.where(dropped, 0, moved)
         self.live[self.live.clone()] = ~dropped

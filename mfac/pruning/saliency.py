@@ -1,4 +1,4 @@
-"""Saliencies by name: what the loss is thought to lose with each weight.
+"""Saliencies by name: estimates of the loss that dropping each weight costs.
 
 To add one, derive from `Saliency`, and give `prune` the object or add its name to `SALIENCIES`
 (docs/extending/saliency.md).

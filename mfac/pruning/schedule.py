@@ -14,7 +14,7 @@ ScheduleName = Literal["geometric", "cubic", "linear"]
 
 
 class Schedule(ABC):
-    """Gives the number of weights kept after each step. Derive from it: docs/extending/schedule.md."""
+    """Gives the number of kept weights a step. Derive from it: docs/extending/schedule.md."""
 
     @abstractmethod
     def kept(self, live: int, final: int, steps: int) -> list[int]:
@@ -42,7 +42,7 @@ class Geometric(Schedule):
 
 
 class Cubic(Schedule):
-    """Large steps first and ever smaller ones: kept weights fall as the cube of the way that is left.
+    """Large steps first, then smaller ones: kept weights fall as the cube of the way still left.
 
     Source: Zhu, Gupta, "To prune, or not to prune" (1710.01878), equation 1.
     """

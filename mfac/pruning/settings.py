@@ -1,4 +1,4 @@
-"""What a pruning run is asked for: the arguments of `prune`, checked, and what follows from them."""
+"""What a pruning run is asked for: the arguments of `prune`, checked, and their consequences."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def checked_settings(arguments: Mapping[str, Any]) -> Settings:
     """The settings that arguments of `prune` mean.
 
     Args:
-        arguments: Every argument of `prune` by its name; those of other things are passed over.
+        arguments: Every argument of `prune` by its name; other arguments are passed over.
 
     Returns:
         The settings.
@@ -191,7 +191,7 @@ def _checked_gradients(gradients: GradientsIn, block_size: int | None) -> Path |
 
 
 def _described(value: object) -> str:
-    """An object by its class and attributes, a function by its name: without addresses, which differ between runs."""
+    """An object by class and attributes, a function by name: addresses differ between runs."""
     if value is None or isinstance(value, str | int | float | bool):
         return repr(value)
     if isinstance(value, Mapping):

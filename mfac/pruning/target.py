@@ -29,8 +29,8 @@ def final_count(rules: Rules, sparsity: float | None, weights: Sequence[Prunable
 
     Raises:
         TypeError: If the sparsity is no number.
-        ValueError: If it is out of range, is not what the rules fix, or leaves nothing; or if the
-            pattern cannot describe a weight.
+        ValueError: If the sparsity is out of range, is not the one that the rules fix, or leaves
+            nothing; or if the pattern cannot describe a weight.
     """
     if sparsity is not None:
         check_number("sparsity", sparsity, least=0, below=1)

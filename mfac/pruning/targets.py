@@ -15,12 +15,15 @@ from mfac.gradients.prunable import parameter_behind, weight_names
 from mfac.gradients.vector import ParameterVector, memory_of
 
 ExistingZeros = Literal["auto", "keep", "ignore"]
-"""What a weight is that is zero already: "keep", pruned; "ignore", a weight like any other; "auto", pruned, but in a
-tensor of zeros alone, which is a branch that starts at zero and stays whole."""
+"""How weights that are already zero count.
+
+"keep": as pruned. "ignore": like any other weight. "auto": as pruned, but a tensor of zeros alone
+is a branch that starts at zero, and stays whole.
+"""
 
 
 class Reason(NamedTuple):
-    """Why a weight tensor is not pruned: "it ..."; and whether asking for it by name changes that."""
+    """Why a weight tensor is not pruned: "it ..."; and whether naming it changes that."""
 
     why: str
     unless_named: bool = False
@@ -33,7 +36,8 @@ class Targets:
     Attributes:
         vector: The weights.
         left_dense: Name of every other weight tensor, and why it is left as it is.
-        whole: Tensors of zeros that stay whole, by name: their masks have no zero, and they count nowhere.
+        whole: Tensors of zeros that stay whole, by name: their masks have no zero, and they count
+            nowhere.
     """
 
     vector: ParameterVector
@@ -67,7 +71,8 @@ def choose_targets(model: nn.Module, params: Selection, existing_zeros: Existing
 
     Args:
         model: The model.
-        params: None for the weights of all layers that are known; otherwise as for `collect_gradients`.
+        params: None for the weights of all layers that are known; otherwise as for
+            `collect_gradients`.
         existing_zeros: What zeros are.
 
     Returns:
@@ -75,8 +80,9 @@ def choose_targets(model: nn.Module, params: Selection, existing_zeros: Existing
 
     Raises:
         TypeError: If a parameter is not real floating-point.
-        ValueError: If nothing is left to prune, if a weight is asked for by name that cannot be pruned, or if a
-            layer's weight is computed from other parameters and `params` does not say that others are meant.
+        ValueError: If nothing is left to prune, if a weight is asked for by name that cannot be
+            pruned, or if a layer's weight is computed from other parameters and `params` does not
+            say that others are meant.
     """
     named = named_parameters(model)
     computed = _computed_weights(model)
@@ -98,7 +104,7 @@ def choose_targets(model: nn.Module, params: Selection, existing_zeros: Existing
 def _asked_for(
     named: Mapping[str, nn.Parameter], computed: Mapping[str, str], reasons: Mapping[str, Reason], params: Selection
 ) -> list[str]:
-    """Names that a selection means, without those that a pattern or predicate only happens to match."""
+    """Names that a selection means; unprunable names that only a pattern matches are left out."""
     by_name = {params} if isinstance(params, str) else set()
     if params is not None and not callable(params) and not isinstance(params, str):
         params = list(params)
@@ -154,7 +160,7 @@ def _targets(
 
 
 def _computed_weights(model: nn.Module) -> dict[str, str]:
-    """Weights of known layers that are computed from other parameters, and what makes parameters of them again."""
+    """Weights of known layers that are computed from other parameters, and the remedy for each."""
     computed = {}
     for layer_name, layer in named_layers(model):
         for name in weight_names(layer):
@@ -170,7 +176,7 @@ def _computed_weights(model: nn.Module) -> dict[str, str]:
 
 
 def _reasons(model: nn.Module, named: Mapping[str, nn.Parameter]) -> dict[str, Reason]:
-    """Why each parameter is not pruned by default; those that are have no entry."""
+    """Why each parameter is not pruned by default; pruned parameters have no entry."""
     names = {id(parameter): name for name, parameter in named.items()}
     tables: dict[object, str] = {}
     kinds: dict[str, str] = {}

@@ -11,7 +11,7 @@ from mfac.gradients.naming import named_layers
 
 
 def _layers_under_torch_pruning(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Name of the parameter `<name>_orig`, its layer, and `<name>`, of every weight that torch's pruning masks."""
+    """Name `<name>_orig`, layer, and `<name>` of every parameter that torch's pruning masks."""
     for layer_name, layer in named_layers(model):
         for parameter in layer._parameters:
             name = parameter.removesuffix("_orig")
@@ -26,7 +26,7 @@ def torch_masks(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def update_torch_masks_(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Takes masks into those of torch's pruning, and computes the weights anew.
+    """Takes masks into the masks of torch's pruning, and computes the weights anew.
 
     Args:
         model: The model.

@@ -23,12 +23,13 @@ def verify(model: nn.Module, report: PruningReport) -> list[str]:
         report: Of `mfac.prune`.
 
     Returns:
-        What has been proved, a line a promise. Of patterns it is N:M; what the report does not say is not among it.
+        The proved promises, a line each. Of patterns only N:M is proved. A promise that the report
+        does not make is not proved.
 
     Raises:
-        ValueError: If a promise does not hold, naming it: a name or shape is not there, a weight is not finite, dropped
-            weights are not zero, kept ones are, the sparsity is another, the pattern does not hold, or a tensor that
-            was left dense has new zeros.
+        ValueError: If a promise does not hold, naming it: a name or shape is not there, a weight is
+            not finite, dropped weights are not zero, kept weights are zero, the sparsity is
+            another, the pattern does not hold, or a tensor that was left dense has new zeros.
 
     Example:
         >>> import torch, mfac
@@ -102,7 +103,7 @@ def _check_sparsity(report: PruningReport, pruned: dict[str, nn.Parameter], zero
 
 
 def _check_patterns(pattern: str, model: nn.Module, pruned: dict[str, nn.Parameter]) -> list[str]:
-    """Says what was proved. Blocks, rows and channels go whole but for zeros of before, so that masks prove nothing."""
+    """Says what was proved: of patterns N:M alone, as earlier zeros may break up other units."""
     by_name = pattern.startswith("{")  # one for each name, the first that matches
     parts = re.findall(r"'([^']*)': ([^,}]+)", pattern) if by_name else [("*", pattern)]
     left, proved = dict(pruned), []

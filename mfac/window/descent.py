@@ -16,7 +16,8 @@ class Descent:
     Where the window's rows are sparse, what a row carries has been held back by error feedback for
     many steps already. Averaging would hold it back once more while its gradient still points the
     same way, so that the same weights are sent again and overshoot. Therefore the weights that the
-    newest row carries move by all of u at once and start with no momentum; the others move by v.
+    newest row carries move by all of u at once and start with no momentum; the other weights move
+    by v.
 
     Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), Algorithm 2; for sparse rows the
     momentum factor masking of Deep Gradient Compression (Lin et al., 1712.01887), section 3.2.
@@ -38,7 +39,7 @@ class Descent:
     momenta: list[float] = field(default_factory=list)
 
     def add(self, parameter: Tensor, column: int, rate: float, decay: float = 1.0, momentum: float = 0.0) -> None:
-        """Moves one more, whose columns come after those of the others."""
+        """Moves one more parameter, with columns after the columns of the parameters before."""
         self.parameters.append(parameter)
         self.columns.append(column)
         self.rates.append(rate)

@@ -32,7 +32,7 @@ class SlidingFisher:
 
     @property
     def num_terms(self) -> int:
-        """n, what the sum over gradients is divided by."""
+        """n, the divisor of the sum over gradients."""
         return self.rows.rank if self.normalize == "rank" else max(1, self.ring.num_filled)
 
     @property

@@ -28,14 +28,14 @@ class GradientWindow:
 
     A push replaces the oldest row: one pass over the window and O(m²) for the inverse of the m x m
     capacitance. `precondition` is a second pass. Memory: `nbytes`, which is the window and 2m²
-    float64, and O(d). It is allocated by the first push, so `nbytes` can be asked for before.
+    float64, and O(d). The first push allocates the memory, so `nbytes` can be asked for before.
 
     The window may be compressed: `dtype` 16 or 8 bits wide, or `density` < 1. F is then exactly the
-    Fisher of the rows as they were rounded, and `precondition` is exact for the newest of these.
+    Fisher of the rows as they were rounded, and `precondition` is exact for the newest stored row.
 
     Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 3.2, with the differences that
-    docs/derivation.md numbers: (3) O(dm + m²) in place of O(dm + m³); (4) the push-through form n
-    Gᵀ C⁻¹ eⱼ for the newest gradient, which does not subtract.
+    docs/derivation.md numbers: (3) O(dm + m²) in place of O(dm + m³); (4) for the newest gradient
+    the push-through form n Gᵀ C⁻¹ eⱼ, which does not subtract.
 
     Args:
         rank: m, the rows of the window.
@@ -47,16 +47,16 @@ class GradientWindow:
             otherwise float32, or the window's dtype if that is a float. `precondition` returns
             float64 or float32.
         density: Share of the entries that a row keeps, in (0, 1]. Below 1, of every block of at
-            most 16384 columns the largest in magnitude; what is left out is added to the next
+            most 16384 columns the largest in magnitude; the entries left out are added to the next
             gradient (error feedback).
-        device: Where the window is: "cpu", or a CUDA GPU. There a step waits for nothing it
-            computes: a gradient that is refused becomes a row of zeros, and the error comes from
-            the next call, not from a property; where C⁻¹ is found to have drifted, the step is
-            zero, and C⁻¹ is computed anew in the next.
-        normalize: n: "rank" divides by m from the first gradient on, as the paper does, so that
-            while the window fills steps are larger, about m over the number of gradients held;
-            "filled" divides by that number, which has the capacitance factored anew, O(m³), at
-            every push until the window is full.
+        device: Where the window is: "cpu", or a CUDA GPU. On a GPU a step never waits for a result:
+            a gradient that is refused becomes a row of zeros, and the error comes from the next
+            call, not from a property; where C⁻¹ is found to have drifted, the step is zero, and C⁻¹
+            is computed anew in the next.
+        normalize: The divisor n. "rank": m from the first gradient on, as in the paper; while the
+            window fills, steps are larger by about m over the number of gradients held. "filled":
+            the number of gradients held; the capacitance is then factored anew, O(m³), at every
+            push until the window is full.
         format: A format of your own, in place of `dtype` and `density`: called with m, d and the
             device, it gives an object like `mfac.window.formats.base.Rows`
             (docs/extending/window_format.md).
@@ -134,7 +134,7 @@ class GradientWindow:
 
     @property
     def num_terms(self) -> int:
-        """n, what the sum over gradients is divided by."""
+        """n, the divisor of the sum over gradients."""
         return self._fisher.num_terms
 
     @property
@@ -153,7 +153,7 @@ class GradientWindow:
         return self.format.nbytes + 2 * 8 * self.rank**2
 
     def push(self, gradient: Tensor) -> None:
-        """Writes a gradient over the oldest row, or into an empty one while there is one.
+        """Writes a gradient into an empty row, or over the oldest row where no row is empty.
 
         Args:
             gradient: [d], in the window's vector dtype (see `dtype`).
@@ -162,8 +162,8 @@ class GradientWindow:
             MemoryError: If the machine cannot hold the window, at the first push.
             TypeError: If the dtype is wrong.
             ValueError: If the shape is wrong or the gradient holds a NaN or infinity; the window is
-                as it was. On a GPU instead if the gradient of the push before did, whose row counts
-                as zeros; this one has not been pushed.
+                as it was. On a GPU a gradient with a NaN or infinity is reported by the next push:
+                its row counts as zeros, and the gradient of the next push has not been pushed.
         """
         g = self._vectors("gradient", gradient)
         if gradient.dim() != 1:
@@ -182,12 +182,12 @@ class GradientWindow:
         """Takes a gradient out of the window; its row is empty and the next to be written.
 
         Args:
-            row: Its row in ring order, 0 <= row < m: while nothing has been overwritten, the number
-                of the push.
+            row: The gradient's row in ring order, 0 <= row < m: while nothing has been overwritten,
+                the number of the push.
 
         Raises:
             TypeError: If `row` is not an integer.
-            ValueError: If it is out of range or the row is empty.
+            ValueError: If `row` is out of range or empty.
         """
         self._refusals.report()
         if check_count("row", row) >= self.rank or not self.ring.filled[row]:
@@ -247,7 +247,7 @@ class GradientWindow:
         """F⁻¹g for the newest gradient g, in the push-through form, which does not subtract.
 
         The error is about ε·(‖G‖²/(nλ))^1.5 where rows are nearly dependent, with ε = 1e-16, and
-        far less where not.
+        far less elsewhere.
 
         Args:
             out: [d], contiguous, without gradient and of the result's dtype, to be overwritten with
@@ -296,8 +296,8 @@ class GradientWindow:
         """Which entries the newest row of a sparse window carries.
 
         Returns:
-            Their columns, [k] int64, ascending; None where rows are dense, or there is no newest
-            row. O(k).
+            The columns of the entries, [k] int64, ascending; None where rows are dense, or there is
+            no newest row. O(k).
         """
         return None if self.newest is None else self.format.carried(self.newest)
 
@@ -334,7 +334,7 @@ class GradientWindow:
             part.load_(state)
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Raises as `load_state_dict` does for what that would not take; changes nothing."""
+        """Raises as `load_state_dict` does for a state that does not fit; changes nothing."""
         check_state("state", state, self._state(), optional={"newest"})
         self.format.check_tensors(state)
         newest = state["newest"]

@@ -1,4 +1,4 @@
-"""The command line: prunes, writes, goes on, verifies, reports; and an error is a line and not a traceback."""
+"""The command line prunes, writes, goes on, verifies and reports; an error is one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every error of the public core that its arguments cause: its type, the parameter it names and the value it reports."""
+"""Every error that an argument of the public core causes: type, named parameter, reported value."""
 
 # ruff: file-ignore[line-too-long]  one case a line
 

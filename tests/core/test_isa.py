@@ -73,7 +73,7 @@ def test_build_info():
 
 @pytest.mark.parametrize("isa", BUILT)
 def test_values_of_every_instruction_set(isa: str, best: str):
-    """The tests of values, which hold every result to bounds on rounding, in a process with that instruction set.
+    """Runs the tests of values, with bounds on rounding, in a process with that instruction set.
 
     The process fails to import the package if another is chosen than the one asked for.
     """

@@ -1,4 +1,4 @@
-"""Peak memory, of a process that holds 256 MB of gradients and asks for products with the inverse Fisher."""
+"""Peak memory of a process that holds 256 MB of gradients and multiplies by the inverse Fisher."""
 
 import subprocess
 import sys
@@ -28,8 +28,9 @@ print((kilobytes("VmHWM") - before) // 1024)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("arguments", ["1e-3", "mfac.relative(0.1), 1000"])
 def test_extra_memory_does_not_grow_with_the_window(arguments: str):
-    # Three vectors of d float64, 24 MB; column tiles of 8 MB, their product and their squares; the blocks' factors,
-    # 1000 · 64² float64, 33 MB; libraries' work space. A float64 copy of the window is 512 MB more.
+    # Three vectors of d float64, 24 MB; column tiles of 8 MB, their product and their squares; the
+    # blocks' factors, 1000 · 64² float64, 33 MB; libraries' work space. A float64 copy of the
+    # window is 512 MB more.
     program = PROGRAM.format(arguments=arguments)
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=200)
     assert run.returncode == 0, run.stderr

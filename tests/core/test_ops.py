@@ -1,4 +1,4 @@
-"""Values of the window operators against float64 compositions in torch, at sizes around vectors, tiles and chunks."""
+"""Values of the window operators against float64 in torch, around vectors, tiles and chunks."""
 
 import pytest
 import torch
@@ -82,8 +82,8 @@ def test_squared_norms_values_show_what_is_not_finite(dtype: torch.dtype, bad: f
 
 
 def assert_norms_are_right(G: torch.Tensor, single: bool) -> None:
-    # An entry of L⁻¹G is off by at most (m + 2)u of the sum of magnitudes, the rounding of L⁻¹ included; its square by
-    # twice that, and the sum of m squares by m·u more.
+    # An entry of L⁻¹G is off by at most (m + 2)u of the sum of magnitudes, the rounding of L⁻¹
+    # included; its square by twice that, and the sum of m squares by m·u more.
     m = G.shape[0]
     factor = normal(m, m, seed=3).tril() + 2 * torch.eye(m, dtype=F64)
     u = U[F32] if single else U[F64]

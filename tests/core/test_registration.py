@@ -1,4 +1,4 @@
-"""Every operator as torch sees it: schema, fake implementation, refusal of arguments it would read beyond."""
+"""Every operator as torch sees it: schema, fake implementation, refusal of unsafe arguments."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Threads: results do not depend on their number, and torch's own setting is the number that is used."""
+"""Threads: results do not depend on their number, and torch's own setting is their number."""
 
 import subprocess
 import sys
@@ -85,7 +85,8 @@ print(started())
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
 def test_set_num_threads_is_obeyed():
-    # In a process of its own: threads that earlier work started would hide those that this work starts.
+    # In a process of its own: threads that earlier work started would hide those that this work
+    # starts.
     run = subprocess.run([sys.executable, "-c", COUNT_THREADS], capture_output=True, text=True, check=True, timeout=100)
     alone, with_three = map(int, run.stdout.split())
     assert alone == 0

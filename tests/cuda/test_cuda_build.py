@@ -1,4 +1,4 @@
-"""The CUDA part where there is no GPU: shapes by fake tensors, errors, and a step that never waits for the device."""
+"""The CUDA part without a GPU: shapes by fake tensors, errors, and a step that never waits."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is her
 
 
 class NeverRead:
-    """In place of a `Reading`: a number that must not be asked for within the step that computes it."""
+    """In place of a `Reading`: a number that the step that computes it must not ask for."""
 
     made = 0
 
@@ -228,7 +228,7 @@ def test_the_optimizer_trains_on_after_a_refused_gradient(deferred_optimizer, de
 
 @pytest.mark.parametrize("density", [1.0, 0.2])
 def test_a_refused_gradient_counts_as_zero_in_the_momentum(deferred_optimizer, density: float):
-    """No entry of the average starts anew: what stands in the row that it would have overwritten is not carried."""
+    """No average starts anew: the row that a refused gradient would have replaced stays out."""
     weights = torch.nn.Parameter(normal(20, seed=1, dtype=F32))
     opt = deferred_optimizer([weights], 0.1, 4, 1e-2, 0.5, density=density)
     for i in range(6):

@@ -1,6 +1,7 @@
-"""Every operator's CUDA twin, executed on the CPU, against its CPU kernel, at random shapes: equal to rounding.
+"""Every operator's CUDA twin, executed on the CPU, equals its CPU kernel to rounding.
 
-Each instance of each kernel is reached by a test of its own; MFAC_TWIN_SHAPES sets how many shapes each draws.
+Each instance of each kernel is reached by a test of its own; MFAC_TWIN_SHAPES sets how many shapes
+each draws.
 """
 
 import os
@@ -66,7 +67,7 @@ def sample(rank: int, dim: int, dtype: torch.dtype, aligned: bool) -> tuple[Tens
 
 
 def assert_equal_to_rounding(one: Tensor, other: Tensor, terms: int, absolute_sums: Tensor) -> None:
-    """Two sums of as many products: each is off by at most (terms + 2)u of their magnitudes and its own rounding."""
+    """Two sums of as many products: each is off by (terms + 2)u of magnitudes and one rounding."""
     bound = 2 * (terms + 4) * U[F64] * absolute_sums + 2 * U[one.dtype] * other.abs().double()
     assert one.dtype == other.dtype
     assert bool(((one.double() - other.double()).abs() <= bound + torch.finfo(one.dtype).tiny).all())
@@ -274,7 +275,8 @@ def test_topk_of_a_block_of_several_stretches(cuda, vector_dtype: torch.dtype):
     dim, kept, states = 17_000, 8700, []  # a thread holds 16 columns in float32, 8 in float64
     j = torch.arange(dim)
     g = torch.where(j % 29 == 0, 2, j % 2 == 0).to(vector_dtype) * (1 - j // 2 % 2 * 2)
-    # Of the equal ones that are in every stretch nearly all are kept: which, is decided in the last.
+    # Of the equal ones that are in every stretch nearly all are kept: which, is decided in the
+    # last.
     assert kept < int(g.count_nonzero()) and dim - 250 < int(j[g != 0][kept])
     for op in (cuda, cpu):
         values, indices = torch.zeros(2, 1, kept), torch.zeros(2, 1, kept, dtype=torch.uint16)

@@ -1,4 +1,4 @@
-"""What CUDA kernels move is what docs/kernels.md says, counted while they are executed on the CPU."""
+"""CUDA kernels move the bytes that docs/kernels.md says, counted as they execute on the CPU."""
 
 import re
 import subprocess
@@ -24,7 +24,8 @@ def test_every_twin_is_counted(lines: list[list[str]]):
 
 
 def test_twins_move_what_is_stated(lines: list[list[str]]):
-    # What the table leaves out is less: parts of a gradient's magnitude, weights of a bound, arguments of kernels.
+    # What the table leaves out is less: parts of a gradient's magnitude, weights of a bound,
+    # arguments of kernels.
     tolerance = 0.02
     wrong = [line for line in lines if abs(int(line[1]) / int(line[2]) - 1) > tolerance]
     assert not wrong

@@ -1,8 +1,9 @@
-"""Accuracy of the static Fisher against the reference, over ranks, dimensions, blocks, dampings and row norms.
+"""Accuracy of the static Fisher against the reference, over shapes, blocks, dampings and norms.
 
-Where the bound comes from. A backward stable solve is wrong by about u·κ with u = 2⁻⁵³. A Gaussian window of row norm ρ
-has ‖G‖²/m <= ρ² (1/√m + 1/√d)², so for ρ = 10, λ = 1e-6, m = 7, d = 33, the worst pair, κ <= 3.1e7 and u·κ = 3.4e-9.
-With m = 1 or d = 1 the system is a scalar and loses nothing.
+Where the bound comes from. A backward stable solve is wrong by about u·κ with u = 2⁻⁵³. A Gaussian
+window of row norm ρ has ‖G‖²/m <= ρ² (1/√m + 1/√d)², so for ρ = 10, λ = 1e-6, m = 7, d = 33, the
+worst pair, κ <= 3.1e7 and u·κ = 3.4e-9. With m = 1 or d = 1 the system is a scalar and loses
+nothing.
 """
 
 import itertools
@@ -21,13 +22,14 @@ NORMS = (1e-3, 1.0, 10.0)
 DAMPINGS = (1e-6, 1e-3, 1.0)
 F32, F64 = torch.float32, torch.float64
 F64_BOUND = 5e-9
-# What is computed is float64 throughout, so a float32 result is wrong by its own rounding, 6e-8, alone. An
-# accumulation in float32 anywhere would cost u32·κ >= 6e-8 · 1e3 in the cases held to this.
+# What is computed is float64 throughout, so a float32 result is wrong by its own rounding, 6e-8,
+# alone. An accumulation in float32 anywhere would cost u32·κ >= 6e-8 · 1e3 in the cases held to
+# this.
 F32_BOUND = 1e-6
 
 
 def assert_accurate(F: mfac.EmpiricalFisher, G: torch.Tensor, v: torch.Tensor, bound: float) -> None:
-    """ihvp, diagonal, elements and a submatrix, on all of a small F⁻¹ or on some columns of a large one."""
+    """ihvp, diagonal, elements and a submatrix, on all of a small F⁻¹ or columns of a large one."""
     dim, (damping, block_size) = G.shape[1], (F.damping, F.block_size)
     some = torch.arange(dim) if dim <= 40 else torch.tensor([0, 1, 31, 32, 99, 100, dim // 2, dim - 1])
     unit = torch.zeros(len(some), dim, dtype=F64)
@@ -77,7 +79,8 @@ def test_accuracy_of_every_kind_of_window_at_every_scale(kind: str, rank: int, d
     G = window(rank, dim, scale, kind=kind)
     for block_size in (None, 8):
         F = mfac.EmpiricalFisher(G, mfac.relative(0.1), block_size)
-        # ‖G‖² <= Σ‖g‖² = n·d·λ/0.1, so κ <= 1 + 10·d <= 2600 and u·κ = 3e-13; sums of up to 257 terms.
+        # ‖G‖² <= Σ‖g‖² = n·d·λ/0.1, so κ <= 1 + 10·d <= 2600 and u·κ = 3e-13; sums of up to 257
+        # terms.
         assert_accurate(F, G, normal(dim), 257 * 3e-13)
 
 
@@ -89,8 +92,8 @@ def test_logdet(rank: int, dim: int, block_size: int | None):
         F = mfac.EmpiricalFisher(G, damping, block_size)
         found = F.logdet()
         assert found.dtype == F64 and found.dim() == 0
-        # Every log is wrong by the relative error of a pivot, at most u·κ with κ <= 1 + ρ²/λ, and by u·|log|. The dual
-        # form adds and takes away m·log(nλ).
+        # Every log is wrong by the relative error of a pivot, at most u·κ with κ <= 1 + ρ²/λ, and
+        # by u·|log|. The dual form adds and takes away m·log(nλ).
         kappa = 1 + norm**2 / damping
         scale = (rank + dim) * abs(torch.log(torch.tensor([damping, rank * damping])).abs().max())
         bound = 50 * U[F64] * (min(rank, dim) * kappa + float(scale) + 1)
@@ -112,7 +115,8 @@ def test_refinement_improves_a_hard_case():
     expected = oracle.ihvp(G, G[1], 1e-8)
     F = mfac.EmpiricalFisher(G, 1e-8)
     plain, refined = (relative_error(F.ihvp(G[1], refine=steps), expected) for steps in (0, 2))
-    # A step multiplies the error by that of the solve, until what is left is the rounding of the residual, u·κ.
+    # A step multiplies the error by that of the solve, until what is left is the rounding of the
+    # residual, u·κ.
     assert refined <= U[F64] * oracle.condition(G, 1e-8)
     assert refined <= 0.1 * plain
     assert torch.equal(mfac.ihvp(G, G[1], 1e-8, refine=2), F.ihvp(G[1], refine=2))

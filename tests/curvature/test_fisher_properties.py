@@ -10,7 +10,8 @@ import mfac
 
 F32, F64 = torch.float32, torch.float64
 DAMPING = 0.1
-# Rows have norm 1, so κ <= 1 + 1/λ = 11. Two ways to the same value differ by a few sums of up to 300 terms: 4·300·u·κ.
+# Rows have norm 1, so κ <= 1 + 1/λ = 11. Two ways to the same value differ by a few sums of up to
+# 300 terms: 4·300·u·κ.
 BOUND = 4 * 300 * U[F64] * 11
 
 every_window = pytest.mark.parametrize(("kind", "rank", "dim"), SHAPES)

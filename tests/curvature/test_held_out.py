@@ -1,4 +1,4 @@
-"""A damping chosen on rows left out: what is predicted of them in closed form is what leaving them out gives."""
+"""A damping chosen on rows left out: the closed form predicts what leaving a row out gives."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ def precisions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
 def assert_diagonal_is_right(G: torch.Tensor, damping: float) -> None:
     found = mfac.EmpiricalFisher(G, damping).inverse_diagonal()
     expected = oracle.inverse(G, damping).diagonal()
-    # The float32 bound of 1 - ‖U‖², the rounding of the result, and in float64 the conditioning of the problem.
+    # The float32 bound of 1 - ‖U‖², the rounding of the result, and in float64 the conditioning of
+    # the problem.
     limit = whitening._SINGLE_ERROR + U[F32] + 10 * sum(G.shape) * U[F64] * oracle.condition(G, damping)
     assert float(((found.double() - expected) / expected).abs().max()) <= limit
 
@@ -54,7 +55,8 @@ def test_columns_above_the_limit_are_whitened_once_more_in_float64(precisions: l
 def test_gradients_of_layers_that_differ_in_size_are_whitened_in_float32_but_for_the_largest(
     precisions: list[tuple[bool, int]],
 ):
-    # As in networks: rows share directions, so that C has a wide spectrum, and a tenth of the columns is large.
+    # As in networks: rows share directions, so that C has a wide spectrum, and a tenth of the
+    # columns is large.
     rank, dim = 64, 20_000
     G = normal(rank, dim, dtype=F32) + 3 * normal(rank, 4, seed=1, dtype=F32) @ normal(4, dim, seed=2, dtype=F32)
     G *= torch.logspace(0, -2, rank)[:, None] * 0.01

@@ -23,8 +23,9 @@ def assert_blocks_are_right(G: torch.Tensor, block_size: int) -> None:
     assert factors.shape == (-(-dim // block_size), order, order)
     assert torch.equal(failed, torch.full_like(failed, -1))
 
-    # Rows have norm 1, so κ <= 1 + 1/λ = 11. Here and in the dense reference, factors and solves of an order up to 1000
-    # are made of sums of as many terms, each of which may lose terms·u·κ; of random sign, they add up to √1000 of one.
+    # Rows have norm 1, so κ <= 1 + 1/λ = 11. Here and in the dense reference, factors and solves of
+    # an order up to 1000 are made of sums of as many terms, each of which may lose terms·u·κ; of
+    # random sign, they add up to √1000 of one.
     bound = 4 * 1000**0.5 * U[F64] * 11
     inverse = torch.linalg.inv(oracle.fisher(G, DAMPING, block_size))
     found = ops.block_ihvp(G, factors, v, block_size, DAMPING, float(rank))
@@ -41,7 +42,8 @@ def assert_blocks_are_right(G: torch.Tensor, block_size: int) -> None:
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_block_values(dim: int, dtype: torch.dtype):
-    # Every block size meets every dimension; ranks take turns, so that each meets narrower and wider blocks.
+    # Every block size meets every dimension; ranks take turns, so that each meets narrower and
+    # wider blocks.
     for number, block_size in enumerate(BLOCK_SIZES):
         for rank in (RANKS[number], RANKS[(number + 3) % len(RANKS)]):
             assert_blocks_are_right(window(rank, dim, dtype=dtype, seed=rank), block_size)
@@ -108,7 +110,8 @@ def test_block_factor_reports_the_failing_pivot_of_each_block():
 @pytest.mark.parametrize("form", ["dual", "primal"])
 @pytest.mark.parametrize("first, second", [(0, 64), (3, 70), (66, 70)])
 def test_block_factor_reports_a_failing_pivot_in_the_second_tile(form: str, first: int, second: int):
-    # Two of the matrix's columns are 2³⁰ in the same place, the others unit vectors elsewhere: as above.
+    # Two of the matrix's columns are 2³⁰ in the same place, the others unit vectors elsewhere: as
+    # above.
     G = torch.eye(80, 90, dtype=F64)
     if form == "primal":
         G = G.T.contiguous()

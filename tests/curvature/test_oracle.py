@@ -1,4 +1,4 @@
-"""The reference is tested too: its refined solves against a direct solve in exact rational arithmetic."""
+"""The reference is tested too: refined solves against exact rational arithmetic."""
 
 from fractions import Fraction
 

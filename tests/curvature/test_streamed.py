@@ -1,4 +1,4 @@
-"""The Fisher over a store that is read by column tiles: the same numbers as over a tensor of what is stored."""
+"""The Fisher over a store read by column tiles equals the Fisher over the stored tensor."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def test_products_are_those_of_the_rounded_rows(kind, share, tmp_path):
     assert isinstance(fisher, StreamedFisher) and fisher.dim == window.shape[1]
     v, a = torch.randn(2, fisher.dim), torch.randn(9, dtype=torch.float64)
     i, kept = torch.randint(fisher.dim, (7,)), torch.rand(fisher.dim) < 0.6
-    # Sums in float64 over other tiles, rounded once to float32; the diagonal is right to 2⁻¹⁸ by its own bound.
+    # Sums in float64 over other tiles, rounded once to float32; the diagonal is right to 2⁻¹⁸ by
+    # its own bound.
     same = {"rtol": 2e-6, "atol": 2e-6 / fisher.damping}
     torch.testing.assert_close(fisher.damping, expected.damping, rtol=1e-12, atol=0)
     torch.testing.assert_close(fisher.gram(), expected.gram(), rtol=1e-12, atol=1e-9)

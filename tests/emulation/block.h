@@ -1,10 +1,12 @@
-// Runs a kernel, block after block, one fiber for every thread. Barriers and warp operations are the points at which
-// another thread goes on, in an order that MFAC_SIMT_ORDER names: forward, reverse or random:SEED.
+// Runs a kernel, block after block, one fiber for every thread. Barriers and warp operations are
+// the points at which another thread goes on, in an order that MFAC_SIMT_ORDER names: forward,
+// reverse or random:SEED.
 //
-// What is found without a sanitizer: barriers that not every thread of the block, or warp operations that not every
-// thread of their mask, reaches; use of shared memory before it is written (its bytes are 0xff: NaN, or -1).
-// ThreadSanitizer takes every CUDA thread for a thread and finds what only a missing barrier lets happen;
-// AddressSanitizer finds what lies outside of shared arrays and of tensors.
+// What is found without a sanitizer: barriers that not every thread of the block, or warp
+// operations that not every thread of their mask, reaches; use of shared memory before it is
+// written (its bytes are 0xff: NaN, or -1). ThreadSanitizer takes every CUDA thread for a thread
+// and finds what only a missing barrier lets happen; AddressSanitizer finds what lies outside of
+// shared arrays and of tensors.
 #pragma once
 
 #include <algorithm>
@@ -31,8 +33,8 @@ namespace simt {
 constexpr unsigned kWarp = 32, kMostThreads = 1024;
 constexpr std::size_t kSharedBytes = 48 * 1024;  // what every GPU gives a block without being asked
 constexpr std::size_t kGuard = 128;              // around every shared array
-// Blocks take turns with teams of fibers that have no barrier in common: a fiber that had been in both of two blocks
-// would order their accesses, and no race between them would show.
+// Blocks take turns with teams of fibers that have no barrier in common: a fiber that had been in
+// both of two blocks would order their accesses, and no race between them would show.
 #if defined(__SANITIZE_THREAD__)
 constexpr unsigned kTeams = 2;
 #else
@@ -54,7 +56,8 @@ struct Thread {
   State state = State::kDone;
   Place place;
   std::string error;
-  // of a warp operation: who takes part, whose value is asked for, the value given and those received
+  // of a warp operation: who takes part, whose value is asked for, the value given and those
+  // received
   uint32_t mask = 0;
   unsigned source = 0;
   uint64_t given = 0, received = 0;
@@ -77,7 +80,8 @@ class Block {
   void* shared(const void* key, std::size_t bytes);
   void barrier(Place place);
   void warp_op(uint32_t mask, unsigned source, uint64_t value, bool orders_memory, Place place);
-  // Whether an address is no global memory: shared, of the running thread's stack, or of the emulation.
+  // Whether an address is no global memory: shared, of the running thread's stack, or of the
+  // emulation.
   bool owns(const void* p) const;
 
   static Block& instance() {
@@ -100,8 +104,8 @@ class Block {
   unsigned lanes(unsigned warp) const { return std::min(kWarp, threads() - warp * kWarp); }
 
 #if defined(__SANITIZE_THREAD__)
-  // Every block of a launch has memory that none had before, or its accesses would be taken for races with those of
-  // the block that had it.
+  // Every block of a launch has memory that none had before, or its accesses would be taken for
+  // races with those of the block that had it.
   static constexpr std::size_t kArenaBytes = std::size_t{1} << 32;
 #else
   static constexpr std::size_t kArenaBytes = 4 * kSharedBytes;
@@ -282,7 +286,8 @@ SIMT_UNSEEN inline bool Block::finish_warp_op(unsigned warp) {
   return any;
 }
 
-// Opens the barrier when all threads of the block are at the same one. A thread that has returned never gets there.
+// Opens the barrier when all threads of the block are at the same one. A thread that has returned
+// never gets there.
 SIMT_UNSEEN inline bool Block::finish_barrier() {
   if (live_ != threads()) return false;
   for (const Thread* thread : thread_)

@@ -1,8 +1,9 @@
-"""Builds the CUDA twins for execution on the CPU: their adapters as torch.ops.mfac_emulated, their kernels emulated.
+"""Builds the CUDA twins for execution on the CPU, as torch.ops.mfac_emulated.
 
-`python tests/emulation/build.py [plain|address|thread|bytes]` prints the path of the library; what is up to date is
-left as it is. With a sanitizer, kernels are instrumented and the library has to be loaded into a process that has
-preloaded the sanitizer's runtime (`environment`). With `bytes` they count what they move (`moved.py`).
+`python tests/emulation/build.py [plain|address|thread|bytes]` prints the path of the library; what
+is up to date is left as it is. With a sanitizer, kernels are instrumented and the library has to be
+loaded into a process that has preloaded the sanitizer's runtime (`environment`). With `bytes` they
+count what they move (`moved.py`).
 """
 
 from __future__ import annotations

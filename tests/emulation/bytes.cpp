@@ -1,6 +1,6 @@
-// What a launch reads and writes of global memory, each byte once; what it has written itself it need not read. Kernels
-// are compiled for ThreadSanitizer, which has every access of theirs call a function; these here take the place of its
-// runtime and keep the addresses.
+// What a launch reads and writes of global memory, each byte once; what it has written itself it
+// need not read. Kernels are compiled for ThreadSanitizer, which has every access of theirs call a
+// function; these here take the place of its runtime and keep the addresses.
 #include <array>
 #include <bit>
 #include <unordered_map>
@@ -36,7 +36,8 @@ void simt::count_bytes(const std::string& kernel) {
   lines.clear();
 }
 
-// A line for every kernel launched since the last call: its name, bytes read, bytes written, separated by tabs.
+// A line for every kernel launched since the last call: its name, bytes read, bytes written,
+// separated by tabs.
 extern "C" __attribute__((visibility("default"))) const char* mfac_simt_bytes() {
   static std::string report;
   report.clear();

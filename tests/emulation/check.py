@@ -1,7 +1,8 @@
-"""Executes every CUDA kernel on the CPU in every mode: `python tests/emulation/check.py [mode ...]`.
+"""Executes every CUDA kernel on the CPU in each mode: `python tests/emulation/check.py [mode ...]`.
 
-A mode is an order of threads and a sanitizer. In each, the tests that hold CUDA twins to CPU kernels run, and in the
-first all tests of the operators; every instance of every kernel has to be launched. That is kept for `table.py`.
+A mode is an order of threads and a sanitizer. In each, the tests that hold CUDA twins to CPU
+kernels run, and in the first all tests of the operators; every instance of every kernel has to be
+launched. That is kept for `table.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ TWINS = [str(ROOT / "tests" / "cuda" / "test_cuda_twins.py")]  # which reaches e
 
 
 class Mode(NamedTuple):
-    """How kernels are executed, by which tests, and at how many shapes each instance of a kernel."""
+    """How kernels are executed, by which tests, and at how many shapes for each kernel instance."""
 
     sanitizer: str
     order: str

@@ -45,8 +45,8 @@ struct __align__(8) uint2 {
 
 namespace simt {
 
-// Every kernel that some launcher can launch, by its name with its template's arguments, and the integers that it was
-// launched with: what the tests have to reach, and what they did.
+// Every kernel that some launcher can launch, by its name with its template's arguments, and the
+// integers that it was launched with: what the tests have to reach, and what they did.
 using Launches = std::map<std::string, std::set<std::string>>;
 inline Launches& launches() {
   static Launches all;

@@ -1,4 +1,5 @@
-// One fiber for every CUDA thread of a block: its own stack, switched to and from by hand, known to the sanitizers.
+// One fiber for every CUDA thread of a block: its own stack, switched to and from by hand, known to
+// the sanitizers.
 #pragma once
 
 #include <sys/mman.h>
@@ -27,7 +28,8 @@ void AnnotateIgnoreWritesEnd(const char*, int);
 
 namespace simt {
 
-// While one of these lives, what the emulation itself reads and writes is no part of the program under test.
+// While one of these lives, what the emulation itself reads and writes is no part of the program
+// under test.
 struct Unseen {
 #if defined(__SANITIZE_THREAD__)
   Unseen() {
@@ -67,7 +69,8 @@ struct Stack {
 #if !defined(__x86_64__)
 #error "The emulation switches stacks in x86-64 assembly."
 #endif
-// Leaves the registers that a call must keep on the stack in use, and goes on where the other one was left.
+// Leaves the registers that a call must keep on the stack in use, and goes on where the other one
+// was left.
 __attribute__((naked, noinline)) inline void switch_stack(void** /*from*/, void* /*to*/) {
   asm volatile(
       "pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"

@@ -1,7 +1,8 @@
 """Counts what the CUDA twins move: `python tests/emulation/moved.py`.
 
-A line for every case: its name, the bytes that its launches read and write, each byte once a launch, and what the table
-"Bytes and flops" of docs/kernels.md says, separated by tabs. In a process of its own: the twins are registered once.
+A line for every case: its name, the bytes that its launches read and write, each byte once a
+launch, and what the table "Bytes and flops" of docs/kernels.md says, separated by tabs. In a
+process of its own: the twins are registered once.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def sparse_cases() -> Iterator[Case]:
 
 
 def square_cases() -> Iterator[Case]:
-    """What is m x m. A solution is right at once where A is the inverse of ½ I; a little off, it takes three steps."""
+    """Work on m x m. A solve is right at once if A inverts ½ I, and takes three steps otherwise."""
     for m in (512, 1100):
         n, eye, b = ceil_div(m, 64), torch.eye(m, dtype=torch.float64), torch.ones(1, m, dtype=torch.float64)
         replace = partial(ops.capacitance_replace_, 2 * eye, 0 * eye, 5, b[0], 0.5)

@@ -31,7 +31,8 @@ class CudaTwins:
 def use_cuda_twins(sanitizer: str = "plain") -> Generator[None, None, None]:
     """Inside, `mfac` computes with the CUDA twins, built for a sanitizer.
 
-    What kernels were launched, with which integer arguments, goes to the file that MFAC_SIMT_LAUNCHES names.
+    What kernels were launched, with which integer arguments, goes to the file that
+    MFAC_SIMT_LAUNCHES names.
     """
     library = str(build(sanitizer))
     torch.ops.load_library(library)

@@ -1,4 +1,5 @@
-// Kernels with a fault each, which the emulation or a sanitizer has to find (test_emulation.py), and one without.
+// Kernels with a fault each, which the emulation or a sanitizer has to find (test_emulation.py),
+// and one without.
 #include "cuda/reduce.cuh"
 
 namespace mfac::cuda {

@@ -1,5 +1,5 @@
-// What was launched, for Python: a line for every kernel, its name, and the integer arguments of its launches, all
-// separated by tabs.
+// What was launched, for Python: a line for every kernel, its name, and the integer arguments of
+// its launches, all separated by tabs.
 #include "cuda_on_cpu.h"
 
 extern "C" __attribute__((visibility("default"))) const char* mfac_simt_launches() {

@@ -1,8 +1,9 @@
 """Prints what became of every CUDA kernel: `python tests/emulation/table.py [--instances]`.
 
-A row for each kernel, or each instance of its template: the architectures it was compiled for, registers and shared
-memory of a block as the compiler gives them, spills, and at how many different sizes it was executed in each mode of
-`check.py`. Fails if a kernel spills, was not compiled, or was not executed in some mode.
+A row for each kernel, or each instance of its template: the architectures it was compiled for,
+registers and shared memory of a block as the compiler gives them, spills, and at how many different
+sizes it was executed in each mode of `check.py`. Fails if a kernel spills, was not compiled, or was
+not executed in some mode.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ def test_rows_are_batch_gradients_in_parameter_order():
     model, data = classifier(), batches(5)
     grads = mfac.collect_gradients(model, cross_entropy, data, num_gradients=5)
     expected = torch.stack([backward_gradient(model, batch) for batch in data])
-    # The same additions in the same order, so equal but for the order of threads in the matrix products.
+    # The same additions in the same order, so equal but for the order of threads in the matrix
+    # products.
     torch.testing.assert_close(grads, expected, rtol=1e-5, atol=1e-7)
 
 

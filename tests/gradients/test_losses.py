@@ -1,4 +1,4 @@
-"""Gradients of any loss: batches of any make, training mode only, derivatives within, reentrant checkpoints."""
+"""Gradients of any loss: any batches, training mode only, inner derivatives, checkpoints."""
 
 from __future__ import annotations
 

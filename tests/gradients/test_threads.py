@@ -1,4 +1,4 @@
-"""Gradients take one thread where a batch is small and all threads where it is not, whatever the clock says."""
+"""Gradients of small batches take one thread, others all, whatever the clock says."""
 
 import pytest
 import torch

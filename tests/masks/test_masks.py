@@ -1,4 +1,4 @@
-"""Masks: made, compared, saved, applied; and zeros that stay zero through every optimizer, with their momentum."""
+"""Masks: made, compared, saved, applied; zeros and their momentum stay zero in every optimizer."""
 
 from __future__ import annotations
 

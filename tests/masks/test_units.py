@@ -49,7 +49,7 @@ def input_for(layer: nn.Module, channels: int) -> Tensor:
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_rows_and_channels_are_what_the_layer_computes(kind: str):
-    """An output channel without its row is constant; an input channel without its entries has no effect."""
+    """Without its row an output channel is constant; without its entries an input has no effect."""
     layer, (outs, ins) = LAYERS[kind]
     layer = layer.double()
     axis = 1 if layer.weight.dim() > 2 else -1

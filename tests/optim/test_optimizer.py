@@ -1,4 +1,4 @@
-"""MFAC: its step against the dense oracle, momentum and weight decay as stated, checkpoints, and errors."""
+"""MFAC: its step against the dense oracle, momentum and weight decay, checkpoints, and errors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_steps_are_those_of_the_dense_fisher(momentum, decay, decoupled):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("density", [1.0, 0.1])
 def test_weights_in_any_memory_format_move_alike(momentum, density):
-    """Contiguous ones move in the pass over the window, others by torch afterwards: to a rounding the same."""
+    """Contiguous weights move in the window's pass, others by torch after: equal to a rounding."""
     models = [conv_classifier().double() for _ in range(2)]
     with torch.no_grad():  # one parameter that no pass can take for a piece of a vector
         models[1][4].weight = torch.nn.Parameter(models[1][4].weight.detach().t().contiguous().t())

@@ -1,4 +1,4 @@
-"""The CUDA part is built where it can be used, with the toolkit's own folder, and is left out in one line elsewhere."""
+"""The CUDA part is built where its toolkit can be used; elsewhere one line says why it is not."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""The code that users read runs: README blocks in order, and the examples of every public docstring."""
+"""The code that users read runs: README blocks in order, examples of every public docstring."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GUIDES = sorted(
 
 
 def run_blocks(page: Path) -> tuple[int, dict[str, object]]:
-    """Runs a page's Python blocks in order; returns how many there are, and the names that they leave."""
+    """Runs a page's Python blocks in order; returns their number and the names they leave."""
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     namespace: dict[str, object] = {}
     for block in blocks:

@@ -8,12 +8,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "mfac"
 
-# From top to bottom. `bench` may use all of them; the package itself, as users import it, stands below everything.
+# From top to bottom. `bench` may use all of them; the package itself, as users import it, stands
+# below everything.
 ROOMS = ["_C", "core", "gradients", "curvature", "window", "masks", "pruning", "optim", "cli", "bench"]
 
 
 def imported_modules(path: Path) -> set[str]:
-    """The package's modules, without its name, that a file imports anywhere in it, for types only included."""
+    """The package's modules, without its name, that a file imports anywhere, also for types."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

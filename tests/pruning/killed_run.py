@@ -1,4 +1,4 @@
-"""A staged run with a checkpoint, as a program that a test kills: `python killed_run.py FOLDER RESULT`."""
+"""A staged run with a checkpoint, for a test to kill: `python killed_run.py FOLDER RESULT`."""
 
 import sys
 

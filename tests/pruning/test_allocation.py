@@ -1,4 +1,4 @@
-"""Allocations: exact totals, floors, densities as they say, whatever the pattern and the schedule."""
+"""Allocations: exact totals, floors, promised densities, with every pattern and schedule."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def test_uniform_gives_every_parameter_the_same_density():
 def test_erk_follows_the_shapes_and_stops_at_dense():
     report = mfac.prune(deep(), cross_entropy, batches(30), sparsity=0.8, allocation="erk", **SMALL)
     kept = kept_of(report)
-    # Σ shape is 76, 80 and 19: 368 kept weights in these proportions leave 40 for the last, below its 48.
+    # Σ shape is 76, 80 and 19: 368 kept weights in these proportions leave 40 for the last, below
+    # its 48.
     assert kept == {"0.weight": 160, "2.weight": 168, "4.weight": 40}
     report = mfac.prune(deep(), cross_entropy, batches(30), sparsity=0.5, allocation="erk", **SMALL)
     kept = kept_of(report)

@@ -1,4 +1,4 @@
-"""Budgets: the dynamic programme against trying everything, and runs that end within what was given."""
+"""Budgets: the dynamic programme against trying everything, and runs that keep to a budget."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def same(a: dict, b: dict) -> bool:
 
 
 def killed_and_resumed(tmp_path: Path, kills: int, seed: int) -> int:
-    """Kills a run at random moments of its work until it has died `kills` times; how often it left something."""
+    """Kills a run at random moments until it has died `kills` times; how often it left a file."""
     arguments, environment = command("", tmp_path / "whole.pt")
     start = time.perf_counter()
     with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True) as process:

@@ -1,4 +1,4 @@
-"""Gradual pruning beside an optimizer: zeros stay exact, the schedule is followed, a state goes on to the same end."""
+"""Gradual pruning beside an optimizer: exact zeros, the schedule, and saved states that go on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ARGUMENTS = {"sparsity": 0.8, "begin": 3, "end": 40, "every": 5, "num_gradients"
 
 
 def train(optimizer, schedule, stop=None, **extra):
-    """A network pruned in 50 steps; everything is saved and loaded into new objects before step `stop`."""
+    """A network pruned in 50 steps, saved and loaded into new objects before step `stop`."""
     data = batches(32)
 
     def made(seed):

@@ -1,4 +1,4 @@
-"""Values of the pruner's operators: saliencies against float64, N:M masks against the rule said in plain Python."""
+"""Values of the pruner's operators: saliencies against float64, N:M masks against plain Python."""
 
 import math
 
@@ -31,7 +31,8 @@ def test_obs_saliency_values(dim: int, dtype: torch.dtype, diagonal_dtype: torch
         found = ops.obs_saliency(w[start : start + dim], diagonal[start : start + dim])
         expected = w[start : start + dim].double().square() / (2 * diagonal[start : start + dim].double())
         assert found.dtype == F64
-        # A product and a quotient, each rounded once, and the compiler's own way of dividing on either side.
+        # A product and a quotient, each rounded once, and the compiler's own way of dividing on
+        # either side.
         torch.testing.assert_close(found, expected, rtol=4 * U[F64], atol=0)
 
 
@@ -46,7 +47,7 @@ def test_obs_saliency_values_at_the_ends(dtype: torch.dtype):
 
 
 def kept(scores: list[float], keep: int) -> list[bool]:
-    """The rule for one group: ascending, NaN last, equal ones by their index; all but the last `keep` go."""
+    """The rule for one group: ascending, NaN last, ties by index; all but the last `keep` go."""
     order = sorted(range(len(scores)), key=lambda i: (math.isnan(scores[i]), 0 if math.isnan(scores[i]) else scores[i]))
     chosen = set(order[len(scores) - min(keep, len(scores)) :])
     return [i in chosen for i in range(len(scores))]

@@ -1,4 +1,4 @@
-"""A plan says what a run does, takes and leaves, changes nothing, and chooses what was left open."""
+"""A plan says what a run does, takes and leaves, changes nothing, and fills open choices."""
 
 from __future__ import annotations
 
@@ -159,7 +159,8 @@ print((kilobytes("VmHWM") - before) * 1024, mfac.plan(model, loss, data, existin
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(("width", "gradients", "share"), [(1000, "ram", 0.1), (1400, "ram", 0.1), (1400, "bf16", 0.2)])
 def test_a_run_takes_the_memory_that_its_plan_says(width, gradients, share):
-    # Of few hundred MB the libraries' work space is some per cent; of bfloat16 rows it is of a smaller whole.
+    # Of few hundred MB the libraries' work space is some per cent; of bfloat16 rows it is of a
+    # smaller whole.
     command = [sys.executable, "-c", PROGRAM, str(width), gradients]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert run.returncode == 0, run.stderr

@@ -1,4 +1,4 @@
-"""What a report says, measures, keeps as JSON and draws; and that `verify` sees every broken promise."""
+"""A report says, measures, keeps as JSON and draws; `verify` sees every broken promise."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def dense(context: StepContext, block_size: int | None = None) -> Tensor:
 
 
 def joint_objective(F: Tensor, w: Tensor, dropped: Tensor) -> float:
-    """The least ½ δᵀFδ with δ = -w on the dropped weights: the Schur complement of the kept ones."""
+    """The least ½ δᵀFδ with δ = -w on the dropped weights, by the kept ones' Schur complement."""
     kept = ~dropped
     schur = F[dropped][:, dropped] - F[dropped][:, kept] @ torch.linalg.solve(F[kept][:, kept], F[kept][:, dropped])
     return 0.5 * float(w[dropped] @ schur @ w[dropped])
@@ -77,7 +77,7 @@ def test_group_scores_are_the_exact_cost_of_a_unit(dim: int, rank: int, block_si
 
 
 def one_after_the_other(F: Tensor, w: Tensor) -> tuple[list[int], list[float]]:
-    """Greedy OBS by definition: each time the weight that costs least, by a fresh inverse over those that are left."""
+    """Greedy OBS by definition: each time the cheapest weight, by a fresh inverse over the rest."""
     w, left, order, costs = w.clone(), list(range(len(w))), [], []
     while left:
         inverse = torch.linalg.inv(F[left][:, left])
@@ -157,7 +157,7 @@ def test_joint_is_predicted_to_cost_least(seed: int, block_size: int | None, sha
 
 
 def test_a_prediction_is_near_what_is_measured_at_small_steps():
-    """A square loss of a linear model with unit noise: its expected Hessian is the Fisher, so only sampling is off."""
+    """A linear model's square loss with unit noise: its expected Hessian is the Fisher."""
     generator = torch.Generator().manual_seed(0)
     true = torch.randn(12, generator=generator, dtype=torch.float64)
     inputs = torch.randn(4000, 12, generator=generator, dtype=torch.float64)

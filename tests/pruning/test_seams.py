@@ -1,4 +1,4 @@
-"""What users may bring themselves is checked: a wrong score, update or schedule is named and changes nothing."""
+"""Users' own parts are checked: a wrong score, update or schedule is named and changes nothing."""
 
 from __future__ import annotations
 

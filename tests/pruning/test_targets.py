@@ -1,4 +1,4 @@
-"""What is pruned of any network, what is left dense and why, and that names, modes and losses are the user's own."""
+"""What is pruned of any network, what is left dense and why; names, modes and losses of users."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ def test_weights_of_every_kind_of_layer(model: nn.Module, names: set[str], patte
     model = copy.deepcopy(model)
     arguments = {"pattern": pattern, "sparsity": None if pattern == "2:4" else 0.5}
     report = pruned(model, **arguments)
-    # The reverse direction's last hidden state sees one step only, of which hh gets no gradient at the last position.
+    # The reverse direction's last hidden state sees one step only, of which hh gets no gradient at
+    # the last position.
     missing = names - set(report.masks)
     assert missing <= {name for name, why in report.left_dense.items() if "gets no gradient" in why}
     assert set(report.masks) <= names

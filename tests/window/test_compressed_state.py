@@ -202,9 +202,9 @@ print(W.nbytes // 2**20, (kilobytes("VmHWM") - before) // 1024)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("format", ["torch.bfloat16", "torch.int8", "torch.bfloat16, 0.05"])
 def test_peak_memory_of_steps_is_the_window_and_a_few_vectors(format: str):
-    # The gradient, and of it the row as rounded or the result, never at once; a sparse push holds the carried gradient
-    # and the row in place of these: three vectors of 4 MB. As much again for the allocator, threads and tiles. A
-    # float32 copy of the window is 256 MB.
+    # The gradient, and of it the row as rounded or the result, never at once; a sparse push holds
+    # the carried gradient and the row in place of these: three vectors of 4 MB. As much again for
+    # the allocator, threads and tiles. A float32 copy of the window is 256 MB.
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(format=format)], capture_output=True, text=True, check=False, timeout=200
     )

@@ -1,4 +1,4 @@
-"""Windows in 16 and 8 bits and of sparse rows: exactly the Fisher of the rows as they are stored."""
+"""Windows in 16 and 8 bits and of sparse rows: exactly the Fisher of the rows as stored."""
 
 import re
 
@@ -24,7 +24,8 @@ from samplers import normal
 
 import mfac
 
-# (m, d): narrower than a tile of scales, several tiles, two blocks of a sparse row; as high as wide and higher.
+# (m, d): narrower than a tile of scales, several tiles, two blocks of a sparse row; as high as wide
+# and higher.
 SHAPES = [(5, 300), (9, 2500), (4, 20_001), (33, 33), (40, 17)]
 
 
@@ -38,14 +39,15 @@ def assert_exact_for_the_stored_rows(W: mfac.GradientWindow) -> None:
 
     u, kappa = U[W.vector_dtype], oracle.condition(G, W.damping, W.num_terms)
     if W.newest is not None:
-        # As for windows that are not compressed: the rounding of the result and (m + d)·u·κ^1.5 from the solve
-        # (tests/window/test_window.py, precondition_bound).
+        # As for windows that are not compressed: the rounding of the result and (m + d)·u·κ^1.5
+        # from the solve (tests/window/test_window.py, precondition_bound).
         found, expected = W.precondition(), oracle.ihvp(G, G[W.newest], W.damping, num_terms=W.num_terms)
         assert found.dtype == W.vector_dtype and found.shape == (W.dim,)
         assert relative_error(found, expected) <= 2 * u + min(1e-4, (W.rank + W.dim) * U[F64] * kappa**1.5)
     held = G if W.normalize == "rank" else G[torch.tensor(W.ring.written_by) >= 0]
     F, v = mfac.EmpiricalFisher(held, W.damping), normal(2, W.dim, seed=1, dtype=W.vector_dtype)
-    # Both lose at most about u·κ, in sums of m and d terms; results are rounded to the vectors' dtype.
+    # Both lose at most about u·κ, in sums of m and d terms; results are rounded to the vectors'
+    # dtype.
     bound = 2 * u + (W.rank + W.dim) * U[F64] * kappa
     for product in ("ihvp", "matvec"):
         found = getattr(W, product)(v)
@@ -137,7 +139,8 @@ def test_gradients_and_vectors_of_the_windows_own_dtype(dtype: torch.dtype, dens
         for product in ("ihvp", "matvec"):
             found = getattr(W, product)(v)
             assert found.dtype == dtype and found.shape == v.shape
-            # One product is made in float64 either way, and rounded to 16 bits or to float32 and then to 16.
+            # One product is made in float64 either way, and rounded to 16 bits or to float32 and
+            # then to 16.
             twice = getattr(W, product)(v.float()).to(dtype)
             assert bool(((found.float() - twice.float()).abs() <= torch.finfo(dtype).eps * twice.float().abs()).all())
 

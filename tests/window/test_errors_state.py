@@ -17,7 +17,7 @@ F64 = torch.float64
 
 
 def duplicate_rows(columns: int) -> torch.Tensor:
-    """Both rows are 2³⁰ in column 0: K is exact, nλ is rounded away and the second pivot is exactly 0."""
+    """Both rows are 2³⁰ in column 0: K is exact, nλ is rounded away, the second pivot is 0."""
     G = torch.zeros(2, columns, dtype=F64)
     G[:, 0] = 2.0**30
     return G
@@ -50,7 +50,8 @@ def test_a_failed_factorisation_of_a_block_names_the_block():
 
 
 def test_a_window_that_cannot_be_factored_says_so_and_recovers():
-    # 2⁵³ apart: the shift is lost in the diagonal, and the second of two equal rows has no pivot left.
+    # 2⁵³ apart: the shift is lost in the diagonal, and the second of two equal rows has no pivot
+    # left.
     W = mfac.GradientWindow(2, 9, 1e-9, F64)
     for g in duplicate_rows(9):
         W.push(g)

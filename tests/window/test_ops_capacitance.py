@@ -23,7 +23,7 @@ def symmetric(lower: torch.Tensor) -> torch.Tensor:
 
 
 def problem(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
-    """A Gram matrix, the inverse capacitance, the products of a new row, and the shift; condition number at most 20."""
+    """A Gram matrix, its inverse capacitance, a new row's products, the shift; condition <= 20."""
     rows = window(size + 1, 4 * size + 3, norm=2.0)  # ‖G‖² <= 4·(1 + 1/2)² of such a shape is 9, and the shift 0.5
     gram = rows[:size] @ rows[:size].T
     shift = 0.5
@@ -45,8 +45,9 @@ def test_capacitance_replace_values(size: int):
         assert torch.equal(lower_gram.tril().nan_to_num(), expected_gram.tril())
         capacitance = expected_gram + shift * torch.eye(size, dtype=F64)
         expected = torch.linalg.inv(capacitance)
-        # Two rank-one steps and the reference's own inverses: each has an error of about m·u·κ relative to its result,
-        # and κ <= 20 before and after. An error of the first step is amplified by at most κ in the second.
+        # Two rank-one steps and the reference's own inverses: each has an error of about m·u·κ
+        # relative to its result, and κ <= 20 before and after. An error of the first step is
+        # amplified by at most κ in the second.
         bound = 4 * size * U[F64] * 20**2
         assert relative_error(symmetric(lower_inverse), expected) <= bound
         assert float(pivot) == pytest.approx(1 / float(expected[row, row]), rel=bound)
@@ -65,8 +66,8 @@ def test_capacitance_replace_with_nothing_takes_a_row_out():
 
 
 def test_capacitance_replace_reports_a_pivot_below_the_shift_and_divides_by_the_shift():
-    # No Gram matrix has products beyond the norms' product: the pivot is 1 + shift - 9/(1 + shift), negative, and the
-    # inverse stays finite because the division is by the shift.
+    # No Gram matrix has products beyond the norms' product: the pivot is 1 + shift - 9/(1 + shift),
+    # negative, and the inverse stays finite because the division is by the shift.
     gram, shift = torch.eye(2, dtype=F64), 0.5
     inverse = torch.eye(2, dtype=F64) / 1.5
     pivot = ops.capacitance_replace_(inverse, gram, 1, torch.tensor([3.0, 1.0], dtype=F64), shift)

@@ -1,4 +1,4 @@
-"""Values of the pass that moves weights along what it computes: weights, their average, and what lies beside them."""
+"""Values of the pass that moves weights by its own result: weights, average, their neighbours."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ BETA, MOMENTUM = 3.0, 0.75
 
 
 def shapes_of(dim: int) -> list[tuple[int, ...]]:
-    """Parameters of all sizes, scalars and empty ones too, that fill about two thirds of the columns."""
+    """Parameters of all sizes, also scalars and empty ones, that fill two thirds of the columns."""
     shapes: list[tuple[int, ...]] = [(), (0, 3), (1, 1)]
     left = 2 * dim // 3 - 2
     for size in (1, 2, 31, 1000, 40_000):
@@ -36,7 +36,7 @@ def columns_of(shapes: list[tuple[int, ...]], dim: int) -> list[int]:
 
 
 def assert_moved(rank: int, dim: int, dtype: torch.dtype, vector_dtype: torch.dtype, shapes, averaged: bool) -> None:
-    """Every weight and average within the rounding of its sum and of its own dtype; nothing else touched."""
+    """Every weight and average to its sum's and dtype's rounding; nothing else touched."""
     G, scales = sample(rank, dim, dtype)
     c, columns = normal(1, rank, seed=7), columns_of(shapes, dim)
     parameters = [normal(*shape, seed=i, dtype=vector_dtype) for i, shape in enumerate(shapes)]

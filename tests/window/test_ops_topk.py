@@ -1,4 +1,4 @@
-"""Values of windows of sparse rows: which entries `topk_push_` keeps, what it carries over, and products with them."""
+"""Values of windows of sparse rows: the entries `topk_push_` keeps, its remainder, products."""
 
 import os
 
@@ -14,7 +14,8 @@ from mfac.core import ops
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 DTYPES = [(F32, F32), (F64, F64), (BF16, F32), (F16, F32), (F32, F64), (BF16, F64), (F16, F64), (F64, F32)]
 
-# (d, block size, kept): one block; last blocks as wide, narrower, of one column and narrower than `kept`; all kept.
+# (d, block size, kept): one block; last blocks as wide, narrower, of one column and narrower than
+# `kept`; all kept.
 LAYOUTS = [
     (1, 1, 1),
     (7, 7, 3),
@@ -76,7 +77,7 @@ class Sparse:
 
 
 def largest(v: Tensor, block_size: int, kept: int) -> list[Tensor]:
-    """Offsets of the entries largest in magnitude in every block, ascending; of equal ones the first."""
+    """Offsets of the largest entries of every block, ascending; of equal ones the first."""
     chosen = []
     for start in range(0, v.numel(), block_size):
         order = v[start : start + block_size].abs().sort(descending=True, stable=True).indices
@@ -99,7 +100,8 @@ def assert_push_is_right(S: Sparse, row: int, g: Tensor) -> None:
         expected_error[columns] -= rounded.to(carried.dtype)
     assert torch.equal(S.error, expected_error)
     wide = S.dense()
-    # Nothing is lost: the loss of rounding to fewer bits is a number of the wider format, so the sum is exact.
+    # Nothing is lost: the loss of rounding to fewer bits is a number of the wider format, so the
+    # sum is exact.
     exactly = carried.double()
     if not (S.values.dtype == F32 and S.error.dtype == F64):
         assert torch.equal(wide[row] + S.error.double(), exactly)
@@ -206,8 +208,9 @@ def filled(rank: int, layout: tuple[int, int, int], dtype: torch.dtype, seed: in
     return S
 
 
-# (rank, (d, block size, kept), dtype). Kernels on a GPU take four times 32 rows, then more; tiles of 1024 columns, with
-# more entries of a row than a warp has lanes; and several rows a warp where there is work for thousands of blocks.
+# (rank, (d, block size, kept), dtype). Kernels on a GPU take four times 32 rows, then more; tiles
+# of 1024 columns, with more entries of a row than a warp has lanes; and several rows a warp where
+# there is work for thousands of blocks.
 MANY = [
     (150, (2500, 2500, 300), BF16),
     (262, (1100, 1100, 5), F32),
@@ -231,7 +234,8 @@ def test_dot_and_combine_values_of_many_rows(rank: int, layout: tuple[int, int, 
 
 
 def test_values_kept_by_their_last_bits():
-    # Magnitudes that agree but for the last bit, or the last but 12, and of both signs: every digit of them decides.
+    # Magnitudes that agree but for the last bit, or the last but 12, and of both signs: every digit
+    # of them decides.
     for dtype, bits in ((F32, 23), (F64, 52)):
         for shift in (0, 12):
             steps = torch.randperm(2000, generator=torch.Generator().manual_seed(shift))

@@ -1,4 +1,4 @@
-"""Values of 16-bit and int8 windows: what `window_push_` stores, and the products that every pass makes of it."""
+"""Values of 16-bit and int8 windows: the rows that `window_push_` stores, and their products."""
 
 import pytest
 import torch
@@ -14,19 +14,20 @@ RANKS = (1, 2, 7, 8, 9, 17)
 SMALLEST_SCALE = 2.0**-100  # at or below it an int8 tile is stored as zeros
 SENTINEL = 77  # in memory beside the rows
 
-# The largest float32 that rounds to a finite number: one unit below the middle between the largest and the next power.
+# The largest float32 that rounds to a finite number: one unit below the middle between the largest
+# and the next power.
 LARGEST = {BF16: float.fromhex("0x1.fefffep127"), F16: float.fromhex("0x1.ffdffep15")}
 
 
 def with_gaps(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Equal to a matrix with rows that lie further apart than they are long, and the memory it lies in."""
+    """Equal to a matrix, with rows further apart than they are long, and the memory it lies in."""
     around = torch.full((tensor.shape[0], tensor.shape[1] + 5), SENTINEL, dtype=tensor.dtype)
     around[:, 2:-3] = tensor
     return around[:, 2:-3], around
 
 
 def assert_passes_are_right(G: Tensor, scales: Tensor | None, count: int, dtype: torch.dtype) -> None:
-    """Dot and combine, to the rounding of sums; a scale adds a rounding per term, which the two spare terms cover."""
+    """Dot and combine, to the rounding of sums; two spare terms cover the scales' rounding."""
     rank, dim = G.shape
     wide = widened(G, scales)
     v = normal(count, dim, seed=count, dtype=dtype)
@@ -66,7 +67,7 @@ def test_values_of_combine_with_alpha_zero_read_no_output(dtype: torch.dtype, ve
 @pytest.mark.parametrize("spread", [0.0, 12.0])
 @pytest.mark.parametrize("rank", [16, 256, 264, 267, 1031])
 def test_combine_values_of_many_int8_rows(rank: int, spread: float, vector_dtype: torch.dtype):
-    """Rows in fixed point are off by 2⁻⁵⁴ of the largest coefficient of their tile for each unit of an entry."""
+    """Fixed point is off by 2⁻⁵⁴ of a tile's largest coefficient for each unit of an entry."""
     dim = 3 * TILE - 27
     G, scales = sample(rank, dim, INT8)
     generator = torch.Generator().manual_seed(rank)
@@ -115,7 +116,7 @@ def test_values_of_every_finite_16_bit_number(dtype: torch.dtype, vector_dtype: 
 
 
 def ties_and_neighbours(dtype: torch.dtype) -> Tensor:
-    """Every finite number of a 16-bit format, the middle between it and the next, and the float32 around each."""
+    """Every finite number of a 16-bit format, each middle of two, and the float32 around each."""
     every = torch.arange(2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
     every = every[every.isfinite()]
     middles = (every[1:].double() + every[:-1].double()).div(2).float()  # exact: one bit more than the format's
@@ -188,8 +189,8 @@ def test_push_values(dtype: torch.dtype, vector_dtype: torch.dtype, dim: int):
         assert torch.equal(around, expected)  # the row, and nothing beside it
         wide = G.double()
         assert products.dtype == F64
-        # The products are of the row as stored, whose values both vector types hold exactly; for a float64 window and a
-        # float32 gradient too.
+        # The products are of the row as stored, whose values both vector types hold exactly; for a
+        # float64 window and a float32 gradient too.
         assert_sums_agree(products, wide @ wide[row], dim, wide.abs() @ wide[row].abs())
 
 
@@ -207,13 +208,13 @@ def assert_int8_row_is_right(row: Tensor, scales: Tensor, g: Tensor) -> None:
         assert int(q.min()) >= -127 and int(q.max()) <= 127
         exact = q.double() * scale
         assert torch.equal((q.float() * scales[t]).double(), exact)  # a float32 number
-        # g/scale is computed with the roundings of 1/scale and of the product, at most 2u·127 (first order), before
-        # it goes to the nearest integer.
+        # g/scale is computed with the roundings of 1/scale and of the product, at most 2u·127
+        # (first order), before it goes to the nearest integer.
         assert float((exact - part).abs().max()) <= scale * (0.5 + 2 * 127 * U[F32] * (1 + 2.0**-20))
 
 
 def assert_int8_products_are_right(products: Tensor, G: Tensor, scales: Tensor, row: int) -> None:
-    """Integer sums of a tile are exact and fit 24 bits, a product of scales 32: one rounding a tile, one a sum."""
+    """A tile's integer sums are exact in 24 bits: one rounding a tile, one a sum."""
     rank, dim = G.shape
     tiles = tile_count(dim)
     padded = torch.zeros(rank, tiles * TILE, dtype=F64)
@@ -250,7 +251,7 @@ def test_int8_push_values(dim: int):
 
 @pytest.mark.parametrize("exponent", [-93, -30, -1, 0, 7, 60, 119])
 def test_int8_values_at_the_edges_of_scales(exponent: int):
-    """Where the largest entry is 127 scales of 16 bits exactly, or the float32 next to it; and halves of a scale."""
+    """The largest entry is 127 scales exactly, or the float32 beside it; also halves of a scale."""
     generator = torch.Generator().manual_seed(5)
     mantissas = torch.cat(
         [

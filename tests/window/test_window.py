@@ -31,11 +31,12 @@ def filled(rank: int, rows: torch.Tensor, **options: object) -> mfac.GradientWin
 
 
 def precondition_bound(W: mfac.GradientWindow) -> float:
-    """Relative error that `precondition` may have: its rounding, and (m + d)·u·κ^{3/2} from the solve.
+    """Relative error allowed to `precondition`: its rounding, and (m + d)·u·κ^{3/2} of the solve.
 
-    K's entries are sums of d terms and the solve's of m, so c is off by C⁻¹Ec with ‖E‖ about (m + d)·u‖C‖, and
-    n Gᵀc by at most n‖GᵀC⁻¹‖‖E‖‖c‖. Here ‖GᵀC⁻¹‖ <= 1/(2√(nλ)), ‖C‖ = nλκ, and where rows are dependent ‖c‖ may
-    reach 1/(nλ) while n‖Gᵀc‖ is only n/‖G‖. At κ = 1e8 the 1e-4 that holds for every window here is less.
+    K's entries are sums of d terms and the solve's of m, so c is off by C⁻¹Ec with ‖E‖ about
+    (m + d)·u‖C‖, and n Gᵀc by at most n‖GᵀC⁻¹‖‖E‖‖c‖. Here ‖GᵀC⁻¹‖ <= 1/(2√(nλ)), ‖C‖ = nλκ, and
+    where rows are dependent ‖c‖ may reach 1/(nλ) while n‖Gᵀc‖ is only n/‖G‖. At κ = 1e8 the 1e-4
+    that holds for every window here is less.
     """
     kappa = oracle.condition(W.rows, W.damping, W.num_terms)
     return 2 * U[W.rows.dtype] + min(1e-4, (W.rank + W.dim) * U[F64] * kappa**1.5)
@@ -61,7 +62,7 @@ def assert_equals_static(W: mfac.GradientWindow, seed: int = 0) -> None:
 
 
 class Model:
-    """What a window should hold: gradients by age, the oldest first; an empty row is filled before any is replaced."""
+    """The gradients a window should hold, oldest first; empty rows fill before any is replaced."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -191,7 +192,8 @@ def test_a_window_higher_than_wide_is_accurate_while_it_fills(damping: float):
     W, rows = mfac.GradientWindow(8, 4, damping, F64), normal(2, 4)
     for held in (rows[:1], rows):
         W.push(held[-1])
-        # Rows that are far from dependent: the push-through form is as well conditioned as their Gram matrix.
+        # Rows that are far from dependent: the push-through form is as well conditioned as their
+        # Gram matrix.
         capacitance = held @ held.T + 8 * damping * torch.eye(len(held), dtype=F64)
         expected = 8 * held.T @ torch.linalg.inv(capacitance)[-1]
         assert relative_error(W.precondition(), expected) <= 1e-13

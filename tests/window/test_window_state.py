@@ -1,4 +1,4 @@
-"""What a window holds: saving and going on, refusing bad gradients, removals, and repair of a drifted inverse."""
+"""A window's state: saving and going on, bad gradients, removals, repair of a drifted inverse."""
 
 import io
 import re

@@ -1,12 +1,14 @@
-// CUDA kernel of block_factor: the matrix of a diagonal block is formed, factored and written a tile at a time, from
-// the rows of R above it (left-looking), so that it goes through global memory once, as R.
+// CUDA kernel of block_factor: the matrix of a diagonal block is formed, factored and written a
+// tile at a time, from the rows of R above it (left-looking), so that it goes through global memory
+// once, as R.
 #pragma once
 
 #include "curvature/block_fisher/block_tile.cuh"
 
 namespace mfac::cuda {
 
-// Zeros into what no tile on or above the diagonal covers: left of the tiles on it and beyond the order.
+// Zeros into what no tile on or above the diagonal covers: left of the tiles on it and beyond the
+// order.
 MFAC_DEVICE void clear_outside(double* factor, int64_t stride, int64_t order) {
   for (int64_t i = threadIdx.x / kWarp; i < stride; i += kTileThreads / kWarp) {
     const int64_t begin = i < order ? i / kBlockTile * kBlockTile : stride;
@@ -88,8 +90,9 @@ MFAC_DEVICE int64_t factor_block(const BlockColumns<T>& block, int64_t order, do
 }
 
 // factors[b] <- R, failed[b] <- -1 or the failing pivot.
-// A block of threads owns a Fisher block and, of its matrix, a tile of 64 x 64 at a time; a thread 4 x 4 entries of the
-// tile; shared memory: two panels of 32 x 64 that are multiplied, or a tile of R (33 KiB), and rows of R (1.5 KiB).
+// A block of threads owns a Fisher block and, of its matrix, a tile of 64 x 64 at a time; a thread
+// 4 x 4 entries of the tile; shared memory: two panels of 32 x 64 that are multiplied, or a tile of
+// R (33 KiB), and rows of R (1.5 KiB).
 template <typename T>
 MFAC_KERNEL(kTileThreads, kTileBlocks)
 block_factor_kernel(const T* __restrict__ window, int64_t stride, Blocks blocks, double damping, double num_terms,

@@ -1,12 +1,13 @@
 #include "curvature/block_fisher/cholesky.inl"
 
-// Batched small blocks: everything one diagonal block of the Fisher needs, by one thread, in cache. A block's matrix is
-// its capacitance (dual) or the block itself (primal), its factor the upper R of RᵀR, with L = Rᵀ in the formulae.
-// A dual block goes by in tiles of columns, so that scratch does not grow with its width. A primal block is no wider
-// than m.
+// Batched small blocks: everything one diagonal block of the Fisher needs, by one thread, in cache.
+// A block's matrix is its capacitance (dual) or the block itself (primal), its factor the upper R
+// of RᵀR, with L = Rᵀ in the formulae.
+// A dual block goes by in tiles of columns, so that scratch does not grow with its width. A primal
+// block is no wider than m.
 
-// a[i, j] += Σ_k panel[k, i]·panel[k, j] for j >= i, from packed panels of `depth` (gram/); size is whole tiles. Of the
-// squares on the diagonal that is done below it.
+// a[i, j] += Σ_k panel[k, i]·panel[k, j] for j >= i, from packed panels of `depth` (gram/); size is
+// whole tiles. Of the squares on the diagonal that is done below it.
 MFAC_INLINE void block_products(const double* panels, int64_t depth, int64_t size, double* a) {
   constexpr int64_t kPanel = kPanelWidth<double>;
   for (int64_t p = 0; p < size; p += kPanel)
@@ -18,7 +19,8 @@ MFAC_INLINE void block_products(const double* panels, int64_t depth, int64_t siz
     }
 }
 
-// The part below the diagonal of the squares on the diagonal, which is what block_products has of them, to above it.
+// The part below the diagonal of the squares on the diagonal, which is what block_products has of
+// them, to above it.
 MFAC_INLINE void block_reflect(double* a, int64_t size) {
   constexpr int64_t kPanel = kPanelWidth<double>;
   for (int64_t p = 0; p < size; p += kPanel)
@@ -52,8 +54,8 @@ void block_fisher(const Block<T>& block, double* panels, double* a, int64_t size
   }
 }
 
-// -1, or the failing pivot.  scratch: [size, size] and then dual [size, kBlockTileColumns], primal [size, rows], with
-// size the order in whole panels. The matrix itself is of whole tiles.
+// -1, or the failing pivot.  scratch: [size, size] and then dual [size, kBlockTileColumns], primal
+// [size, rows], with size the order in whole panels. The matrix itself is of whole tiles.
 template <typename T>
 int64_t block_factor(const Block<T>& block) {
   const int64_t order = block.form == BlockForm::kDual ? block.rows : block.cols;
@@ -98,8 +100,9 @@ void block_matvec(const Block<T>& block, const double* v, double* out) {
   add_rows(k, block.window, block.stride, block.rows, out, block.cols);
 }
 
-// One tile of rows of X = R⁻ᵀB for a panel of columns, X [k][kPanelWidth<double>]: solved against the rows above,
-// from row `first` on, and against itself. Its squares are added to the columns' norms.
+// One tile of rows of X = R⁻ᵀB for a panel of columns, X [k][kPanelWidth<double>]: solved against
+// the rows above, from row `first` on, and against itself. Its squares are added to the columns'
+// norms.
 template <int rows>
 MFAC_INLINE void substitute_tile(const double* upper, int64_t stride, int64_t row, int64_t first, double* x,
                                  f64v (&norm)[kPanelVectors]) {
@@ -122,8 +125,8 @@ MFAC_INLINE void substitute_tile(const double* upper, int64_t stride, int64_t ro
   }
 }
 
-// norms[j] <- Σ_i (R⁻ᵀB)_ij² for a panel of columns [size][kPanelWidth<double>], overwritten, that is zero above row
-// `first`
+// norms[j] <- Σ_i (R⁻ᵀB)_ij² for a panel of columns [size][kPanelWidth<double>], overwritten, that
+// is zero above row `first`
 MFAC_INLINE void substitute_norms(const double* upper, int64_t size, int64_t stride, int64_t first, double* x,
                                   double* norms) {
   f64v norm[kPanelVectors] = {};
@@ -133,7 +136,8 @@ MFAC_INLINE void substitute_norms(const double* upper, int64_t size, int64_t str
   __builtin_memcpy(norms, norm, sizeof(norm));
 }
 
-// (1 - s)/λ for s = ‖U_:j‖² of a column; where the subtraction cancels at least 1/F_jj, which bounds it from below.
+// (1 - s)/λ for s = ‖U_:j‖² of a column; where the subtraction cancels at least 1/F_jj, which
+// bounds it from below.
 template <typename T>
 MFAC_INLINE double dual_diagonal(const Block<T>& block, int64_t j, double s) {
   double rest = 1 - s;
@@ -149,7 +153,8 @@ MFAC_INLINE double dual_diagonal(const Block<T>& block, int64_t j, double s) {
   return rest / block.damping;
 }
 
-// dual: (1 - ‖(L⁻¹ G_b)_:j‖²)/λ.  primal: ‖(L⁻¹)_:j‖².  scratch: a panel of columns, [order][kPanelWidth<double>]
+// dual: (1 - ‖(L⁻¹ G_b)_:j‖²)/λ.  primal: ‖(L⁻¹)_:j‖².  scratch: a panel of columns,
+// [order][kPanelWidth<double>]
 template <typename T>
 void block_inverse_diagonal(const Block<T>& block, double* out) {
   constexpr int64_t kWidth = kPanelWidth<double>;

@@ -1,5 +1,6 @@
-// Launchers of the CUDA twins of the block-diagonal Fisher: pointers to device memory, a stream, the launch's error.
-// One launch each. Factors are [blocks.count(), blocks.order(), blocks.order()].
+// Launchers of the CUDA twins of the block-diagonal Fisher: pointers to device memory, a stream,
+// the launch's error. One launch each. Factors are [blocks.count(), blocks.order(),
+// blocks.order()].
 #pragma once
 
 #include <algorithm>
@@ -19,12 +20,14 @@ inline int64_t column_tiles(const Blocks& blocks) {
   return blocks.count() * ((blocks.block_size + kBlockTile - 1) / kBlockTile);
 }
 
-// Blocks of threads for the diagonal: each keeps a tile of columns of R⁻ᵀG_b where that is more than one tile high.
+// Blocks of threads for the diagonal: each keeps a tile of columns of R⁻ᵀG_b where that is more
+// than one tile high.
 inline int64_t diagonal_slots(const Blocks& blocks) {
   return std::min(column_tiles(blocks), blocks.order() <= kBlockTile ? kMostBlocks : kDiagonalSlots);
 }
 
-// float64. A dual block's rank is below its number of columns: never more than the result of block_ihvp takes.
+// float64. A dual block's rank is below its number of columns: never more than the result of
+// block_ihvp takes.
 inline int64_t ihvp_scratch(const Blocks& blocks, int64_t k) {
   return blocks.rank > kSharedOrder && blocks.rank < blocks.block_size ? blocks.count() * k * blocks.rank : 0;
 }
@@ -32,8 +35,8 @@ inline int64_t diagonal_scratch(const Blocks& blocks) {
   return blocks.order() <= kBlockTile ? 0 : diagonal_slots(blocks) * blocks.order() * kBlockTile;
 }
 
-// factors <- R with RᵀR = nλI + G_b G_bᵀ (dual) or λI + G_bᵀ G_b / n (primal), zero elsewhere; failed [count] <- the
-// failing pivot of each, or -1
+// factors <- R with RᵀR = nλI + G_b G_bᵀ (dual) or λI + G_bᵀ G_b / n (primal), zero elsewhere;
+// failed [count] <- the failing pivot of each, or -1
 template <typename T>
 int block_factor(const T* window, int64_t stride, const Blocks& blocks, double damping, double num_terms,
                  double* factors, int64_t* failed, void* stream);

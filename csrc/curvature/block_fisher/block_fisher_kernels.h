@@ -7,11 +7,11 @@ namespace mfac {
 
 constexpr int64_t kBlockTileColumns = 512;  // of a dual block, packed at a time
 
-// Form of one block's factor: kDual holds that of nλI + G_b G_bᵀ, kPrimal that of λI + G_bᵀ G_b / n.
+// Form of one block's factor: kDual factors nλI + G_b G_bᵀ, kPrimal factors λI + G_bᵀ G_b / n.
 enum class BlockForm { kDual, kPrimal };
 
-// One diagonal block of the Fisher. `factor` is its upper Cholesky factor, of order rows (dual) or cols (primal); how
-// much scratch each kernel needs stands above it.
+// One diagonal block of the Fisher. `factor` is its upper Cholesky factor, of order rows (dual) or
+// cols (primal); how much scratch each kernel needs stands above it.
 template <typename T>
 struct Block {
   const T* window;  // [rows, cols], the block's columns of the window

@@ -4,7 +4,8 @@
 namespace mfac {
 namespace {
 
-// Doubles that factoring a block may use: its matrix and, packed, a tile of a dual block or all of a primal one.
+// Doubles that factoring a block may use: its matrix and, packed, a tile of a dual block or all of
+// a primal one.
 int64_t factor_scratch(const Blocks& blocks) {
   const int64_t panel = kernels<BlockKernels<double>>().panel_rows, order = blocks.order();
   const int64_t size = ceil_div(order, panel) * panel;
@@ -14,7 +15,8 @@ int64_t factor_scratch(const Blocks& blocks) {
 // Doubles that its diagonal may use: a panel of columns.
 int64_t diagonal_scratch(const Blocks& blocks) { return blocks.order() * kernels<BlockKernels<double>>().panel_rows; }
 
-// Calls f(block number, Block) for every block on all threads; each thread has scratch of `scratch` doubles.
+// Calls f(block number, Block) for every block on all threads; each thread has scratch of `scratch`
+// doubles.
 template <typename T, typename F>
 void for_each_block(const Tensor& window, const Blocks& blocks, double* factors, double damping, double num_terms,
                     int64_t scratch, int64_t work, const F& f) {
@@ -29,7 +31,7 @@ void for_each_block(const Tensor& window, const Blocks& blocks, double* factors,
   });
 }
 
-// The factors' elements; those who share a `Block` with block_factor only read them.
+// The factors' elements; ops that share a `Block` with block_factor only read the factors.
 double* factors_to_read(const char* op, const Tensor& factors, const Blocks& blocks) {
   check_factors(op, factors, blocks);
   return const_cast<double*>(factors.const_data_ptr<double>());
@@ -54,8 +56,8 @@ std::tuple<Tensor, Tensor> block_factor_cpu(const Tensor& window, int64_t block_
   return {factors, info};
 }
 
-// out [k, d] <- kernel(block, vector) for every block and every one of the vectors [k, d]; `kernel` is that member of
-// BlockKernels.
+// out [k, d] <- kernel(block, vector) for every block and every one of the vectors [k, d]; `kernel`
+// is that member of BlockKernels.
 template <typename Kernel>
 Tensor map_vectors(const char* op, const Tensor& window, double* factors, const Tensor& vectors, const Blocks& blocks,
                    double damping, double num_terms, const Kernel& kernel) {

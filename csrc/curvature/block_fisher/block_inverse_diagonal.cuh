@@ -1,12 +1,13 @@
-// CUDA kernel of block_inverse_diagonal: column norms of X = R⁻ᵀB, where B is G_b (dual) or the unit matrix (primal).
+// CUDA kernel of block_inverse_diagonal: column norms of X = R⁻ᵀB, where B is G_b (dual) or the
+// unit matrix (primal).
 #pragma once
 
 #include "curvature/block_fisher/block_tile.cuh"
 
 namespace mfac::cuda {
 
-// (1 - s)/λ for s = ‖X_:j‖² of a column of the window; where the subtraction cancels at least 1/F_jj, which bounds it
-// from below.
+// (1 - s)/λ for s = ‖X_:j‖² of a column of the window; where the subtraction cancels at least
+// 1/F_jj, which bounds it from below.
 template <typename T>
 MFAC_DEVICE double dual_diagonal(const T* column, int64_t stride, int64_t rank, double damping, double num_terms,
                                  double s) {
@@ -23,7 +24,8 @@ MFAC_DEVICE double dual_diagonal(const T* column, int64_t stride, int64_t rank, 
   return rest / damping;
 }
 
-// Adds the squares of a tile of X, which is zero beyond the matrix, to the sums of a thread's columns.
+// Adds the squares of a tile of X, which is zero beyond the matrix, to the sums of a thread's
+// columns.
 MFAC_DEVICE void add_squares(const Tile& tile, double (&sums)[kOwn]) {
 #pragma unroll
   for (int c = 0; c < kOwn; ++c)
@@ -31,7 +33,8 @@ MFAC_DEVICE void add_squares(const Tile& tile, double (&sums)[kOwn]) {
     for (int r = 0; r < kOwn; ++r) sums[c] += tile[r][c] * tile[r][c];
 }
 
-// Thread j < kBlockTile returns the sum of column j. `of_band`: free before, and after the next barrier.
+// Thread j < kBlockTile returns the sum of column j. `of_band`: free before, and after the next
+// barrier.
 MFAC_DEVICE double column_sum(double (&sums)[kOwn], const Place& at,
                               double (&of_band)[kBlockTile / kBand][kBlockTile]) {
 #pragma unroll
@@ -50,10 +53,10 @@ MFAC_DEVICE double column_sum(double (&sums)[kOwn], const Place& at,
 }
 
 // out[j] <- (1 - ‖X_:j‖²)/λ (dual) or ‖X_:j‖² (primal).
-// A block of threads owns 64 columns of a Fisher block, and others a grid further on, and of X a tile of 64 x 64 at a
-// time; a thread 4 x 4 entries of the tile; shared memory: two panels of 32 x 64 that are multiplied, or a tile of R
-// (33 KiB), rows of X and sums (3.5 KiB). Tiles of X above the one at hand lie in scratch, [blocks of threads, order,
-// 64].
+// A block of threads owns 64 columns of a Fisher block, and others a grid further on, and of X a
+// tile of 64 x 64 at a time; a thread 4 x 4 entries of the tile; shared memory: two panels of
+// 32 x 64 that are multiplied, or a tile of R (33 KiB), rows of X and sums (3.5 KiB). Tiles of X
+// above the one at hand lie in scratch, [blocks of threads, order, 64].
 template <typename T>
 MFAC_KERNEL(kTileThreads, kTileBlocks)
 block_inverse_diagonal_kernel(const T* __restrict__ window, int64_t stride, Blocks blocks,

@@ -1,5 +1,6 @@
-// How a Fisher of `rank` rows and `dim` columns falls into diagonal blocks of `block_size` columns, on every device. A
-// block of B columns is dual where m < B and primal where m >= B; the last block may be narrower and of the other form.
+// How a Fisher of `rank` rows and `dim` columns falls into diagonal blocks of `block_size` columns,
+// on every device. A block of B columns is dual where m < B and primal where m >= B; the last block
+// may be narrower and of the other form.
 #pragma once
 
 #include "common/formats.h"

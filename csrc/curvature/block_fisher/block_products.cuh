@@ -43,7 +43,8 @@ MFAC_DEVICE double column_dot(const T* __restrict__ column, int64_t stride, int6
   return sum;
 }
 
-// The tile of R on the diagonal from `first` on, a unit matrix beyond R. What is zero in R is not read.
+// The tile of R on the diagonal from `first` on, a unit matrix beyond R. What is zero in R is not
+// read.
 MFAC_DEVICE void load_solve_tile(const double* __restrict__ upper, int64_t stride, int64_t first, int count,
                                  SolveTile& tile) {
   const int j = threadIdx.x % kWarp;
@@ -71,7 +72,8 @@ MFAC_DEVICE double solve_lane(const SolveTile& tile, double x) {
   return x * inverse;
 }
 
-// c <- R⁻¹ R⁻ᵀ c, in tiles of 32. Every thread of the block calls it; c is complete in all of them after it.
+// c <- R⁻¹ R⁻ᵀ c, in tiles of 32. Every thread of the block calls it; c is complete in all threads
+// after the call.
 MFAC_DEVICE void solve_block(const double* __restrict__ upper, int64_t stride, int64_t order, SolveTile& tile,
                              double* c) {
   const int thread = threadIdx.x, warp = thread / kWarp, lane = thread % kWarp;
@@ -113,9 +115,10 @@ MFAC_DEVICE void solve_block(const double* __restrict__ upper, int64_t stride, i
 }
 
 // out[i] <- (v_i - G_bᵀ C_b⁻¹ G_b v_i)/λ (dual) or F_b⁻¹ v_i (primal).
-// A block of threads owns a Fisher block and a vector, neighbours the same Fisher block; a warp every fourth four rows
-// of G_b v, then a thread every 128th column; shared memory: G_b v or, of a primal block, the vector itself, up to 1024
-// entries (8 KiB), and a tile of R (8.25 KiB). What is longer lies in scratch (dual) or in `out` (primal).
+// A block of threads owns a Fisher block and a vector, neighbours the same Fisher block; a warp
+// every fourth four rows of G_b v, then a thread every 128th column; shared memory: G_b v or, of a
+// primal block, the vector itself, up to 1024 entries (8 KiB), and a tile of R (8.25 KiB). What is
+// longer lies in scratch (dual) or in `out` (primal).
 template <typename T>
 MFAC_KERNEL(kProductThreads, kProductBlocks)
 block_ihvp_kernel(const T* __restrict__ window, int64_t stride, Blocks blocks, const double* __restrict__ factors,
@@ -147,8 +150,9 @@ block_ihvp_kernel(const T* __restrict__ window, int64_t stride, Blocks blocks, c
 }
 
 // out[i] <- λv_i + G_bᵀ (G_b v_i)/n.
-// A block of threads owns a Fisher block and a vector, neighbours the same Fisher block; a warp every fourth four rows
-// of G_b v, then a thread every 128th column; shared memory: 1024 entries of G_b v (8 KiB), so many rows at a time.
+// A block of threads owns a Fisher block and a vector, neighbours the same Fisher block; a warp
+// every fourth four rows of G_b v, then a thread every 128th column; shared memory: 1024 entries of
+// G_b v (8 KiB), so many rows at a time.
 template <typename T>
 MFAC_KERNEL(kProductThreads, kProductBlocks)
 block_matvec_kernel(const T* __restrict__ window, int64_t stride, Blocks blocks, const double* __restrict__ vectors,

@@ -1,5 +1,5 @@
-// A tile of 64 x 64 float64 in the registers of a block of threads: products of panels are added to it, and it is
-// factored or solved where it lies, row after row.
+// A tile of 64 x 64 float64 in the registers of a block of threads: products of panels are added to
+// it, and it is factored or solved where it lies, row after row.
 #pragma once
 
 #include "cuda/reduce.cuh"
@@ -34,15 +34,16 @@ struct Place {
   MFAC_DEVICE int row_of(int r) const { return row + kRowStep * r; }
   MFAC_DEVICE int column_of(int c) const { return column + kColumnStep * c; }
 
-  // Whether the warp owns any entry of a tile of rows x cols and, if it is on the diagonal, any that is not below it.
+  // Whether the warp owns any entry of a tile of rows x cols and, if it is on the diagonal, any
+  // that is not below it.
   MFAC_DEVICE bool is_needed(int rows, int cols, bool on_diagonal) const {
     const int first_row = band * kBand, first_column = column / (kOwn * kColumnStep) * (kOwn * kColumnStep);
     return first_row < rows && first_column < cols && !(on_diagonal && first_row >= first_column + kOwn * kColumnStep);
   }
 };
 
-// One factor of a product over a depth: its entry (k, i) is data[k·stride + i], or data[i·stride + k] where rows lie
-// along the depth.
+// One factor of a product over a depth: its entry (k, i) is data[k·stride + i], or
+// data[i·stride + k] where rows lie along the depth.
 template <typename T>
 struct Panel {
   const T* data;
@@ -63,8 +64,8 @@ MFAC_DEVICE void load_panel(const Panel<T>& from, int64_t first, int depth, doub
   }
 }
 
-// tile[i, j] ± Σ_k left(k, i)·right(k, j). Every thread of the block calls it; `panels` are free before, and free to be
-// written after the next barrier.
+// tile[i, j] ± Σ_k left(k, i)·right(k, j). Every thread of the block calls it; `panels` are free
+// before, and free to be written after the next barrier.
 template <bool along_depth, bool subtract, typename T>
 MFAC_DEVICE void add_products(const Panel<T>& left, const Panel<T>& right, int64_t depth, const Place& at, bool needed,
                               Panels& panels, Tile& tile) {
@@ -93,16 +94,16 @@ MFAC_DEVICE void add_products(const Panel<T>& left, const Panel<T>& right, int64
   }
 }
 
-// What the elimination of a tile shares: rows as they become final, in turn, so that one barrier a row is enough; and
-// the inverse of the diagonal of R.
+// What the elimination of a tile shares: rows as they become final, in turn, so that one barrier a
+// row is enough; and the inverse of the diagonal of R.
 struct Elimination {
   double row[2][kBlockTile];
   double inverse[kBlockTile];
 };
 
-// On the diagonal (`factors`): the tile, symmetric, becomes the upper R of RᵀR; junk below the diagonal. -1, or the
-// failing pivot, the same in every thread. Off it: the tile B becomes R⁻ᵀB, for R and the inverse of its diagonal in
-// shared memory. `count` rows are eliminated.
+// On the diagonal (`factors`): the tile, symmetric, becomes the upper R of RᵀR; junk below the
+// diagonal. -1, or the failing pivot, the same in every thread. Off it: the tile B becomes R⁻ᵀB,
+// for R and the inverse of its diagonal in shared memory. `count` rows are eliminated.
 template <bool factors>
 MFAC_DEVICE int eliminate(int count, const Place& at, bool needed, const Panels& upper, Elimination& shared,
                           Tile& tile) {
@@ -126,7 +127,8 @@ MFAC_DEVICE int eliminate(int count, const Place& at, bool needed, const Panels&
         __syncthreads();
         double inverse = 1;
         if (factors) {
-          // Rows stay unscaled, as in LDLᵀ, until the end: a root less between one pivot and the next.
+          // Rows stay unscaled, as in LDLᵀ, until the end: a root less between one pivot and the
+          // next.
           const double pivot = row[i];
           if (!(pivot > 0)) return i;  // also catches NaN
           if (thread == 0) shared.inverse[i] = pivot;
@@ -159,8 +161,8 @@ MFAC_DEVICE int eliminate(int count, const Place& at, bool needed, const Panels&
   return -1;
 }
 
-// tile <- R⁻ᵀ tile for the `count` x `count` tile on the diagonal that R begins with. Every thread of the block calls
-// it.
+// tile <- R⁻ᵀ tile for the `count` x `count` tile on the diagonal that R begins with. Every thread
+// of the block calls it.
 MFAC_DEVICE void solve_tile(const double* upper, int64_t stride, int count, const Place& at, bool needed,
                             Panels& panels, Elimination& shared, Tile& tile) {
   __syncthreads();

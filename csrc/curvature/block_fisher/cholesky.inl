@@ -1,5 +1,6 @@
-// Upper Cholesky factors in float64, A = RᵀR, a tile of rows at a time: rows of R are contiguous, so that updates and
-// solves run over vectors of columns and every flop but the tiles on the diagonal is a register tile's.
+// Upper Cholesky factors in float64, A = RᵀR, a tile of rows at a time: rows of R are contiguous,
+// so that updates and solves run over vectors of columns and every flop but the tiles on the
+// diagonal is a register tile's.
 
 // Factors the rows x rows tile on the diagonal, upper triangle; -1, or the failing pivot.
 MFAC_INLINE int64_t cholesky_tile(double* a, int64_t stride, double* inverse_pivots) {
@@ -16,8 +17,9 @@ MFAC_INLINE int64_t cholesky_tile(double* a, int64_t stride, double* inverse_piv
   return -1;
 }
 
-// Columns [column, column + vectors·kLanes) of the tile of rows that begins at `row`: what the rows above contribute is
-// taken off and, where the tile's own factor is given, the result solved against it.
+// Columns [column, column + vectors·kLanes) of the tile of rows that begins at `row`: what the rows
+// above contribute is taken off and, where the tile's own factor is given, the result solved
+// against it.
 template <int vectors>
 MFAC_INLINE void cholesky_columns(double* a, int64_t stride, int64_t row, int64_t column,
                                   const double* inverse_pivots) {
@@ -37,8 +39,8 @@ MFAC_INLINE void cholesky_columns(double* a, int64_t stride, int64_t row, int64_
   }
 }
 
-// In place: the upper triangle of `a` becomes R. size is a multiple of kTileRows and of kLanes. -1, or the failing
-// pivot.
+// In place: the upper triangle of `a` becomes R. size is a multiple of kTileRows and of kLanes. -1,
+// or the failing pivot.
 MFAC_INLINE int64_t cholesky_upper(double* a, int64_t size, int64_t stride) {
   double inverse_pivots[kTileRows];
   for (int64_t row = 0; row < size; row += kTileRows) {

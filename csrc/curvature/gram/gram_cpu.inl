@@ -1,7 +1,8 @@
-// G Gᵀ as a sum over packed panels (the layout of a BLIS micro-kernel), in float64. A panel holds kPanelWidth<double>
-// rows of the window, widened and transposed: [cols][kPanelWidth<double>].
+// G Gᵀ as a sum over packed panels (the layout of a BLIS micro-kernel), in float64. A panel holds
+// kPanelWidth<double> rows of the window, widened and transposed: [cols][kPanelWidth<double>].
 
-// Exchanges the off-diagonal h x h blocks of a pair of rows; doing so for h = lanes/2, ..., 1 transposes a square.
+// Exchanges the off-diagonal h x h blocks of a pair of rows; doing so for h = lanes/2, ..., 1
+// transposes a square.
 template <int h, int... lane>
 MFAC_INLINE void exchange(f64v& a, f64v& b, std::integer_sequence<int, lane...>) {
   const f64v x = __builtin_shufflevector(a, b, (lane & h ? lane - h + int(kLanes) : lane)...);
@@ -54,8 +55,8 @@ MFAC_INLINE void gram_vectors(const double* a, const double* b, int64_t depth, d
   }
 }
 
-// sums[i, j] += Σ_k a[k, i]·b[k, j] for kTileRows rows i of a panel and as many vectors of another as hold `cols`
-// columns j.
+// sums[i, j] += Σ_k a[k, i]·b[k, j] for kTileRows rows i of a panel and as many vectors of another
+// as hold `cols` columns j.
 void gram_tile(const double* a, const double* b, int64_t cols, int64_t depth, double* sums, int64_t stride) {
   if (cols > (kPanelVectors - 1) * kLanes) gram_vectors<kPanelVectors>(a, b, depth, sums, stride);
   else if (kPanelVectors > 2 && cols > kLanes) gram_vectors<2>(a, b, depth, sums, stride);

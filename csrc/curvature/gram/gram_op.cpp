@@ -1,9 +1,10 @@
 // gram(window) -> G Gᵀ in float64.
 //
-// The columns are cut into slabs, one task each: a thread packs a tile of its slab, adds the products of every
-// pair of panels of the lower triangle to its own sums, all in its own L2, and goes on to the next tile. The slabs'
-// sums are added in order. The number of slabs depends on the shape alone, so the last bit does not depend on the
-// number of threads. Flops: m²d, half of a general product. Extra memory: slabs·(m²/2 + m·kTileColumns) float64.
+// The columns are cut into slabs, one task each: a thread packs a tile of its slab, adds the
+// products of every pair of panels of the lower triangle to its own sums, all in its own L2, and
+// goes on to the next tile. The slabs' sums are added in order. The number of slabs depends on the
+// shape alone, so the last bit does not depend on the number of threads. Flops: m²d, half of a
+// general product. Extra memory: slabs·(m²/2 + m·kTileColumns) float64.
 #include "common/adapter.h"
 #include "cpu/tile_prefetch.h"
 
@@ -13,13 +14,15 @@ namespace {
 constexpr int64_t kTileColumns = 256;  // with m = 256 a packed tile takes 512 KiB
 constexpr int64_t kDepth = 128;        // columns of two panels that are in L1 together
 
-// As many slabs as keep threads busy and their sums, m²/2 each, within 32 MiB; four where m is larger than that allows.
+// As many slabs as keep threads busy and their sums, m²/2 each, within 32 MiB; four where m is
+// larger than that allows.
 int64_t slab_count(int64_t m, int64_t d) {
   const int64_t affordable = std::clamp<int64_t>((int64_t{1} << 23) / (m * m + 1), 4, 16);
   return std::min(affordable, std::max<int64_t>(1, ceil_div(d, 4 * kTileColumns)));
 }
 
-// The sums of one slab for the lower triangle: squares [panel_rows, panel_rows] of every pair of panels.
+// The sums of one slab for the lower triangle: squares [panel_rows, panel_rows] of every pair of
+// panels.
 template <typename T>
 class SlabSums {
  public:
@@ -49,7 +52,8 @@ class SlabSums {
  private:
   static const GramKernels<T>& kernel() { return kernels<GramKernels<T>>(); }
 
-  // Adds the products of all pairs of panels, `length` columns long each, over `depth` of these.
+  // Adds the products of all pairs of panels, `length` columns long each, over `depth` of the
+  // columns.
   void add_packed(const double* packed, int64_t length, int64_t depth, TilePrefetch& ahead) {
     const int64_t width = kernel().panel_rows, tile_rows = kernel().tile_rows;
     double* square = squares_;

@@ -1,5 +1,5 @@
-// squared_norms(window) -> ‖g_i‖², [m] float64: one pass over the window, in window_dot's tasks. Not finite if and only
-// if an entry is not, or if it overflows.
+// squared_norms(window) -> ‖g_i‖², [m] float64: one pass over the window, in window_dot's tasks.
+// Not finite if and only if an entry is not, or if it overflows.
 #include "window/window_dot/window_dot.h"
 
 namespace mfac {

@@ -1,5 +1,5 @@
-// CUDA kernels of whitened_norms: a triangular matrix product U = L⁻¹G of which only sums over its columns are kept,
-// and the weights of their error bound (whitened_norms_bound.h).
+// CUDA kernels of whitened_norms: a triangular matrix product U = L⁻¹G of which only sums over its
+// columns are kept, and the weights of their error bound (whitened_norms_bound.h).
 #pragma once
 
 #include "cuda/packet.cuh"
@@ -12,11 +12,13 @@ namespace mfac::cuda {
 constexpr int kWeightThreads = 256, kWeightWarps = kWeightThreads / kWarp;
 
 constexpr int kWhitenThreads = 512, kWhitenWarps = kWhitenThreads / kWarp;
-// U's rows are taken in panels, these in bands: a band of columns of L⁻¹ that lies above the diagonal is skipped.
+// U's rows are taken in panels, and panels in bands: a band of columns of L⁻¹ that lies above the
+// diagonal is skipped.
 constexpr int kBandRows = 16, kPanelBands = kPanelRows / kBandRows;
 static_assert(kPanelRows % kBandRows == 0);
-// Two warps side by side have two bands, the first and the last of those that are left: together as much of the
-// triangle as any others. Of either band a thread has kOwnRows rows, and of U's columns a packet.
+// Two warps side by side have two bands, the first and the last of the bands that are left:
+// together as much of the triangle as any other pair of bands. Of either band a thread has kOwnRows
+// rows, and of U's columns a packet.
 constexpr int kWarpsAside = 2, kWarpsDown = kWhitenWarps / kWarpsAside;
 constexpr int kOwnRows = 4, kThreadsDown = kBandRows / kOwnRows, kThreadsAside = kWarp / kThreadsDown;
 static_assert(2 * kWarpsDown == kPanelBands);
@@ -32,8 +34,8 @@ struct alignas(kPacketBytes) Operands {
   C x[kPacket<C>];
 };
 
-// packed <- L⁻¹ in arithmetic of the products, a panel of its rows after the other, as packed_factor says; zeros up to
-// the end of a band. weights[i] <- w_i.
+// packed <- L⁻¹ in arithmetic of the products, a panel of its rows after the other, as
+// packed_factor says; zeros up to the end of a band. weights[i] <- w_i.
 // A block owns eight rows of L⁻¹, a warp one of them, a thread every 32nd entry; no shared memory.
 template <typename C>
 MFAC_KERNEL(kWeightThreads)
@@ -74,10 +76,11 @@ relative_weights_kernel(const double* __restrict__ weights, int64_t m, C* __rest
   }
 }
 
-// norms[j], errors[j] <- Σ_i U_ij² and its bound. `scale` as above; sums of kSingleDepth products join those before.
-// A block owns 64 (float32) or 32 columns, 256 of U's rows at a time; a thread 8 rows and 4 or 2 columns of these;
-// shared memory, all but the sums twice, one to read and one to fill: 16 or 8 columns of 256 rows of L⁻¹, the rows of
-// the window that meet them, and the sums of warps.
+// norms[j], errors[j] <- Σ_i U_ij² and its bound. `scale` as above; sums of kSingleDepth products
+// join earlier sums. A block owns 64 (float32) or 32 columns, 256 of U's rows at a time; a thread 8
+// of the rows and 4 or 2 of the columns; shared memory, all but the sums twice, one to read and one
+// to fill: 16 or 8 columns of 256 rows of L⁻¹, the rows of the window that meet them, and the sums
+// of warps.
 template <typename T, typename C>
 MFAC_KERNEL(kWhitenThreads, 1)
 whitened_norms_kernel(const T* __restrict__ window, int64_t stride, int64_t m, int64_t d, const C* __restrict__ packed,
@@ -94,7 +97,8 @@ whitened_norms_kernel(const T* __restrict__ window, int64_t stride, int64_t m, i
   const int thread = threadIdx.x, warp = thread / kWarp, warp_y = warp / kWarpsAside;
   const int x = warp % kWarpsAside * kThreadsAside + thread % kThreadsAside, y = thread % kWarp / kThreadsAside;
   const int bands[2] = {warp_y, kPanelBands - 1 - warp_y};
-  // What it loads: a packet of rows of some columns of L⁻¹'s tile; one column of some rows of the window's.
+  // What it loads: a packet of rows of some columns of L⁻¹'s tile; one column of some rows of the
+  // window's.
   const int factor_pack = thread % kPanelPacks, factor_k = thread / kPanelPacks;
   const int lane = thread % kWidth, loader = thread / kWidth;
   const int64_t column = int64_t(blockIdx.x) * kWidth + lane;
@@ -183,8 +187,8 @@ whitened_norms_kernel(const T* __restrict__ window, int64_t stride, int64_t m, i
         const int64_t i = first + bands[band] * kBandRows + y * kOwnRows + r;
         weight[band][r] = i < m ? relative[i] : C(0);
       }
-    // The rows of threads of a warp join by shuffles, and the sums of those before in shared memory: registers are
-    // short.
+    // The rows of threads of a warp join by shuffles, and the sums of earlier panels in shared
+    // memory: registers are short.
 #pragma unroll
     for (int c = 0; c < kPack; ++c) {
       C norm = 0, weighted = 0;

@@ -1,7 +1,9 @@
-// The bound on the rounding errors of whitened_norms, which every twin computes along with s = ‖U_:j‖², U = L⁻¹G.
+// The bound on the rounding errors of whitened_norms, which every twin computes along with
+// s = ‖U_:j‖², U = L⁻¹G.
 //
-// With unit roundoff u an entry of U is a sum that is off by at most γ_i Σ_k |L⁻¹_ik g_kj| <= γ_i ‖L⁻¹_i:‖ ‖g_j‖,
-// γ_i = (the longest chain of roundings) u, so that with w_i = γ_i ‖L⁻¹_i:‖, known beforehand, s is off by at most
+// With unit roundoff u an entry of U is a sum that is off by at most
+//   γ_i Σ_k |L⁻¹_ik g_kj| <= γ_i ‖L⁻¹_i:‖ ‖g_j‖, γ_i = (the longest chain of roundings) u.
+// The weight w_i = γ_i ‖L⁻¹_i:‖ is known beforehand, and s is off by at most
 //   2 ‖g_j‖ Σ_i w_i |U_ij| + ‖g_j‖² Σ_i w_i² + m u s.
 #pragma once
 
@@ -24,8 +26,8 @@ constexpr double kRoundoff = std::is_same_v<C, float> ? 0x1p-24 : 0x1p-53;
 template <typename C>
 constexpr double kSmallest = std::is_same_v<C, float> ? 0x1p-126 : 0x1p-1022;  // a product below it may vanish
 
-// w_i, from Σ_k (L⁻¹_ik)²: the rounding of L⁻¹_ik to C, a chain of products, and a chain of sums of kSingleDepth of
-// them.
+// w_i, from Σ_k (L⁻¹_ik)²: the rounding of L⁻¹_ik to C, a chain of products, and a chain of sums of
+// kSingleDepth of them.
 template <typename C>
 MFAC_ON_BOTH inline double error_weight(int64_t i, int64_t m, double squares) {
   const int64_t depth = i + 1, sums = (depth + kSingleDepth - 1) / kSingleDepth;

@@ -1,6 +1,6 @@
-// ‖U_:j‖² with U = L⁻¹G for a panel of columns, in arithmetic of type C: a triangular matrix product of which only the
-// column sums of U² and |U| are kept. L⁻¹ is packed as [tiles of kTileRows rows][k][kTileRows], the panel as
-// [k][kPanelWidth<C>].
+// ‖U_:j‖² with U = L⁻¹G for a panel of columns, in arithmetic of type C: a triangular matrix
+// product of which only the column sums of U² and |U| are kept. L⁻¹ is packed as
+// [tiles of kTileRows rows][k][kTileRows], the panel as [k][kPanelWidth<C>].
 
 // panels [cols / kPanelWidth][rows][kPanelWidth] <- the window's columns, zero beyond the last
 template <typename T, typename C>

@@ -1,9 +1,9 @@
-// whitened_norms(window, inverse_factor, single) -> s = ‖U_:j‖² with U = L⁻¹G, what the diagonal of F⁻¹ takes,
-// (1 - s)/λ, and a bound on its rounding errors, both [d] float64. m²d flops, as L⁻¹ is triangular; U is never stored.
-// In float64, or for float32 windows in float32.
+// whitened_norms(window, inverse_factor, single) -> s = ‖U_:j‖² with U = L⁻¹G, what the diagonal of
+// F⁻¹ takes, (1 - s)/λ, and a bound on its rounding errors, both [d] float64. m²d flops, as L⁻¹ is
+// triangular; U is never stored. In float64, or for float32 windows in float32.
 //
-// A task is a tile of columns, a panel of it at a time packed and multiplied with all of L⁻¹, while the next
-// tile comes into L2.
+// A task is a tile of columns, a panel of it at a time packed and multiplied with all of L⁻¹, while
+// the next tile comes into L2.
 #include <numeric>
 #include <tuple>
 
@@ -17,7 +17,8 @@ namespace {
 
 constexpr int64_t kTileColumns = 256;  // at most, whole panels
 
-// [ceil(m / rows)][m][rows] for register tiles of `rows`, zero above the diagonal and below the last row
+// [ceil(m / rows)][m][rows] for register tiles of `rows`, zero above the diagonal and below the
+// last row
 template <typename C>
 Buffer<C> pack_factor(const double* inverse_factor, int64_t m, int64_t rows) {
   Buffer<C> packed(ceil_div(m, rows) * rows * m, C(0));

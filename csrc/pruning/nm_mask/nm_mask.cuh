@@ -9,8 +9,8 @@ namespace mfac::cuda {
 constexpr int kMaskThreads = 512;
 constexpr int kMaskItems = kMaskEntries / kMaskThreads;
 
-// Integers in the order of the scores, which no GPU is slow to compare: -0 is 0, and all NaN are one, above infinity.
-// One more than a key is still an integer.
+// Integers in the order of the scores, which no GPU is slow to compare: -0 is 0, and all NaN are
+// one, above infinity. One more than a key is still an integer.
 MFAC_DEVICE int32_t order_key(float x) {
   if (x != x) return INT32_MAX - 1;
   const float positive_zero = x + 0.0f;
@@ -28,8 +28,8 @@ MFAC_DEVICE int64_t order_key(double x) {
 }
 
 // mask[e] <- whether all but `keep` of the scores of e's group are below that of e.
-// A block owns slabs, or columns of one, 2048 entries at most; a thread every 512th of them, so that neighbours read
-// and write neighbours; shared memory: the scores as integers of their order.
+// A block owns slabs, or columns of one, 2048 entries at most; a thread every 512th of them, so
+// that neighbours read and write neighbours; shared memory: the scores as integers of their order.
 template <typename T>
 MFAC_KERNEL(kMaskThreads)
 nm_mask_kernel(const T* __restrict__ scores, int64_t outer, int64_t axis, int64_t inner, int keep, int group,

@@ -1,4 +1,5 @@
-// Groups side by side, one a lane, and of how many others of its group each score is the higher. Nothing is sorted.
+// Groups side by side, one a lane, and of how many others of its group each score is the higher.
+// Nothing is sorted.
 template <typename T>
 struct ScoreLanes {
   static constexpr int64_t count = 8 * kLanes / sizeof(T);

@@ -10,8 +10,9 @@ namespace mfac::cuda {
 constexpr int kMaskEntries = 2048;  // of a block at most
 static_assert(kMaskEntries % kMostInGroup == 0);
 
-// How scores [outer, axis, inner] are cut up. A slab is all groups of one outer index at one place of the axis: `group`
-// rows of `inner` columns, one after the other in memory. A block takes slabs, or columns of one that is too long.
+// How scores [outer, axis, inner] are cut up. A slab is all groups of one outer index at one place
+// of the axis: `group` rows of `inner` columns, one after the other in memory. A block takes slabs,
+// or columns of one that is too long.
 struct MaskShape {
   int64_t outer, axis, inner;
   int keep, group;

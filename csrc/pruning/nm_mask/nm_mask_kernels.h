@@ -5,8 +5,8 @@
 
 namespace mfac {
 
-// Groups of `rows` scores of which `keep` are kept: `along` of them along the axis, for each of `inner` columns and
-// each outer index. Entries of a group lie `inner` apart.
+// Groups of `rows` scores of which `keep` are kept: `along` of them along the axis, for each of
+// `inner` columns and each outer index. Entries of a group lie `inner` apart.
 struct NMGroups {
   int64_t along, inner, outer_stride, group_stride, rows, keep;
 };

@@ -1,4 +1,5 @@
-// nm_mask(scores, keep, group) -> which entries are among the `keep` highest of their group along the axis.
+// nm_mask(scores, keep, group) -> which entries are among the `keep` highest of their group along
+// the axis.
 #include "pruning/nm_mask/nm_mask_checks.h"
 
 namespace mfac {

@@ -23,7 +23,8 @@ MFAC_DEVICE void write_saliencies(const T* __restrict__ weights, const D* __rest
 }
 
 // out[p] <- weights[p]²/(2 diagonal[p]).
-// A block owns 256 times `width` weights; a thread `width` of them, in packets, or what is left; shared memory: none.
+// A block owns 256 times `width` weights; a thread `width` of them, in packets, or what is left;
+// shared memory: none.
 template <typename T, typename D, int width>
 MFAC_KERNEL(kSaliencyThreads)
 obs_saliency_kernel(const T* __restrict__ weights, const D* __restrict__ diagonal, int64_t d,

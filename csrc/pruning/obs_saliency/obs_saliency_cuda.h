@@ -1,4 +1,5 @@
-// Launcher of the CUDA twin of obs_saliency: pointers to device memory, a stream, the launch's error.
+// Launcher of the CUDA twin of obs_saliency: pointers to device memory, a stream, the launch's
+// error.
 #pragma once
 
 #include "common/formats.h"

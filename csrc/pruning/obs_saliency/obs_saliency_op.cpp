@@ -1,5 +1,5 @@
-// obs_saliency(weights, inverse_diagonal) -> w²/(2 (F⁻¹)_pp): one pass, bound by memory with the compiler's own
-// vectors.
+// obs_saliency(weights, inverse_diagonal) -> w²/(2 (F⁻¹)_pp): one pass, bound by memory with the
+// compiler's own vectors.
 #include "pruning/obs_saliency/obs_saliency_checks.h"
 
 namespace mfac {

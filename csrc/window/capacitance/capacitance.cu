@@ -1,13 +1,13 @@
-// Launchers of the capacitance. A replacement: a product with A, its pivot, the update. A solve: the product A b, then
-// for each candidate a product with K, a decision, and the product of its residual with A; what turns out to be
-// needless returns at once.
+// Launchers of the capacitance. A replacement: a product with A, its pivot, the update. A solve:
+// the product A b, then for each candidate a product with K, a decision, and the product of its
+// residual with A; what turns out to be needless returns at once.
 #include "window/capacitance/capacitance.cuh"
 
 namespace mfac::cuda {
 namespace {
 
-// Up to as many parts of a product are summed by the kernel that reads it, more in a launch of their own: one block
-// takes longer for them than a launch does.
+// Up to as many parts of a product are summed by the kernel that reads it, more in a launch of
+// their own: one block takes longer for them than a launch does.
 constexpr int64_t kMostPartsToRead = 16;
 
 // product <- A x for `count` vectors.  scratch: product_scratch(count)

@@ -1,5 +1,5 @@
-// CUDA kernels of the capacitance: symmetric m x m matrices in float64 of which only the lower triangle is read and
-// written, each entry once a kernel.
+// CUDA kernels of the capacitance: symmetric m x m matrices in float64 of which only the lower
+// triangle is read and written, each entry once a kernel.
 #pragma once
 
 #include "cuda/reduce.cuh"
@@ -10,7 +10,8 @@ namespace mfac::cuda {
 constexpr int kTileThreads = 256, kVectorThreads = 1024;
 constexpr int kTileSide = kTriangleTile, kTileParts = kTileThreads / kTileSide, kPartSide = kTileSide / kTileParts;
 
-// `count` vectors of m entries as sums that are taken where they are read: base + Σ_p parts[p], each [count, m].
+// `count` vectors of m entries as sums that are taken where they are read: base + Σ_p parts[p],
+// each [count, m].
 struct Terms {
   const double* base;  // or null
   const double* parts;
@@ -41,10 +42,12 @@ MFAC_DEVICE double lower_entry(const double* lower, int64_t m, int64_t i, int64_
   return i < j ? lower[j * m + i] : lower[i * m + j];
 }
 
-// partial[p, v] <- the part of A x_v that the tiles in row or column p hold: tile·x for the rows of a tile (i, j) in
-// part j, tileᵀ·x for its columns in part i. `left_out`: an entry of x taken for zero, or -1.
-// A block owns one tile and one vector, the vectors of a tile being neighbours, so that it is in cache; a thread every
-// fourth row of a column, then a quarter of a row; shared memory: the tile, its entries of x, and the sums of threads.
+// partial[p, v] <- the part of A x_v that the tiles in row or column p hold: tile·x for the rows of
+// a tile (i, j) in part j, tileᵀ·x for its columns in part i. `left_out`: an entry of x taken for
+// zero, or -1.
+// A block owns one tile and one vector, the vectors of a tile being neighbours, so that it is in
+// cache; a thread every fourth row of a column, then a quarter of a row; shared memory: the tile,
+// its entries of x, and the sums of threads.
 static MFAC_KERNEL(kTileThreads)
     symmetric_matvec_kernel(const double* __restrict__ lower, int64_t m, int64_t tiles, int64_t count, Terms x,
                             int64_t left_out, const Refinement* refinements, double* __restrict__ partial) {
@@ -99,9 +102,10 @@ static MFAC_KERNEL(kTileThreads)
   }
 }
 
-// product[v] <- Σ_p partial[p, v] for the vectors, of `size` entries in all, whose refinement goes on.
-// A block owns 32 sums; a warp a share of the parts, a thread one sum of these; shared memory: a sum for each warp and
-// lane.
+// product[v] <- Σ_p partial[p, v] for the vectors, of `size` entries in all, whose refinement goes
+// on.
+// A block owns 32 sums; a warp a share of the parts, a thread one of the 32 sums; shared memory: a
+// sum for each warp and lane.
 static MFAC_KERNEL(kSumWarps* kWarp)
     sum_product_kernel(const double* __restrict__ partial, int64_t tiles, int64_t m, int64_t size,
                        const Refinement* refinements, double* __restrict__ product) {
@@ -112,7 +116,8 @@ static MFAC_KERNEL(kSumWarps* kWarp)
 }
 
 // From A b: a <- column `row` of A, y <- A b - a (aᵀb)/α, the pivot, and what the update asks for.
-// One block owns everything; a thread every 1024th entry of the vectors; shared memory: the sums of warps.
+// One block owns everything; a thread every 1024th entry of the vectors; shared memory: the sums of
+// warps.
 static MFAC_KERNEL(kVectorThreads)
     replacement_pivot_kernel(const double* __restrict__ inverse, int64_t m, int64_t row,
                              const double* __restrict__ products, double shift, Terms product, double* __restrict__ a,
@@ -168,8 +173,8 @@ static MFAC_KERNEL(kTileThreads)
   }
 }
 
-// Takes the next candidate x and its product with K: its residual, and whether it is the best solution so far; the
-// first that is not ends the refinement, as does one at rounding.
+// Takes the next candidate x and its product with K: its residual, and whether it is the best
+// solution so far; the first that is not ends the refinement, as does one at rounding.
 // A block owns a vector; a thread every 1024th of its entries; shared memory: the sums of warps.
 static MFAC_KERNEL(kVectorThreads)
     refine_kernel(const double* __restrict__ gram, int64_t m, double shift, const double* __restrict__ b,

@@ -1,8 +1,10 @@
-// Symmetric m x m matrices in float64 of which only the lower triangle is read and written: half the
-// traffic of the full square, which at m = 1024 is what bounds these kernels. Pointers are restrict: otherwise
-// compilers take one of two ways, rounded differently, by how near to each other the vectors happen to lie.
+// Symmetric m x m matrices in float64 of which only the lower triangle is read and written: half
+// the traffic of the full square, which at m = 1024 is what bounds these kernels. Pointers are
+// restrict: otherwise compilers take one of two ways, rounded differently, by how near to each
+// other the vectors happen to lie.
 
-// y += the products that rows [begin, end) hold: A[i, :i+1]·x for y[i], and x[i]·A[i, :i] for y[:i].
+// y += the products that rows [begin, end) hold: A[i, :i+1]·x for y[i], and x[i]·A[i, :i] for
+// y[:i].
 void symmetric_matvec_rows(const double* __restrict lower, int64_t size, int64_t begin, int64_t end,
                            const double* __restrict x, double* __restrict y) {
   for (int64_t i = begin; i < end; ++i) {

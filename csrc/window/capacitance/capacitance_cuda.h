@@ -1,5 +1,6 @@
-// Launchers of the CUDA twins of capacitance_replace_ and capacitance_solve: pointers to device memory, a stream, the
-// launch's error. Nothing is decided on the host: what depends on values is a few numbers in scratch memory.
+// Launchers of the CUDA twins of capacitance_replace_ and capacitance_solve: pointers to device
+// memory, a stream, the launch's error. Nothing is decided on the host: what depends on values is a
+// few numbers in scratch memory.
 #pragma once
 
 #include <algorithm>
@@ -25,8 +26,8 @@ struct Refinement {
 struct TriangleShape {
   int64_t m;
   int64_t tiles() const { return (m + kTriangleTile - 1) / kTriangleTile; }  // along a side
-  // Rows of tiles are folded, the longest onto the shortest, to a rectangle of blocks; of an odd number the middle one
-  // stays alone.
+  // Rows of tiles are folded, the longest onto the shortest, to a rectangle of blocks; of an odd
+  // number the middle one stays alone.
   int64_t blocks() const { return (tiles() + 1) / 2 * (tiles() + 1); }
   // Of `count` products with the matrix, in float64: the parts from every tile, and their sums.
   int64_t product_scratch(int64_t count) const { return (tiles() + 1) * count * m; }

@@ -1,4 +1,5 @@
-// The CPU kernels of the capacitance: rows [begin, end) of a symmetric matrix of which the lower triangle is stored.
+// The CPU kernels of the capacitance: rows [begin, end) of a symmetric matrix of which the lower
+// triangle is stored.
 #pragma once
 
 #include "cpu/instances.h"

@@ -1,10 +1,12 @@
-// The m x m side of a sliding window: A = C⁻¹ with C = shift·I + K, shift = nλ, in O(m²) a replaced row
-// (docs/derivation.md, "Replacing a row"). Both matrices are float64 and hold their lower triangle.
+// The m x m side of a sliding window: A = C⁻¹ with C = shift·I + K, shift = nλ, in O(m²) a replaced
+// row (docs/derivation.md, "Replacing a row"). Both matrices are float64 and hold their lower
+// triangle.
 //
-// capacitance_replace_ is one pass that reads A (the product A b) and one that rewrites it: the removal
-// and the insertion are a single rank-two update,
+// capacitance_replace_ is one pass that reads A (the product A b) and one that rewrites it: the
+// removal and the insertion are a single rank-two update,
 //   A' = A - a aᵀ/α + y yᵀ/s   with  α = A_jj, a = A_:j, y = A b - a (aᵀb)/α, s = c - bᵀy,
-// where b is the new column of K with b_j = 0 and c = K_jj + shift; then row and column j are -y/s and 1/s.
+// where b is the new column of K with b_j = 0 and c = K_jj + shift; then row and column j are -y/s
+// and 1/s.
 //
 // capacitance_solve takes a product with A and refines it with K, two more products for each step.
 #include <cmath>
@@ -16,8 +18,8 @@
 namespace mfac {
 namespace {
 
-// Splits the rows of a triangle into parts of equal area. The number of parts depends on m alone, so that the
-// sum of their results does not depend on the number of threads.
+// Splits the rows of a triangle into parts of equal area. The number of parts depends on m alone,
+// so that the sum of their results does not depend on the number of threads.
 std::vector<int64_t> triangle_parts(int64_t m) {
   constexpr int64_t kEntriesPerPart = 65536, kMostParts = 8;
   const int64_t parts = std::clamp<int64_t>(m * m / 2 / kEntriesPerPart, 1, kMostParts);
@@ -86,7 +88,8 @@ double norm(const double* x, int64_t n) {
   return std::sqrt(squares);
 }
 
-// best <- A b, refined with C until its backward error ‖b - C x‖/(‖C‖‖x‖ + ‖b‖) stops falling; returns that error.
+// best <- A b, refined with C until its backward error ‖b - C x‖/(‖C‖‖x‖ + ‖b‖) stops falling;
+// returns that error.
 double solve(const double* inverse, const double* gram, int64_t m, double shift, const double* b, double* best) {
   constexpr int kMostCandidates = 4;
   constexpr double kEpsilon = 0x1p-52;

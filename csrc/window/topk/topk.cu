@@ -8,8 +8,8 @@ namespace {
 
 constexpr int kBoundaryThreads = 256;
 
-// Rows that gather from one block of columns: several a warp, so that what lies in L1 is used again, where there are
-// blocks enough to fill a GPU.
+// Rows that gather from one block of columns: several a warp, so that what lies in L1 is used
+// again, where there are blocks enough to fill a GPU.
 int64_t dot_rows(const TopKLayout& layout, int64_t vector_groups) {
   constexpr int64_t kBlocks = 4096, kMostRows = 8;
   const int64_t eights = ceil_div(layout.rank, kTopKDotWarps) * layout.blocks * vector_groups;

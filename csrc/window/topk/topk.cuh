@@ -1,4 +1,5 @@
-// CUDA kernels of topk_dot and topk_combine_: products with windows of sparse rows, summed in float64.
+// CUDA kernels of topk_dot and topk_combine_: products with windows of sparse rows, summed in
+// float64.
 #pragma once
 
 #include "cuda/output.cuh"
@@ -27,8 +28,9 @@ constexpr int kTopKDotWarps = 8;
 constexpr int kMostTopKVectors = 4;  // that share one pass over the entries
 
 // partial[b, i, r] <- Σ_p values[r, b, p]·vectors[i, offset p of block b]
-// A block owns a block of columns, `vectors` vectors and `rows` rows; a warp every eighth of these rows, a thread every
-// 32nd entry of each; no shared memory: the part of a vector that a block gathers from is in L1.
+// A block owns a block of columns, `vectors` vectors and `rows` rows; a warp every eighth of the
+// rows, a thread every 32nd entry of a row; no shared memory: the part of a vector that a block
+// gathers from is in L1.
 template <typename T, typename V, int vectors>
 MFAC_KERNEL(kTopKDotWarps* kWarp)
 topk_dot_kernel(const T* __restrict__ values, const uint16_t* __restrict__ offsets, TopKLayout layout,
@@ -66,11 +68,12 @@ topk_dot_kernel(const T* __restrict__ values, const uint16_t* __restrict__ offse
   }
 }
 
-// boundaries[b, t - 1, r] <- the first entry of row r and block b that lies in tile t of its columns or after it, for
-// windows that do not keep them
-// A block owns a block of columns and eight rows; a warp one of these, a thread every 32nd entry; no shared memory. It
-// reads all offsets, once and in order: a search for every boundary would wait for as many sectors one by one.
-// Whatever the offsets are, every boundary is crossed on the way from the first tile to the last, and so written.
+// boundaries[b, t - 1, r] <- the first entry of row r and block b that lies in tile t of its
+// columns or after it, for windows that do not keep them
+// A block owns a block of columns and eight rows; a warp one row, a thread every 32nd entry; no
+// shared memory. All offsets are read, once and in order: a search for every boundary would wait
+// for as many sectors one by one. Whatever the offsets are, every boundary is crossed on
+// the way from the first tile to the last, and so written.
 template <int threads>
 MFAC_KERNEL(threads)
 topk_boundaries_kernel(const uint16_t* __restrict__ offsets, TopKLayout layout, uint16_t* __restrict__ boundaries) {
@@ -93,15 +96,16 @@ topk_boundaries_kernel(const uint16_t* __restrict__ offsets, TopKLayout layout, 
 constexpr int kTopKCombineWarps = 4;
 constexpr int kRowsAhead = 8;  // of a warp, whose entries are on their way at a time
 
-// sums[column - first] += coefficient·value, for a column of the tile. Rows never written hold zeros that all stand at
-// offset 0: no two lanes may add them.
+// sums[column - first] += coefficient·value, for a column of the tile. Rows never written hold
+// zeros that all stand at offset 0: no two lanes may add them.
 template <typename T>
 MFAC_DEVICE void add_entry(const TopKEntry<T>& entry, double coefficient, int first, int width, double* sums) {
   const double x = widen(entry.value);
   if (entry.is_within(first, width) && x != 0) sums[entry.column - first] += coefficient * x;
 }
 
-// Where a row's entries in a tile begin and end, and its coefficient. Every lane of a warp knows of one row.
+// Where a row's entries in a tile begin and end, and its coefficient. Every lane of a warp knows of
+// one row.
 struct TopKRow {
   int begin, end;
   double coefficient;
@@ -111,10 +115,11 @@ struct TopKRow {
   }
 };
 
-// output(i, j, Σ_r coefficients[i, r]·G[r, j], whether row `newest` carries j) over the columns j of one tile of
-// the blocks from `first_block` on
-// A block owns a tile of columns and one output; a warp every fourth row, one after the other, with sums of its own; a
-// lane every 32nd of a row's entries in the tile; shared memory: four sums a column, and what is carried.
+// output(i, j, Σ_r coefficients[i, r]·G[r, j], whether row `newest` carries j) over the columns j
+// of one tile of the blocks from `first_block` on
+// A block owns a tile of columns and one output; a warp every fourth row, one after the other, with
+// sums of its own; a lane every 32nd of a row's entries in the tile; shared memory: four sums a
+// column, and what is carried.
 template <typename T, typename Output>
 MFAC_KERNEL(kTopKCombineWarps* kWarp, 1)
 topk_combine_kernel(const T* __restrict__ values, const uint16_t* __restrict__ offsets, TopKLayout layout,

@@ -1,4 +1,5 @@
-// What the ops of sparse rows ask of their arguments, on every device. None of them reads what a tensor holds.
+// What the ops of sparse rows ask of their arguments, on every device. No check reads the contents
+// of a tensor.
 #pragma once
 
 #include "common/adapter.h"

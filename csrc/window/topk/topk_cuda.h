@@ -1,8 +1,9 @@
-// Launchers of the CUDA twins of topk_dot, topk_combine_ and topk_push_: pointers to device memory, a stream, the
-// launch's error.
+// Launchers of the CUDA twins of topk_dot, topk_combine_ and topk_push_: pointers to device memory,
+// a stream, the launch's error.
 //
-// None accesses memory outside of a tensor, whatever offsets and boundaries are. Where these break the layout's promise
-// (below the columns of their block, ascending, none twice but for zeros) entries are left out or lost.
+// None accesses memory outside of a tensor, whatever offsets and boundaries are. Where these break
+// the layout's promise (below the columns of their block, ascending, none twice but for zeros)
+// entries are left out or lost.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +14,8 @@
 
 namespace mfac::cuda {
 
-// Of 32 columns: which the new row keeps, a bit each, and how many it keeps before them in their block.
+// Of 32 columns: which the new row keeps, a bit each, and how many it keeps before them in their
+// block.
 struct alignas(8) TopKWord {
   uint32_t kept, before;
 };
@@ -34,7 +36,8 @@ struct TopKShape {
   }
   int64_t size_chunks() const { return std::max<int64_t>(1, (layout.dim + size_chunk() - 1) / size_chunk()); }
 
-  // Of float64: sums, of squares and later of products; the new row's words; and whether it is refused.
+  // Of float64: sums, of squares and later of products; the new row's words; and whether it is
+  // refused.
   int64_t push_sums() const { return std::max(size_chunks(), dot_scratch(1)); }
   int64_t push_scratch() const { return push_sums() + layout.blocks * words() + 1; }
 };
@@ -44,23 +47,23 @@ template <typename T, typename V>
 int topk_dot(const T* values, const uint16_t* offsets, const TopKShape& shape, const V* vectors, int64_t vector_stride,
              int64_t k, double* out, double* scratch, void* stream);
 
-// out [k, d] <- alpha out + beta coefficients [k, m] G; where alpha is 0 out is not read. Without boundaries, which may
-// be null, they are found in scratch: combine_scratch()
+// out [k, d] <- alpha out + beta coefficients [k, m] G; where alpha is 0 out is not read. Without
+// boundaries, which may be null, they are found in scratch: combine_scratch()
 template <typename T, typename V>
 int topk_combine(const T* values, const uint16_t* offsets, const TopKShape& shape, const double* coefficients,
                  int64_t k, double alpha, double beta, V* out, int64_t out_stride, const uint16_t* boundaries,
                  uint16_t* scratch, void* stream);
 
-// Weights move along descent.beta·coefficients [m] G; with an average those that row `newest` carries, without it.
-// boundaries, scratch: as above
+// Weights move along descent.beta·coefficients [m] G; with an average, the weights that row
+// `newest` carries move without the average. boundaries, scratch: as above
 template <typename T, typename V>
 int topk_descend(const T* values, const uint16_t* offsets, const TopKShape& shape, const double* coefficients,
                  const DescentPieces<V>& descent, int64_t newest, const uint16_t* boundaries, uint16_t* scratch,
                  void* stream);
 
-// error + gradient, [d], becomes row `row` as far as it is kept, and `error` the rest; products [m] of the row with
-// every row; its boundaries, unless null. All NaN, and nothing written, where the sum cannot be stored: its largest
-// magnitude exceeds `largest`.  scratch: push_scratch()
+// error + gradient, [d], becomes row `row` as far as it is kept, and `error` the rest; products [m]
+// of the row with every row; its boundaries, unless null. All NaN, and nothing written, where the
+// sum cannot be stored: its largest magnitude exceeds `largest`.  scratch: push_scratch()
 template <typename T, typename V>
 int topk_push(T* values, uint16_t* offsets, const TopKShape& shape, V* error, int64_t row, const V* gradient,
               double largest, uint16_t* boundaries, double* products, double* scratch, void* stream);

@@ -1,5 +1,6 @@
-// topk_dot, topk_combine_ and topk_push_ on CUDA tensors. Unlike on the CPU the offsets are not read to be checked,
-// which would have to wait for the GPU: the kernels leave out what lies outside of a block.
+// topk_dot, topk_combine_ and topk_push_ on CUDA tensors. Unlike on the CPU the offsets are not
+// read to be checked, which would have to wait for the GPU: the kernels leave out what lies outside
+// of a block.
 #include "cuda/cuda_adapter.h"
 #include "window/topk/topk_checks.h"
 #include "window/topk/topk_cuda.h"

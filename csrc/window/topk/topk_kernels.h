@@ -1,5 +1,5 @@
-// The CPU kernels of sparse rows in T against vectors in V: `count` entries of one row inside one block of columns,
-// with uint16 offsets.
+// The CPU kernels of sparse rows in T against vectors in V: `count` entries of one row inside one
+// block of columns, with uint16 offsets.
 #pragma once
 
 #include "cpu/instances.h"

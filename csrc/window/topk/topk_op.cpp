@@ -1,8 +1,8 @@
-// topk_dot, topk_combine_ and topk_push_: windows of sparse rows (topk_layout.h). What a row leaves out is carried to
-// the next in `error` [d] (error feedback: Modoranu et al., EFCP, 2023).
+// topk_dot, topk_combine_ and topk_push_: windows of sparse rows (topk_layout.h). What a row leaves
+// out is carried to the next in `error` [d] (error feedback: Modoranu et al., EFCP, 2023).
 //
-// A block of columns is a task, with its part of a dense vector, or of float64 sums, in L2. Sums over blocks are added
-// in order.
+// A block of columns is a task, with its part of a dense vector, or of float64 sums, in L2. Sums
+// over blocks are added in order.
 #include <bit>
 #include <functional>
 #include <limits>
@@ -52,7 +52,8 @@ void products(const T* values, const uint16_t* indices, const TopKLayout& layout
 uint32_t magnitude_bits(float x) { return std::bit_cast<uint32_t>(x) & 0x7fffffffu; }
 uint64_t magnitude_bits(double x) { return std::bit_cast<uint64_t>(x) & 0x7fffffffffffffffu; }
 
-// The count-th largest of the keys: a histogram of their leading 11 bits finds its bin, a selection the key in the bin.
+// The count-th largest of the keys: a histogram of their leading 11 bits finds its bin, a selection
+// the key in the bin.
 template <typename Key>
 Key select_key(const std::vector<Key>& keys, int64_t size, int64_t count, std::vector<Key>& bin) {
   constexpr int kShift = 8 * sizeof(Key) - 12;  // the sign bit is 0
@@ -137,8 +138,8 @@ bool is_zero(T x) {
   else return x == 0;
 }
 
-// Calls f(i, b, sums) for every block of columns and vector: sums[0, cols) = (coefficients of vector i)·G there. A
-// whole block of sums is in L2, so that boundaries are of no use.
+// Calls f(i, b, sums) for every block of columns and vector: sums[0, cols) = (coefficients of
+// vector i)·G there. A whole block of sums is in L2, so that boundaries are of no use.
 template <typename T, typename V, typename F>
 void for_sums(const Tensor& values, const Tensor& indices, const Tensor& coefficients, const TopKLayout& layout,
               const F& f) {

@@ -1,5 +1,5 @@
-// CUDA kernels of topk_push_: whether what is carried can be stored, the entries of it that are kept, and their
-// products with every row.
+// CUDA kernels of topk_push_: whether what is carried can be stored, the entries of it that are
+// kept, and their products with every row.
 #pragma once
 
 #include <type_traits>
@@ -13,8 +13,9 @@ namespace mfac::cuda {
 
 constexpr int kSizeThreads = 256;
 
-// partial[chunk] <- Σ (error + gradient)² over a chunk of columns, infinite where a magnitude exceeds `largest`.
-// A block owns a chunk of columns; a thread every 256th packet of it; shared memory: a sum for each warp.
+// partial[chunk] <- Σ (error + gradient)² over a chunk of columns, infinite where a magnitude
+// exceeds `largest`. A block owns a chunk of columns; a thread every 256th packet of it; shared
+// memory: a sum for each warp.
 template <typename V, int width>
 MFAC_KERNEL(kSizeThreads)
 topk_size_kernel(const V* __restrict__ error, const V* __restrict__ gradient, int64_t d, int64_t chunk, double largest,
@@ -42,11 +43,12 @@ topk_size_kernel(const V* __restrict__ error, const V* __restrict__ gradient, in
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-// Where Σ_p squares[p] is finite: row `row` of values and offsets <- the largest entries of error + gradient, rounded
-// and in ascending order; boundaries, unless null, and words <- where they are; error <- what this leaves. Where not,
-// `refused`: every block comes to the same decision, from the same numbers.
-// A block owns a block of columns; a warp a 32nd of a stretch of them, a thread every 32nd of these; shared memory: a
-// histogram of 8 KiB, two sums for each warp.
+// Where Σ_p squares[p] is finite: row `row` of values and offsets <- the largest entries of
+// error + gradient, rounded and in ascending order; boundaries, unless null, and words <- where the
+// entries are; error <- the rest. Where the sum is not finite, `refused`: every block comes to the
+// same decision, from the same numbers.
+// A block owns a block of columns; a warp a 32nd of a stretch of columns, a thread every 32nd
+// column; shared memory: a histogram of 8 KiB, two sums for each warp.
 template <typename T, typename V>
 MFAC_KERNEL(kSelectThreads, 1)
 topk_select_kernel(T* __restrict__ values, uint16_t* __restrict__ offsets, TopKLayout layout, int64_t row,
@@ -125,9 +127,9 @@ topk_select_kernel(T* __restrict__ values, uint16_t* __restrict__ offsets, TopKL
 constexpr int kOffsetsAhead = 8;  // of a lane, that are on their way at a time
 
 // partial[b, r] <- Σ_p values[r, b, p] times what row `row` has in the column of that entry
-// A block owns a block of columns and `rows` rows; a warp every eighth of these rows, a thread every 32nd entry of
-// each; no shared memory: the words of a block of columns, a quarter of a byte each, are in L1. Few columns of two rows
-// are the same, and values of others are not read.
+// A block owns a block of columns and `rows` rows; a warp every eighth of the rows, a thread every
+// 32nd entry of a row; no shared memory: the words of a block of columns, a quarter of a byte each,
+// are in L1. Few columns of two rows are the same, and values of other columns are not read.
 template <typename T>
 MFAC_KERNEL(kTopKDotWarps* kWarp)
 topk_products_kernel(const T* __restrict__ values, const uint16_t* __restrict__ offsets, TopKLayout layout, int64_t row,

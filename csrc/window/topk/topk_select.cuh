@@ -14,9 +14,10 @@ constexpr int kSelectBins = 1 << kSelectBits;
 MFAC_DEVICE unsigned magnitude_key(float x) { return __float_as_uint(x) & 0x7fffffffu; }
 MFAC_DEVICE uint64_t magnitude_key(double x) { return uint64_t(__double_as_longlong(x)) & 0x7fffffffffffffffu; }
 
-// error + gradient over a block of columns. A lane holds kHeld columns in registers, or as few as it takes to go
-// through the block in one stretch: then each is read once. Longer blocks are read stretch by stretch, every time anew.
-// Within a stretch the warps, their turns and their lanes are in the order of columns.
+// error + gradient over a block of columns. A lane holds kHeld columns in registers, or as few as
+// it takes to go through the block in one stretch: then each is read once. Longer blocks are read
+// stretch by stretch, every time anew. Within a stretch the warps, their turns and their lanes are
+// in the order of columns.
 template <typename V>
 class CarriedColumns {
  public:
@@ -71,8 +72,8 @@ class CarriedColumns {
   V held_[kHeld];
 };
 
-// x <- its sums over the threads before this one; total <- those over all. Shared memory: an integer a warp and sum,
-// free to be used again after the next barrier.
+// x <- its sums over the threads before this one; total <- its sums over all threads. Shared
+// memory: an integer a warp and sum, free to be used again after the next barrier.
 template <int threads, int count>
 MFAC_DEVICE void block_prefix(int (&x)[count], int (&total)[count]) {
   static_assert(threads <= kWarp * kWarp);
@@ -98,8 +99,8 @@ MFAC_DEVICE void block_prefix(int (&x)[count], int (&total)[count]) {
   }
 }
 
-// Adds the lanes' bins to a histogram. Lanes that agree with the first are counted at once, since often all do: in a
-// vector of zeros, say.
+// Adds the lanes' bins to a histogram. Lanes that agree with the first are counted at once, since
+// often all do: in a vector of zeros, say.
 MFAC_DEVICE void count_bins(int* histogram, int bin, bool counts) {
   const unsigned lanes = __ballot_sync(kAllLanes, counts);
   if (lanes == 0) return;
@@ -111,8 +112,8 @@ MFAC_DEVICE void count_bins(int* histogram, int bin, bool counts) {
   else if (counts && !agrees) atomicAdd(&histogram[bin], 1);
 }
 
-// Which keys are the largest: those whose leading bits exceed `bin`, and the first `wanted` of those where they are
-// `bin`.
+// Which keys are the largest: all keys with leading bits above `bin`, and the first `wanted` keys
+// with leading bits equal to `bin`.
 template <typename Key>
 struct Selection {
   Key bin;
@@ -121,8 +122,8 @@ struct Selection {
   MFAC_DEVICE bool is_in_bin(Key key) const { return (key >> shift) == bin; }
 };
 
-// The `count` largest in magnitude of the columns, the first of equal ones: bins are divided, 11 bits at a time, until
-// one holds equal keys or nothing but what is wanted.
+// The `count` largest in magnitude of the columns, the first of equal ones: bins are divided, 11
+// bits at a time, until one holds equal keys or nothing but what is wanted.
 template <typename V>
 MFAC_DEVICE auto select_largest(CarriedColumns<V>& columns, int cols, int count) {
   using Key = decltype(magnitude_key(V(0)));

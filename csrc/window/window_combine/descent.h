@@ -1,5 +1,5 @@
-// How a pass over the window moves the weights: w <- decay·w - rate·v along v = u, or along its average
-// v <- momentum·v + (1 - momentum)·u, where u = beta·Gᵀc is what the pass computes.
+// How a pass over the window moves the weights: w <- decay·w - rate·v along v = u, or along its
+// average v <- momentum·v + (1 - momentum)·u, where u = beta·Gᵀc is what the pass computes.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What the ops that move weights ask of them, on every device.
+// The checks of the ops that move weights, on every device.
 #pragma once
 
 #include "common/adapter.h"

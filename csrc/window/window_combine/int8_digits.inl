@@ -1,20 +1,23 @@
-// window_combine for int8 rows in integers: with VNNI 1.3 cycles for 8 entries, where widening them to float64 takes
-// 2.7.
+// window_combine for int8 rows in integers: with VNNI 1.3 cycles for 8 entries, where widening them
+// to float64 takes 2.7.
 //
-// The coefficients of a tile of kScaleColumns columns are written in fixed point, as four digits of 14 bits with a
-// sign. A multiplication takes a pair of rows times one digit; sums over kDigitRows rows are exact in int32. The only
-// error is the fixed point's, 2⁻⁵⁴ of the largest of these coefficients, and the rounding of the result.
+// The coefficients of a tile of kScaleColumns columns are written in fixed point, as four digits of
+// 14 bits with a sign. A multiplication takes a pair of rows times one digit; sums over kDigitRows
+// rows are exact in int32. The only error is the fixed point's, 2⁻⁵⁴ of the tile's largest
+// coefficient, and the rounding of the result.
 //
-// Layouts. digits[k][r]: those of rows r and r + 1 side by side, the 32 bits that a multiplication takes.
-// sums[g][k][h]: a vector of int32 for digit k of the kDigitColumns columns of group g. Rows are interleaved within
-// 128 bits, so that quarter q of a vector with h = 0 holds columns 8q to 8q + 3, with h = 1 columns 8q + 4 to 8q + 7.
+// Layouts. digits[k][r]: the digits of rows r and r + 1 side by side, the 32 bits that a
+// multiplication takes. sums[g][k][h]: a vector of int32 for digit k of the kDigitColumns columns
+// of group g. Rows are interleaved within 128 bits, so that quarter q of a vector with h = 0 holds
+// columns 8q to 8q + 3, with h = 1 columns 8q + 4 to 8q + 7.
 #if defined(MFAC_HAS_INT16_PRODUCTS)
 
 constexpr int kDigits = 4, kDigitBits = 14, kPointBits = kDigits * kDigitBits - 2;
 constexpr int64_t kDigitRows = 256;  // |digit| <= 2¹³ and |entry| <= 2⁷: sums stay below 2²⁸
 constexpr int64_t kDigitColumns = 4 * kLanes;
 
-// digits[k][r] <- digit k of c[r], least first; returns what a unit is worth: NaN if a coefficient is not finite.
+// digits[k][r] <- digit k of c[r], least first; returns what a unit is worth: NaN if a coefficient
+// is not finite.
 double to_digits(const double* c, int64_t rows, int16_t (&digits)[kDigits][kDigitRows]) {
   double most = 0, zero = 0;
   for (int64_t r = 0; r < rows; ++r) {
@@ -95,8 +98,9 @@ MFAC_INLINE void add_digits(const i32w (*sums)[kDigits][2], double unit, int64_t
 
 MFAC_INLINE int64_t at_most_a_tile(int64_t cols) { return cols < kScaleColumns ? cols : kScaleColumns; }
 
-// out[j] += Σ_r coefficients[j / kScaleColumns][r]·x[r, j], the coefficients of two tiles `apart` entries apart; rows
-// in eights, columns in whole kDigitColumns, and two float64 of scratch memory for each.
+// out[j] += Σ_r coefficients[j / kScaleColumns][r]·x[r, j], the coefficients of two tiles `apart`
+// entries apart; rows in eights, columns in whole kDigitColumns, and two float64 of scratch memory
+// for each.
 MFAC_INLINE void add_rows_by_digits(const double* coefficients, int64_t apart, const int8_t* x, int64_t stride,
                                     int64_t rows, int64_t cols, double* scratch, double* out) {
   typedef i32w Sums[kDigits][2];

@@ -1,4 +1,5 @@
-// CUDA kernel of window_combine_: u = Gᵀc in float64, with what it is added to read and written once.
+// CUDA kernel of window_combine_: u = Gᵀc in float64, with what it is added to read and written
+// once.
 #pragma once
 
 #include "cuda/packet.cuh"
@@ -37,9 +38,10 @@ MFAC_DEVICE void add_rows(const T* __restrict__ window, const float* __restrict_
   }
 }
 
-// output(i, j, Σ_r coefficients[i, r]·window[r, j]) for every output i and column j from block `first_block` on.
-// A block owns 32 packets of columns and `vectors` of the outputs; a thread one packet of every eighth row, and then
-// columns of the output; shared memory: the sums of every warp for one output.
+// output(i, j, Σ_r coefficients[i, r]·window[r, j]) for every output i and column j from block
+// `first_block` on.
+// A block owns 32 packets of columns and `vectors` of the outputs; a thread one packet of every
+// eighth row, and then columns of the output; shared memory: the sums of every warp for one output.
 template <typename T, int width, int vectors, typename Output>
 MFAC_KERNEL(kCombineThreads, 1)
 window_combine_kernel(const T* __restrict__ window, const float* __restrict__ scales, int64_t stride, int64_t m,

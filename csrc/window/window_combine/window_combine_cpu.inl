@@ -1,7 +1,7 @@
 #include "window/window_combine/int8_digits.inl"
 
-// sum[j] += Σ_r coefficients[j / tile][r]·window[r, j], the coefficients of two tiles `apart` entries apart: the sums
-// stay in L2 while every row goes by once, eight at a time.
+// sum[j] += Σ_r coefficients[j / tile][r]·window[r, j], the coefficients of two tiles `apart`
+// entries apart: the sums stay in L2 while every row goes by once, eight at a time.
 template <typename T>
 MFAC_INLINE void add_tiles_widened(const double* coefficients, int64_t apart, const T* window, int64_t stride,
                                    int64_t rows, int64_t cols, int64_t tile, double* sum) {
@@ -18,7 +18,8 @@ MFAC_INLINE void add_tiles(const double* coefficients, int64_t apart, const T* w
 }
 
 #if defined(MFAC_HAS_INT16_PRODUCTS)
-// By digits (int8_digits.inl) what comes in whole eights of rows and groups of columns, the rest as above.
+// By digits (int8_digits.inl) what comes in whole eights of rows and groups of columns, the rest as
+// above.
 MFAC_INLINE void add_tiles(const double* coefficients, int64_t apart, const int8_t* window, int64_t stride,
                            int64_t rows, int64_t cols, int64_t tile, double* scratch, double* sum) {
   const int64_t full_rows = rows / 8 * 8, full_cols = cols / kDigitColumns * kDigitColumns;
@@ -31,8 +32,8 @@ MFAC_INLINE void add_tiles(const double* coefficients, int64_t apart, const int8
 }
 #endif
 
-// out[j] <- alpha·out[j] + beta·Σ_r coefficients[j / tile][r]·window[r, j] for cols <= kCombineColumns. As in BLAS,
-// alpha = 0 reads no out.
+// out[j] <- alpha·out[j] + beta·Σ_r coefficients[j / tile][r]·window[r, j] for
+// cols <= kCombineColumns. As in BLAS, alpha = 0 reads no out.
 template <typename T, typename V>
 void window_combine_columns(const T* window, int64_t stride, int64_t rows, int64_t cols, const double* coefficients,
                             int64_t tile, double alpha, double beta, V* out, double* scratch) {

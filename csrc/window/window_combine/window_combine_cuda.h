@@ -1,5 +1,5 @@
-// Launchers of the CUDA twins of window_combine_ and window_descend_: pointers to device memory, a stream, the launch's
-// error. scales are null but for int8.
+// Launchers of the CUDA twins of window_combine_ and window_descend_: pointers to device memory, a
+// stream, the launch's error. scales are null but for int8.
 #pragma once
 
 #include "common/formats.h"

@@ -1,4 +1,5 @@
-// The CPU kernels of window_combine_ and window_descend_: rows of a window in T, weights and results in V.
+// The CPU kernels of window_combine_ and window_descend_: rows of a window in T, weights and
+// results in V.
 #pragma once
 
 #include <type_traits>
@@ -15,9 +16,9 @@ constexpr int64_t kCombineScratch =  // float64: sums, and of int8 rows two for 
 
 template <typename T, typename V>
 struct WindowCombineKernels {
-  // out[j] <- alpha·out[j] + beta·Σ_r coefficients[j / tile, r]·window[r, j], with `rows` coefficients for every
-  // `tile` columns: one set, or for int8 as many as there are scales.  cols <= kCombineColumns
-  // `scratch`: kCombineScratch<T> float64, on a line of cache.
+  // out[j] <- alpha·out[j] + beta·Σ_r coefficients[j / tile, r]·window[r, j], with `rows`
+  // coefficients for every `tile` columns: one set, or for int8 as many as there are scales.
+  // cols <= kCombineColumns; `scratch`: kCombineScratch<T> float64, on a line of cache.
   void (*combine)(const T* window, int64_t stride, int64_t rows, int64_t cols, const double* coefficients, int64_t tile,
                   double alpha, double beta, V* out, double* scratch);
 };

@@ -1,7 +1,7 @@
-// window_combine_(out, window, coefficients, alpha, beta): out <- alpha out + beta coefficients G, the pass
-// over the window that every product with F⁻¹ ends with. A thread has a range of tiles of columns, and goes over all
-// rows and all vectors of a piece of it at a time, as wide as the kernel takes. window_descend_ moves weights along
-// what it computes, while that is in cache.
+// window_combine_(out, window, coefficients, alpha, beta): out <- alpha out + beta coefficients G,
+// the pass over the window that every product with F⁻¹ ends with. A thread has a range of tiles of
+// columns, and goes over all rows and all vectors of a piece of it at a time, as wide as the kernel
+// takes. window_descend_ moves weights along what it computes, while that is in cache.
 #include "common/adapter.h"
 #include "window/window_combine/descent_checks.h"
 #include "window/window_combine/window_combine_checks.h"
@@ -9,8 +9,9 @@
 namespace mfac {
 namespace {
 
-// Calls f(i, column, cols, combine) for all pieces of columns of all vectors: combine(alpha, beta, out) is
-// out[0, cols) <- alpha·out + beta·(coefficients of vector i)·G over the columns from `column` on.
+// Calls f(i, column, cols, combine) for all pieces of columns of all vectors: combine(alpha, beta,
+// out) is out[0, cols) <- alpha·out + beta·(coefficients of vector i)·G over the columns from
+// `column` on.
 template <typename T, typename V, typename F>
 void for_combinations(const Tensor& window_tensor, const std::optional<Tensor>& scales_tensor,
                       const Tensor& coefficients_tensor, const F& f) {

@@ -7,8 +7,8 @@
 
 namespace mfac::cuda {
 
-// sum[r][i] += Σ_e row_r[e]·v_i[e] over `width` columns from `column` on, for the rows of a block. int8 rows carry the
-// scale of that tile of columns.
+// sum[r][i] += Σ_e row_r[e]·v_i[e] over `width` columns from `column` on, for the rows of a block.
+// int8 rows carry the scale of that tile of columns.
 template <int width, int rows, int vectors, typename T, typename V>
 MFAC_DEVICE void add_dots(const T* __restrict__ window, const float* __restrict__ scales, int64_t stride, int64_t tiles,
                           int count, const V* __restrict__ v, int64_t vector_stride, int vector_count, bool packed,
@@ -35,9 +35,9 @@ MFAC_DEVICE void add_dots(const T* __restrict__ window, const float* __restrict_
 }
 
 // partial[chunk, i, r] <- Σ_j window[r, j]·vectors[i, j] over the columns of the chunk.
-// A block owns `rows` rows, `vectors` vectors and a chunk of columns, neighbours the same piece of the window and other
-// vectors; a thread every 256th packet of the chunk, of all these rows; shared memory: a sum for each warp, row and
-// vector.
+// A block owns `rows` rows, `vectors` vectors and a chunk of columns, neighbours the same piece of
+// the window and other vectors; a thread every 256th packet of the chunk, of all these rows; shared
+// memory: a sum for each warp, row and vector.
 template <typename T, typename V, int width, int rows, int vectors>
 MFAC_KERNEL(kDotThreads, 1)
 window_dot_kernel(const T* __restrict__ window, const float* __restrict__ scales, int64_t stride, int64_t m, int64_t d,
@@ -70,8 +70,8 @@ window_dot_kernel(const T* __restrict__ window, const float* __restrict__ scales
 }
 
 // partial[chunk, r] <- Σ_j window[r, j]² over the columns of the chunk.
-// A block owns 8 rows and a chunk of columns; a thread every 256th packet of it; shared memory: a sum for each warp and
-// row.
+// A block owns 8 rows and a chunk of columns; a thread every 256th packet of it; shared memory: a
+// sum for each warp and row.
 template <typename T, int width, int rows>
 MFAC_KERNEL(kDotThreads)
 squared_norms_kernel(const T* __restrict__ window, int64_t stride, int64_t m, int64_t d, int64_t chunk,

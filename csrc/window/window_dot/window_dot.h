@@ -1,8 +1,9 @@
-// vectors Gᵀ in float64: the pass over the window that every product with F⁻¹ begins with. Shared by window_dot and
-// window_push_.
+// vectors Gᵀ in float64: the pass over the window that every product with F⁻¹ begins with. Shared
+// by window_dot and window_push_.
 //
-// A task is eight rows by a chunk of columns; partial sums are added in the order of the chunks, so the
-// result does not depend on the number of threads. All vectors meet a chunk of rows while it is in cache.
+// A task is eight rows by a chunk of columns; partial sums are added in the order of the chunks, so
+// the result does not depend on the number of threads. All vectors meet a chunk of rows while it is
+// in cache.
 #pragma once
 
 #include "common/adapter.h"
@@ -13,8 +14,8 @@ constexpr int64_t kDotRows = 8;
 constexpr int64_t kDotColumns = 32768;  // at most
 static_assert(kDotColumns % kScaleColumns == 0);
 
-// Columns of a chunk, whole tiles of scales: about as many in each, and four chunks or a multiple, so that threads have
-// about as much to do.
+// Columns of a chunk, whole tiles of scales: about as many in each, and four chunks or a multiple,
+// so that threads have about as much to do.
 inline int64_t chunk_columns(int64_t d) {
   constexpr int64_t kShares = 4;
   const int64_t chunks = d <= kDotColumns ? 1 : ceil_div(d, kDotColumns * kShares) * kShares;

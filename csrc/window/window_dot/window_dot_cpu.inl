@@ -1,5 +1,5 @@
-// out[r] = Σ_j window[r, j]·v[j], float64 accumulation. Eight rows share each load of v; eight streams, each asked for
-// ahead of its use, are what one core needs to read at the speed of memory.
+// out[r] = Σ_j window[r, j]·v[j], float64 accumulation. Eight rows share each load of v; eight
+// streams, each asked for ahead of its use, are what one core needs to read at the speed of memory.
 template <int n, typename T, typename V>
 MFAC_INLINE void dot_rows(const T* window, int64_t stride, int64_t cols, const V* v, double* out) {
   constexpr int64_t kLine = 64 / sizeof(T), kStep = kLine < 2 * kLanes ? 2 * kLanes : kLine;

@@ -1,6 +1,7 @@
-// prefer_huge_pages_(memory): large pages for a window before its first write. Its passes follow eight rows at a time,
-// which lie in as many pages, and wait less for their addresses. Not for results that are written once: large pages
-// can take longer to come than small ones (docs/benchmarks.md).
+// prefer_huge_pages_(memory): large pages for a window before its first write. Its passes follow
+// eight rows at a time, which lie in as many pages, and wait less for their addresses. Not for
+// results that are written once: large pages can take longer to come than small ones
+// (docs/benchmarks.md).
 #include <cstdint>
 
 #if defined(__linux__)
@@ -12,7 +13,8 @@
 namespace mfac {
 namespace {
 
-// A hint, for the part of the memory that can hold large pages: where it is not taken, nothing changes.
+// A hint, for the part of the memory that can hold large pages: where it is not taken, nothing
+// changes.
 void prefer_huge_pages_cpu(Tensor memory) {
   STD_TORCH_CHECK(memory.is_contiguous(), "prefer_huge_pages_: Parameter `memory` should be contiguous.",
                   found(memory));

@@ -1,4 +1,5 @@
-// The largest magnitude of an entry that a window of elements T can hold: it does not round to an infinity.
+// The largest magnitude of an entry that a window of elements T can hold: it does not round to an
+// infinity.
 #pragma once
 
 #include <limits>

@@ -1,5 +1,5 @@
-// Whether a vector can be stored in a window, decided on the device: a kernel takes the magnitudes of its parts, and
-// every block of the next one comes to the same decision from them.
+// Whether a vector can be stored in a window, decided on the device: a kernel takes the magnitudes
+// of its parts, and every block of the next one comes to the same decision from them.
 #pragma once
 
 #include "cuda/reduce.cuh"
@@ -10,7 +10,8 @@ constexpr int kPushThreads = 256;
 constexpr double kLargestDouble = 0x1.fffffffffffffp1023;
 
 // magnitudes[part] <- the largest |v_j|, magnitudes[parts + part] <- Σ v_j², over a part of v.
-// A block owns a part, `width` columns; a thread every 256th of them; shared memory: two values a warp.
+// A block owns a part, `width` columns; a thread every 256th of them; shared memory: two values a
+// warp.
 template <typename V>
 MFAC_KERNEL(kPushThreads)
 magnitude_kernel(const V* __restrict__ v, int64_t d, int64_t width, double* __restrict__ magnitudes) {
@@ -28,8 +29,8 @@ magnitude_kernel(const V* __restrict__ v, int64_t d, int64_t width, double* __re
   }
 }
 
-// Whether a vector with these magnitudes cannot be stored; the same in every thread. Shared memory: two values a warp
-// and one.
+// Whether a vector with these magnitudes cannot be stored; the same in every thread. Shared memory:
+// two values a warp and one.
 template <int threads>
 MFAC_DEVICE bool is_refused(const double* __restrict__ magnitudes, int parts, double limit) {
   MFAC_SHARED(bool, refused, [1]);

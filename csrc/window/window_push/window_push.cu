@@ -1,5 +1,5 @@
-// Launchers of window_push_: the gradient's magnitude, the row with its products (int8: the row, then its products),
-// and the sum of their parts.
+// Launchers of window_push_: the gradient's magnitude, the row with its products (int8: the row,
+// then its products), and the sum of their parts.
 #include "window/window_push/window_push.cuh"
 
 namespace mfac::cuda {

@@ -1,5 +1,5 @@
-// CUDA kernels of window_push_: a row is rounded into the window and its products with every row are taken, in one
-// pass.
+// CUDA kernels of window_push_: a row is rounded into the window and its products with every row
+// are taken, in one pass.
 #pragma once
 
 #include "cuda/packet.cuh"
@@ -10,8 +10,9 @@ namespace mfac::cuda {
 
 constexpr int kPushRows = 8;
 
-// One packet of columns of a block's rows: the gradient's is rounded, stored where row `own` is among the rows (-1:
-// it is not), and multiplied with that of every row; for row `own` with itself, as memory still holds the old row.
+// One packet of columns of a block's rows: the gradient's packet is rounded, stored where row `own`
+// is among the rows (-1: it is not), and multiplied with the packet of every row; for row `own`
+// with itself, as memory still holds the old row.
 template <int width, typename T, typename V>
 MFAC_DEVICE void push_packet(T* __restrict__ window, int64_t stride, int count, int own, const V* __restrict__ gradient,
                              bool packed, int64_t column, double (&sum)[kPushRows]) {
@@ -33,9 +34,11 @@ MFAC_DEVICE void push_packet(T* __restrict__ window, int64_t stride, int count, 
   }
 }
 
-// partial[chunk, r] <- products of the rounded gradient with window[r] over the columns of the chunk; window[row] <-
-// the rounded gradient. A block owns 8 rows and a chunk of columns, and writes what of `row` is in both; a thread every
-// 256th packet of the chunk, of all these rows; shared memory: a sum for each warp and row.
+// partial[chunk, r] <- products of the rounded gradient with window[r] over the columns of the
+// chunk; window[row] <- the rounded gradient.
+// A block owns 8 rows and a chunk of columns, and writes the part of `row` that is in both; a
+// thread every 256th packet of the chunk, of all these rows; shared memory: a sum for each warp and
+// row.
 template <typename T, typename V, int width>
 MFAC_KERNEL(kPushThreads)
 window_push_kernel(T* __restrict__ window, int64_t stride, int64_t m, int64_t d, int64_t row,
@@ -63,9 +66,10 @@ window_push_kernel(T* __restrict__ window, int64_t stride, int64_t m, int64_t d,
   if (threadIdx.x < count) partial[part * m + first + threadIdx.x] = total;
 }
 
-// row[j] <- gradient[j]/scale rounded, scale[tile] <- the least scale of 16 significant bits with which a tile fits
-// into ±127: scale·row[j] is then a float32 number (window_push_cpu.inl).
-// A block owns a tile of kScaleColumns columns; a thread every 256th of them; shared memory: two values a warp.
+// row[j] <- gradient[j]/scale rounded, scale[tile] <- the least scale of 16 significant bits with
+// which a tile fits into ±127: scale·row[j] is then a float32 number (window_push_cpu.inl).
+// A block owns a tile of kScaleColumns columns; a thread every 256th of them; shared memory: two
+// values a warp.
 MFAC_KERNEL(kPushThreads)
 quantize_kernel(const float* __restrict__ gradient, int64_t d, const double* __restrict__ magnitudes, int parts,
                 double limit, int8_t* __restrict__ row, float* __restrict__ scale, int* __restrict__ refused) {
@@ -96,7 +100,8 @@ quantize_kernel(const float* __restrict__ gradient, int64_t d, const double* __r
   if (threadIdx.x == 0) scale[blockIdx.x] = vanishes ? 0 : least;
 }
 
-// sum[r] += scale_r·scale_newest·Σ_e row_r[e]·newest[e], the inner sum in integers; `width` columns share a scale.
+// sum[r] += scale_r·scale_newest·Σ_e row_r[e]·newest[e], the inner sum in integers; `width` columns
+// share a scale.
 template <int width>
 MFAC_DEVICE void add_int8_products(const int8_t* __restrict__ window, const float* __restrict__ scales, int64_t stride,
                                    int64_t tiles, int count, const int8_t* __restrict__ newest,
@@ -125,8 +130,8 @@ MFAC_DEVICE void add_int8_products(const int8_t* __restrict__ window, const floa
 }
 
 // partial[chunk, r] <- products of int8 row `row` with window[r] over the columns of the chunk.
-// A block owns 8 rows and a chunk of columns; a thread every 256th packet of it; shared memory: a sum for each warp and
-// row.
+// A block owns 8 rows and a chunk of columns; a thread every 256th packet of it; shared memory: a
+// sum for each warp and row.
 template <int width>
 MFAC_KERNEL(kPushThreads)
 int8_products_kernel(const int8_t* __restrict__ window, const float* __restrict__ scales, int64_t stride, int64_t m,

@@ -1,5 +1,5 @@
-// What a new row of the window needs before its products: is it finite, and what is it when rounded to the window's
-// format. Two reads and one write of d entries, 1/m of what the products read.
+// What a new row of the window needs before its products: is it finite, and what is it when rounded
+// to the window's format. Two reads and one write of d entries, 1/m of what the products read.
 
 template <typename V>
 Magnitude vector_magnitude(const V* v, int64_t cols) {
@@ -34,15 +34,16 @@ MFAC_INLINE void round_to(float x, bf16& y) {
 MFAC_INLINE void round_to(float x, f16& y) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, x), sign = bits >> 16 & 0x8000;
   const float size = __builtin_fabsf(x);
-  // Above 2⁻¹⁴ the mantissa is cut to 10 bits in place. Below, adding ½ leaves the value in units of 2⁻²⁴ in the low
-  // bits.
+  // Above 2⁻¹⁴ the mantissa is cut to 10 bits in place. Below, adding ½ leaves the value in units
+  // of 2⁻²⁴ in the low bits.
   const uint32_t of_size = __builtin_bit_cast(uint32_t, size);
   const uint32_t normal = (of_size - (112u << 23) + 0xfff + ((of_size >> 13) & 1)) >> 13;
   const uint32_t subnormal = __builtin_bit_cast(uint32_t, size + 0.5f) - 0x3f000000u;
   y.bits = uint16_t(sign | (size < 0x1p-14f ? subnormal : normal));
 }
 
-// Doubles reach the 16-bit formats by way of float32, as gradients are no finer than that where such a window is used.
+// Doubles reach the 16-bit formats by way of float32, as gradients are no finer than that where
+// such a window is used.
 MFAC_INLINE void round_to(double x, bf16& y) { round_to(float(x), y); }
 MFAC_INLINE void round_to(double x, f16& y) { round_to(float(x), y); }
 
@@ -56,9 +57,9 @@ void round_row(const V* v, int64_t cols, T* row, V* rounded) {
   }
 }
 
-// row[j] <- v[j]/scale rounded to nearest, with the least scale for which |row[j]| <= 127 that has 16 significant
-// bits: scale·row[j] is then a float32 number, so that the row stored has an exact float32 value. The scale, 0 for
-// zeros.
+// row[j] <- v[j]/scale rounded to nearest, with the least scale for which |row[j]| <= 127 that has
+// 16 significant bits: scale·row[j] is then a float32 number, so that the row stored has an exact
+// float32 value. The scale, 0 for zeros.
 float quantize_row(const float* v, int64_t cols, int8_t* row) {
   float most = 0;
   for (int64_t j = 0; j < cols; ++j) most = __builtin_fabsf(v[j]) > most ? __builtin_fabsf(v[j]) : most;
@@ -82,7 +83,7 @@ MFAC_INLINE int32_t int8_dot(const int8_t* a, const int8_t* b, int64_t n) {
 }
 
 #if defined(MFAC_HAS_INT16_PRODUCTS)
-// Whole vectors of n rows; how many columns those are.
+// Whole vectors of n rows; returns the number of columns in the vectors.
 template <int n>
 MFAC_INLINE int64_t int8_dot_vectors(const int8_t* window, int64_t stride, int64_t cols, const int8_t* v,
                                      int32_t* out) {

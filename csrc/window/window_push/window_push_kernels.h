@@ -1,12 +1,13 @@
-// The CPU kernels of window_push_: what a new row needs before its products, and the products of int8 rows.
+// The CPU kernels of window_push_: what a new row needs before its products, and the products of
+// int8 rows.
 #pragma once
 
 #include "cpu/instances.h"
 
 namespace mfac {
 
-// Largest magnitude and sum of squares of a vector; the sum is not finite if and only if an entry is not, or if it
-// overflows.
+// Largest magnitude and sum of squares of a vector; the sum is not finite if and only if an entry
+// is not, or if it overflows.
 struct Magnitude {
   double largest, sum_of_squares;
 };

@@ -1,9 +1,11 @@
-// window_push_(window, row, gradient, scales) -> products [m]: the gradient is rounded into its row, and the products
-// of the row as rounded with every row are returned, so that they are exactly the Gram matrix's of what is stored.
+// window_push_(window, row, gradient, scales) -> products [m]: the gradient is rounded into its
+// row, and the products of the row as rounded with every row are returned, so that they are exactly
+// the Gram matrix's of what is stored.
 //
-// The rounded row is kept as a vector of d floats, which in every format holds it exactly; its chunks are in cache when
-// the rows go by. int8 rows meet it as int8, in integer arithmetic. A gradient that is not finite, or not when
-// rounded, leaves the window as it is; the product with itself is then NaN.
+// The rounded row is kept as a vector of d floats, which in every format holds it exactly; its
+// chunks are in cache when the rows go by. int8 rows meet it as int8, in integer arithmetic. A
+// gradient that is not finite, or not when rounded, leaves the window as it is; the product with
+// itself is then NaN.
 #include <limits>
 #include <memory>
 

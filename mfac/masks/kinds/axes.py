@@ -17,8 +17,9 @@ def as_matrix(weight: PrunableWeight) -> Tensor:
         weight: One whose layer's input channels are known.
 
     Returns:
-        Row-major numbers of the entries, [out, inputs, positions]. The outputs of a grouped layer are those of all its
-        groups, its inputs those of one; a transposed convolution's and a Hugging Face Conv1D's are put in this order.
+        Row-major numbers of the entries, [out, inputs, positions]. The outputs of a grouped layer
+        are those of all its groups, its inputs those of one; a transposed convolution's and a
+        Hugging Face Conv1D's are put in this order.
     """
     shape, layout = weight.shape, weight.layout
     assert layout is not None

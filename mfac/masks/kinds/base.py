@@ -1,4 +1,4 @@
-"""What a pattern is: it says which zeros a network may have, as units of weights that a step may drop."""
+"""What a pattern is: it says which zeros a network may have, as units that a step may drop."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Units:
         counts: How many units each parameter has, or each group of `Pattern.together`.
         unit_of: The unit of each live weight, [n] int64, -1 for a weight that this step may not
             drop; None where unit i is weight i.
-        sizes: Live weights of each unit, [u] int64; None where each has one.
+        sizes: Live weights of each unit, [u] int64; None where each unit has one.
     """
 
     scores: Tensor
@@ -55,7 +55,7 @@ class Units:
 
     @property
     def ranking(self) -> Tensor:
-        """By what units are ranked, [u]: their score a weight."""
+        """Scores a weight, [u]: the numbers by which units are ranked."""
         return self.scores if self.sizes is None else self.scores / self.sizes
 
     def by_parameter(self, values: Tensor) -> tuple[Tensor, ...]:
@@ -69,7 +69,7 @@ class Units:
         return [int(sizes.sum()) for sizes in self.by_parameter(self.sizes)]
 
     def lowest(self, counts: Sequence[int]) -> Tensor:
-        """The units to drop so that each parameter loses its count of weights, or the most that whole units allow.
+        """The units to drop for each parameter's count of weights, or as many as whole units allow.
 
         Args:
             counts: Weights to drop of each parameter.
@@ -99,7 +99,8 @@ class Pattern(ABC):
     """Which zeros a pruned network may have. Derive from it: docs/extending/pattern.md.
 
     Attributes:
-        sparsity: The share of zeros that the pattern itself fixes, or None where the caller chooses.
+        sparsity: The share of zeros that the pattern itself fixes, or None where the caller
+            chooses.
     """
 
     sparsity: float | None = None
@@ -108,10 +109,10 @@ class Pattern(ABC):
         """Refuses weights that the pattern cannot describe.
 
         Args:
-            weights: What is known of each.
+            weights: What is known of each weight.
 
         Raises:
-            ValueError: If there is such a weight, naming it.
+            ValueError: If the pattern cannot describe a weight; the error names the weight.
         """
         return
 
@@ -128,7 +129,7 @@ class Pattern(ABC):
         return [0] * len(weights)
 
     def most_kept(self, weights: Sequence[PrunableWeight], live: Tensor) -> list[int]:
-        """How many weights of each parameter the pattern allows in the end; by default all that are alive.
+        """How many weights of each parameter the pattern allows in the end; by default all live.
 
         Args:
             weights: What is known of each parameter.
@@ -140,14 +141,14 @@ class Pattern(ABC):
         return [int(piece.sum()) for piece in live.split([weight.size for weight in weights])]
 
     def together(self, weights: Sequence[PrunableWeight]) -> list[list[int]]:
-        """Which parameters share units, as the projections of one attention do; by default each has its own.
+        """Which parameters share units, as the projections of one attention do; by default none do.
 
         Args:
             weights: What is known of each parameter.
 
         Returns:
-            Indices of parameters, in groups; every parameter is in one. Groups come in the order of their first
-            member, and `Units.counts` has a number for each group.
+            Indices of parameters, in groups; every parameter is in one. Groups come in the order of
+            their first member, and `Units.counts` has a number for each group.
         """
         return [[index] for index in range(len(weights))]
 

@@ -13,10 +13,11 @@ from mfac.masks.kinds.base import Candidates, Pattern, Units
 
 
 class ByName(Pattern):
-    """A pattern for each parameter, by its name or a shell-style pattern; the first that matches counts.
+    """A pattern for each parameter, by name or a shell-style pattern; the first match counts.
 
-    A part that fixes its own sparsity, as N:M does, ends exactly there. `sparsity` counts over all parameters, and
-    what the fixed parts do not drop the others have to; a sparsity that they cannot reach together is refused.
+    A part that fixes its own sparsity, as N:M does, ends exactly there. `sparsity` counts over all
+    parameters: the other parts drop the weights that the fixed parts leave to drop. A sparsity that
+    all parts together cannot reach is refused.
 
     Args:
         patterns: Name or shell-style pattern to pattern.
@@ -39,7 +40,7 @@ class ByName(Pattern):
         return repr(self.patterns)
 
     def check(self, weights: Sequence[PrunableWeight]) -> None:
-        """Refuses parameters without a pattern, patterns without a parameter, and what the patterns refuse.
+        """Refuses parameters without a pattern, patterns without a parameter, and unfit pairs.
 
         Args:
             weights: What is known of each.

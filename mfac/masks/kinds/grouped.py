@@ -1,4 +1,4 @@
-"""Patterns whose units are fixed groups of a parameter's weights: blocks, output rows, input channels."""
+"""Patterns whose units are fixed groups of weights: blocks, output rows, input channels."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mfac.masks.kinds.base import Candidates, Pattern, Units
 
 
 class Grouped(Pattern):
-    """Every weight belongs to one group of its parameter; what is alive of a group goes together.
+    """Every weight belongs to one group of its parameter; the live weights of a group go together.
 
-    A step drops, in the order of scores a weight, as many whole groups as fit into its number of weights, and never
-    more, so that sparsity may fall short of what was asked by less than one group a parameter. Ties go to the lower
-    number.
+    A step drops, in the order of scores a weight, as many whole groups as fit into its number of
+    weights, and never more, so that sparsity may fall short of what was asked by less than one
+    group a parameter. Ties go to the lower number.
     """
 
     @abstractmethod
@@ -70,11 +70,12 @@ def units_of_labels(labels: Tensor, ends: Sequence[int], scores: Tensor) -> Unit
 
 
 class Blocks(Grouped):
-    """Blocks of a successive output channels by b successive input channels, at one position of a kernel.
+    """Blocks of a outputs by b inputs: successive channels, at one position of a kernel.
 
-    Blocks begin at channel 0 of each; where a or b does not divide a weight's channels the last blocks are smaller. In
-    a grouped layer input channels are counted within their group, and output channels through all groups: with a
-    greater than 1 a block may hold outputs of two groups. A depthwise layer has one input channel.
+    Blocks begin at channel 0 of each; where a or b does not divide a weight's channels the last
+    blocks are smaller. In a grouped layer input channels are counted within their group, and output
+    channels through all groups: with a greater than 1 a block may hold outputs of two groups. A
+    depthwise layer has one input channel.
 
     Args:
         outputs: a >= 1.
@@ -114,7 +115,8 @@ class Blocks(Grouped):
 class Rows(Grouped):
     """Whole output channels: units of a linear layer, filters of a convolution.
 
-    The bias of a unit whose weights are gone stays: the unit is constant then. `mfac.shrink` removes it.
+    The bias of a unit whose weights are gone stays: the unit is constant then. `mfac.shrink`
+    removes it.
     """
 
     def __repr__(self) -> str:

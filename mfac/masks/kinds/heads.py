@@ -1,4 +1,4 @@
-"""Whole attention heads: the rows of the q, k and v projections and the columns of the output's go together."""
+"""Whole attention heads: rows of q, k and v projections and columns of the output go together."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ class Attention:
     """The projections of one attention.
 
     Attributes:
-        heads: How many go one by one; with shared keys and values, how many of these.
-        inputs: Names of weights whose output channels are the heads', to how many projections are packed in each.
+        heads: How many heads go one by one; with shared keys and values, how many groups of heads.
+        inputs: Names of weights whose output channels are the heads', to how many projections are
+            packed in each.
         outputs: Names of weights whose input channels are the heads'.
     """
 
@@ -38,12 +39,13 @@ class Attention:
 class Heads(Pattern):
     """Attention heads: whole heads go, through all projections of their attention at once.
 
-    Found are `torch.nn.MultiheadAttention` and modules that hold projections named as transformers name them, with the
-    number of heads as `num_heads`, `num_attention_heads` or `n_heads`; `num_key_value_heads` makes groups of heads that
-    share keys and values go together. Others are given as `Attention`.
+    Found are `torch.nn.MultiheadAttention` and modules that hold projections named as transformers
+    name them, with the number of heads as `num_heads`, `num_attention_heads` or `n_heads`;
+    `num_key_value_heads` makes groups of heads that share keys and values go together. Other
+    attentions are given as `Attention`.
 
-    A step drops as many whole heads as fit into its number of weights. Biases of a head stay: with its output columns
-    gone they have no effect.
+    A step drops as many whole heads as fit into its number of weights. Biases of a head stay:
+    without the head's output columns the biases have no effect.
 
     Args:
         model: Where attentions are looked for; or a sequence of `Attention`.
@@ -76,10 +78,10 @@ class Heads(Pattern):
         """Refuses weights of no attention, and attentions of which only a part is pruned.
 
         Args:
-            weights: What is known of each.
+            weights: What is known of each weight.
 
         Raises:
-            ValueError: If there is one, naming it.
+            ValueError: If there is such a weight or attention; the error names it.
         """
         known = {name for attention in self.attentions for name in (*attention.inputs, *attention.outputs)}
         there = {weight.name for weight in weights}
@@ -108,7 +110,7 @@ class Heads(Pattern):
         return sorted(groups, key=min)
 
     def units(self, candidates: Candidates) -> Units:
-        """What is alive of each head."""
+        """The live weights of each head."""
         weights, live = candidates.weights, candidates.live
         groups = self.together(weights)
         labels, ends = [torch.empty(0)] * len(weights), []

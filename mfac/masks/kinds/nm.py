@@ -1,4 +1,4 @@
-"""N:M, at most N of M successive weights along the input channels, which sparse tensor cores take."""
+"""N:M, at most N of M successive weights along the input channels, as sparse tensor cores take."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MOST_IN_GROUP = _C.limits()["nm_group"]
 class NM(Pattern):
     """N:M, at most `keep` of `group` successive weights along the input channels of each layer.
 
-    A step may drop the weights that lie, by the saliencies of that step, below the `keep` highest of
-    their group. A last group of r < `group` weights keeps min(`keep`, r).
+    A step may drop the weights that lie, by the saliencies of that step, below the `keep` highest
+    of their group. A last group of r < `group` weights keeps min(`keep`, r).
 
     Args:
         keep: N >= 1.
@@ -53,10 +53,10 @@ class NM(Pattern):
         """Refuses weights without input channels.
 
         Args:
-            weights: What is known of each.
+            weights: What is known of each weight.
 
         Raises:
-            ValueError: If a weight has none.
+            ValueError: If a weight has no input channels.
         """
         for weight in weights:
             if weight.layout is None:
@@ -74,16 +74,16 @@ class NM(Pattern):
         return torch.cat(masks)
 
     def least_kept(self, weights: Sequence[PrunableWeight], live: Tensor) -> list[int]:
-        """Of every group N, or as many as it has or are alive."""
+        """N of every group, or all live weights of a group that has fewer."""
         kept = self.mask(weights, live.float()) & live
         return [int(piece.sum()) for piece in kept.split([weight.size for weight in weights])]
 
     def most_kept(self, weights: Sequence[PrunableWeight], live: Tensor) -> list[int]:
-        """What is kept at least: N:M leaves no choice."""
+        """The same as `least_kept`: N:M leaves no choice."""
         return self.least_kept(weights, live)
 
     def units(self, candidates: Candidates) -> Units:
-        """The weights below the highest of their group, each for itself; what is dead goes first."""
+        """The weights below the highest of their group, each a unit; dead weights go first."""
         live, scores = candidates.live, candidates.scores
         of_all = scores.new_full(live.shape, -1.0).masked_scatter_(live, scores)
         open_ = ~self.mask(candidates.weights, of_all) & live  # [d]

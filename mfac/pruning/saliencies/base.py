@@ -1,4 +1,4 @@
-"""What a saliency is: scores of weights, of units of weights, or a choice of its own among the weights of a step."""
+"""What a saliency is: scores of weights or of units, or a choice of its own among the weights."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mfac.masks.patterns import Units
 from mfac.pruning.context import StepContext
 
 Choose = Callable[[Tensor], Tensor]
-"""Scores [n] to what is dropped by them, [n] bool, as pattern and allocation have it."""
+"""Scores [n] to the dropped weights, [n] bool, by pattern and allocation."""
 
 
 class Saliency(ABC):
     """Scores the live weights of a step; the lowest go. Derive from it: docs/extending/saliency.md.
 
     Attributes:
-        needs_fisher: Whether gradients have to be collected for it.
+        needs_fisher: Whether gradients have to be collected for the saliency.
     """
 
     needs_fisher: bool = True
@@ -35,7 +35,7 @@ class Saliency(ABC):
         """
 
     def unit_scores(self, context: StepContext, units: Units) -> Tensor | None:
-        """What units of several weights are worth together, for a saliency that knows better than the sum.
+        """Scores of whole units of several weights, for a saliency that knows better than the sum.
 
         Args:
             context: The step.
@@ -47,11 +47,12 @@ class Saliency(ABC):
         return None
 
     def select(self, context: StepContext, choose: Choose) -> Tensor:
-        """What the step drops. A saliency that improves on one ranking overrides it.
+        """Which weights the step drops. Override the method to improve on a single ranking.
 
         Args:
             context: The step.
-            choose: What pattern and allocation drop by scores. It may be called with other scores, again and again.
+            choose: Says which weights pattern and allocation drop by some scores; `choose` may be
+                called again and again, with other scores.
 
         Returns:
             [n] bool, a result of `choose`.

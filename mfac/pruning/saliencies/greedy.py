@@ -1,4 +1,4 @@
-"""Greedy Optimal Brain Surgeon to exhaustion inside blocks of the Fisher: every weight's score says when it goes."""
+"""Greedy Optimal Brain Surgeon in blocks of the Fisher: a score says when each weight goes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from mfac.pruning.saliencies.base import Saliency
 
 
 class Greedy(Saliency):
-    """Weights of a block go one after the other, each time the one that costs least, and the others adapt exactly.
+    """Weights of a block go one by one, each time the cheapest, and the others adapt exactly.
 
-    A weight's score is what the block has lost when it is gone, its cumulative loss: it never falls along the block's
-    order. One ranking of these numbers over all blocks is the choice. Blocks are `block_size` successive live weights.
+    A weight's score is the block's cumulative loss when the weight is gone: the score never falls
+    along the block's order. One ranking of these numbers over all blocks is the choice. Blocks are
+    `block_size` successive live weights.
 
-    Source: CAP (Kuznedelev et al. 2022, 2210.09223), section 3. Numbered differences: (1) blocks of the live weights,
-    so that they stay full as pruning goes on.
+    Source: CAP (Kuznedelev et al. 2022, 2210.09223), section 3. Numbered differences: (1) blocks of
+    the live weights, so that they stay full as pruning goes on.
 
     Args:
         block_size: B; a few dozen to a few hundred.
-        ranking: "cumulative", the block's loss so far; "marginal", the largest single increase so far.
+        ranking: "cumulative", the block's loss so far; "marginal", the largest single increase so
+            far.
 
     Raises:
         ValueError: If the block has no weight, or there is no such ranking.

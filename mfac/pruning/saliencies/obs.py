@@ -16,11 +16,13 @@ _WEIGHTS_AT_ONCE = 256  # whose entries of F⁻¹ are computed together: [256, 2
 
 
 class OBS(Saliency):
-    """ρ_p = w_p² / (2 (F⁻¹)_pp): the quadratic model's increase when weight p alone goes and the others adapt.
+    """ρ_p = w_p² / (2 (F⁻¹)_pp): the rise of the quadratic model when p goes and others adapt.
 
-    A unit Q of several weights, such as a block or a filter, has ρ_Q = ½ w_Qᵀ ((F⁻¹)_QQ)⁻¹ w_Q, exactly.
+    A unit Q of several weights, such as a block or a filter, has ρ_Q = ½ w_Qᵀ ((F⁻¹)_QQ)⁻¹ w_Q,
+    exactly.
 
-    Source: Optimal Brain Surgeon (Hassibi, Stork 1992), equation 5; for units oBERT (Kurtic et al. 2022), equation 4.
+    Source: Optimal Brain Surgeon (Hassibi, Stork 1992), equation 5; for units oBERT (Kurtic et al.
+    2022), equation 4.
     """
 
     def scores(self, context: StepContext) -> Tensor:
@@ -88,7 +90,7 @@ def _narrow_units(fisher: EmpiricalFisher, weights: Tensor, index: Tensor) -> Te
 
 
 def _wide_unit(fisher: EmpiricalFisher, gram: Tensor, weights: Tensor, unit: Tensor) -> Tensor:
-    """ρ of one unit of more than m weights: λ/2 (‖w_Q‖² + uᵀ C_S⁻¹ u), u = G_Q w_Q, C_S = nλI + K - G_Q G_Qᵀ."""
+    """ρ of a unit of > m weights: λ/2 (‖w_Q‖² + uᵀ C_S⁻¹ u), u = G_Q w_Q, C_S without Q."""
     columns, w = fisher.grads.index_select(1, unit), weights[unit].double()
     factor = factor_capacitance(gram - ops.gram(columns), fisher.rank * fisher.damping)
     half = torch.linalg.solve_triangular(factor, (columns.double() @ w)[:, None], upper=False)

@@ -1,4 +1,4 @@
-"""Selection refined on the true objective: the set that is kept is improved until no exchange lowers ½ δᵀFδ."""
+"""Selection on the true objective: exchanges improve the kept set until none lowers ½ δᵀFδ."""
 
 from __future__ import annotations
 
@@ -45,18 +45,21 @@ class _Kept:
 class Refined(OBS):
     """The lowest scores of another saliency, improved by exchanges that lower the joint objective.
 
-    The objective of a kept set S is min ½ δᵀFδ with δ_D = -w_D, at the exact joint refit. With C_S = nλI + G_S G_Sᵀ,
-    u = G_D w_D, h = Gᵀ C_S⁻¹ u and s_p = ‖(L_S⁻¹ G)_:p‖² it changes, for one weight at a time and exactly, by
+    The objective of a kept set S is min ½ δᵀFδ with δ_D = -w_D, at the exact joint refit. With
+    C_S = nλI + G_S G_Sᵀ, u = G_D w_D, h = Gᵀ C_S⁻¹ u and s_p = ‖(L_S⁻¹ G)_:p‖² it changes, for one
+    weight at a time and exactly, by
 
     * λ (w_p + h_p)² / (2 (1 - s_p)) more, when a kept weight goes and the others adapt;
     * λ (w_q + h_q)² / (2 (1 + s_q)) less, when a dropped weight comes back.
 
-    Each round thresholds these numbers, as pattern and allocation have it. Exchanging all at once overshoots, so that
-    kept weights are favoured by a factor, which is doubled until the objective falls: the line search. It ends where
-    even few exchanges gain nothing. With compensation "joint" the refit of the last set is the update.
+    Each round thresholds these numbers, as pattern and allocation have it. Exchanging all at once
+    overshoots, so that kept weights are favoured by a factor, which is doubled until the objective
+    falls: the line search. The search ends where even few exchanges gain nothing. With compensation
+    "joint" the refit of the last set is the update.
 
-    Source: the problem of CBS (Yu et al. 2022) and CHITA (Benbaki et al. 2023). Numbered differences: (1) thresholds
-    act on exact one-weight changes at the exact refit, not on a gradient step; (2) any pattern and allocation.
+    Source: the problem of CBS (Yu et al. 2022) and CHITA (Benbaki et al. 2023). Numbered
+    differences: (1) thresholds act on exact one-weight changes at the exact refit, not on a
+    gradient step; (2) any pattern and allocation.
 
     Args:
         rounds: At most; each costs what an OBS step costs, O(nm²).
@@ -136,7 +139,7 @@ class Refined(OBS):
         return total
 
     def _changes(self, context: StepContext, kept: _Kept) -> Tensor:
-        """By how much the objective rises or falls when each weight alone changes sides, [n] float64."""
+        """By how much the objective changes when each weight alone changes sides, [n] float64."""
         fisher = context.fisher
         moved = context.weights.double()[None].clone()
         ops.window_combine_(moved, fisher.grads, kept.solved[None].contiguous(), 1.0, 1.0)  # w + Gᵀ C_S⁻¹ u

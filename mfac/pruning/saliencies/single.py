@@ -21,7 +21,7 @@ class Magnitude(Saliency):
 
 
 class OBD(Saliency):
-    """½ F_pp w_p², with the undamped diagonal of the empirical Fisher: what weight p costs if no other moves.
+    """½ F_pp w_p² by the undamped diagonal of F: the cost of weight p if no other weight moves.
 
     Source: Optimal Brain Damage (LeCun, Denker, Solla 1990), equation 4, on the empirical Fisher.
     """
@@ -37,8 +37,8 @@ class OBD(Saliency):
 class SNIP(Saliency):
     """|w_p ḡ_p|, with ḡ the mean gradient: how much the loss changes to first order.
 
-    Source: SNIP (Lee, Ajanthan, Torr 2019), equation 5. It is meant for weights at initialisation; at a minimum ḡ is
-    mostly noise.
+    Source: SNIP (Lee, Ajanthan, Torr 2019), equation 5. SNIP is meant for weights at
+    initialisation; at a minimum ḡ is mostly noise.
     """
 
     def scores(self, context: StepContext) -> Tensor:

@@ -14,18 +14,21 @@ from mfac.pruning.saliencies.base import Saliency
 
 
 class Wanda(Saliency):
-    """|w_ij| · ‖X_j‖₂, with X_j what input channel j of the layer carries over all samples and positions.
+    """|w_ij| · ‖X_j‖₂, with X_j input channel j of the layer over all samples and positions.
 
-    By its name alone, saliency="wanda", it takes the norms that the run offers (`StepContext.input_norms`). Made of a
-    model and batches it takes its own, once.
+    Given by name, saliency="wanda", the saliency takes the norms that the run offers
+    (`StepContext.input_norms`). A `Wanda` made of a model and batches takes its own norms, once.
 
-    Source: Wanda (Sun et al. 2023, 2306.11695), equation 1. Numbered differences: (1) the lowest go by the pattern and
-    allocation of the run; `allocation="uniform"` is nearest to the paper, which compares within rows.
+    Source: Wanda (Sun et al. 2023, 2306.11695), equation 1. Numbered differences: (1) the lowest go
+    by the pattern and allocation of the run; `allocation="uniform"` is nearest to the paper, which
+    compares within rows.
 
     Args:
-        model: The model that will be pruned; its forward pass is run on the batches, in evaluation mode.
+        model: The model that will be pruned; its forward pass is run on the batches, in evaluation
+            mode.
         batches: Finite; what `forward` takes.
-        forward: Calls the model with a batch; by default `model(batch)`, or `model(batch[0])` for a pair.
+        forward: Calls the model with a batch; by default `model(batch)`, or `model(batch[0])` for a
+            pair.
 
     Example:
         >>> import torch, mfac

@@ -1,7 +1,7 @@
 """What a format of a window's rows is: one class that stores rows and takes products with them.
 
 Whatever the format, the window *is* the rounded rows: `push_` returns the products of the row as it
-was rounded, so the Gram matrix made of them is that of what is stored (docs/derivation.md,
+was rounded, so the Gram matrix made of the products is the stored rows' own (docs/derivation.md,
 "Compressed windows"). Storage is allocated on first use; `nbytes` is known before.
 """
 
@@ -52,7 +52,7 @@ class Rows(ABC):
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """The storage by name, by reference: what a state holds."""
+        """The storage by name, by reference, as a state holds it."""
 
     @abstractmethod
     def as_dense(self, index: Tensor | slice = slice(None)) -> Tensor:
