@@ -6,21 +6,9 @@ import os
 from pathlib import Path
 
 from demo.digits import Digits, load_idx_folder
-from demo.fetch import FetchError, Package, fetch
+from demo.fetch import FetchError, fetch, package
 
-PACKAGE = Package(
-    registry="debian",
-    name="dataset-fashion-mnist",
-    version="0.0~git20200523.55506a9-1",
-    licence="MIT (Expat); copyright 2017 Zalando SE",
-    folder="./usr/share/datasets/fashion-mnist",
-    files={
-        "train-images-idx3-ubyte.gz": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
-        "train-labels-idx1-ubyte.gz": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
-        "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
-        "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
-    },
-)
+PACKAGE = package("fashion_mnist")
 
 
 def load_fashion_mnist() -> Digits:

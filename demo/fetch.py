@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -53,6 +54,19 @@ class Package:
 
     def __str__(self) -> str:
         return f"{self.name} {self.version} ({_REGISTRIES[self.registry]})"
+
+
+def package(key: str) -> Package:
+    """The package that packages.json, beside this file, describes under this key.
+
+    Args:
+        key: What it is for.
+
+    Returns:
+        The package.
+    """
+    described = json.loads(Path(__file__).with_name("packages.json").read_text())
+    return Package(**described[key])
 
 
 def cache_dir() -> Path:

@@ -7,18 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from demo.fetch import Package, fetch
+from demo.fetch import fetch, package
 
-PRETRAINED = Package(
-    registry="pypi",
-    name="digit-recognizer-py",
-    version="0.1.0",
-    licence="MIT",
-    folder="digit_recognizer/models",
-    files={
-        "handwriting_model.pth": "325e0773529babe8ebb6adf35a82c64e57c5f3518c2adb975865355c74bc4786",
-    },
-)
+PRETRAINED = package("digit_cnn")
 
 _PIXEL_MEAN, _PIXEL_STD = 0.1307, 0.3081  # of MNIST's training images
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+import mfac
 
 Batch = tuple[Tensor, Tensor]
 
@@ -75,3 +79,28 @@ def recurrent(kind: type[nn.RNNBase], **options: object) -> Recurrent:
     model = Recurrent(kind, **options)
     model(torch.zeros(1, 12))  # makes the lazy layer
     return model
+
+
+def random_masks(model: nn.Module, density: float = 0.4, seed: int = 3) -> mfac.Masks:
+    generator = torch.Generator().manual_seed(seed)
+    return mfac.Masks(
+        {
+            name: torch.rand(p.shape, generator=generator) < density
+            for name, p in model.named_parameters()
+            if p.dim() > 1
+        }
+    )
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    seed: int = 1,
+    after: Callable[[], object] = lambda: None,
+) -> None:
+    for batch in batches(steps, seed=seed):
+        optimizer.zero_grad()
+        cross_entropy(model, batch).backward()
+        optimizer.step()
+        after()

@@ -10,16 +10,9 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))  # mkdocs loads this file by its path
 
-from demo.fetch import FetchError, Package, fetch
+from demo.fetch import FetchError, fetch, package
 
-MATHJAX = Package(
-    registry="npm",
-    name="mathjax",
-    version="3.2.2",
-    licence="Apache-2.0",
-    folder="package/es5",
-    files={"tex-svg.js": "d4295dc33744836935c1399feece5159577b34c5c8ffb9f1c6324cd82e03a882"},
-)
+MATHJAX = package("mathjax")
 
 
 def on_post_build(config: Any) -> None:

@@ -90,8 +90,8 @@ class Pruner:
     Example:
         >>> import torch, mfac
         >>> _ = torch.manual_seed(0)
-        >>> model = torch.nn.Linear(8, 2)
-        >>> data = [(torch.randn(4, 8), torch.randint(2, (4,))) for _ in range(32)]
+        >>> model = torch.nn.Linear(6, 4)
+        >>> data = [(x := torch.randn(16, 6), x.argmax(1) % 4) for _ in range(24)]
         >>> loss_fn = lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
         >>> optimizer = torch.optim.AdamW(model.parameters())
         >>> pruner = mfac.Pruner(model, optimizer, loss_fn, data, sparsity=0.5, begin=2, end=20, every=6)
@@ -101,7 +101,7 @@ class Pruner:
         ...     optimizer.step()
         ...     _ = pruner.step()
         >>> pruner.events, int((model.weight == 0).sum())
-        ([2, 8, 14, 20], 8)
+        ([2, 8, 14, 20], 12)
     """
 
     def __init__(

@@ -35,18 +35,7 @@ class PruningStep:
 
 @dataclass
 class ReportData:
-    """The fields of `PruningReport`, which says the rest.
-
-    Attributes:
-        masks: Parameter name to mask of its shape, True = kept.
-        steps: Every pruning step in order.
-        left_dense: Name of every other weight tensor, of two dimensions or more, and why it was not
-            pruned.
-        pattern: The pattern's name, as "unstructured" or "2:4"; None where it is not known.
-        dense_zeros: How many zeros each tensor left dense had when pruning ended; None where it is
-            not known.
-        measured: What `measure` found last.
-    """
+    """The fields of `PruningReport`, whose docstring says what each is."""
 
     masks: dict[str, Tensor]
     steps: list[PruningStep] = field(default_factory=list)
