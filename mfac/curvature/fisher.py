@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from numbers import Integral
 from typing import Protocol
 
@@ -198,6 +199,14 @@ class EmpiricalFisher:
             gram.diagonal().sub_(self.rank * self.damping)
             return gram
         return ops.gram(self.grads)
+
+    def tiles(self) -> Iterator[Tensor]:
+        """Goes over the gradients by tiles of successive columns.
+
+        Yields:
+            Columns of G, [m, width]: here all of them at once.
+        """
+        yield self.grads
 
     def restricted(self, kept: Tensor) -> EmpiricalFisher:
         """The Fisher over some of the columns, of the same gradients and with the same λ.

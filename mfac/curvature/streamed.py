@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NoReturn
 
 import torch
@@ -72,6 +73,15 @@ class StreamedFisher(EmpiricalFisher):
             'The gradients of this Fisher are not in memory as a tensor. gradients="ram" holds them so; `dot`, '
             "`matvec` and `restricted` need no tensor."
         )
+
+    def tiles(self) -> Iterator[Tensor]:
+        """Goes over the gradients by tiles of successive columns.
+
+        Yields:
+            Columns of G, [m, width], read from the store; a tile is not kept.
+        """
+        for _, tile in self.store.tiles(self.live):
+            yield tile
 
     def restricted(self, kept: Tensor) -> EmpiricalFisher:
         """F over some of the columns, with the same λ; in memory where few are left.

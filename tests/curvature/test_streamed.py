@@ -10,6 +10,7 @@ from mfac.curvature import streamed
 from mfac.curvature.streamed import StreamedFisher, fisher_of
 from mfac.gradients import store as stores
 from mfac.gradients.store import FileStore, HalfStore
+from mfac.pruning.blocks import fisher_blocks
 
 pytestmark = pytest.mark.cpu_only("stores are of the CPU")
 
@@ -82,3 +83,29 @@ def test_a_row_that_is_not_finite_is_refused(tmp_path):
     rows[3, 7] = torch.inf
     with pytest.raises(ValueError, match="should be finite"):
         fisher_of(filled("bf16", rows, tmp_path), 0.1)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "file"])
+@pytest.mark.parametrize("block_size", [7, 64, 5000])  # tiles have 113 columns, no multiple of these
+def test_blocks_of_a_streamed_fisher_are_those_in_memory(kind, block_size, tmp_path):
+    torch.manual_seed(0)
+    rows = torch.randn(9, 2503)
+    live = torch.rand(2503) < 0.7
+    window = rows.bfloat16().float()[:, live].contiguous()
+    found, expected = (
+        [blocks for _, blocks in fisher_blocks(fisher, block_size)]
+        for fisher in (StreamedFisher(filled(kind, rows, tmp_path), 1e-2, live), mfac.EmpiricalFisher(window, 1e-2))
+    )
+    torch.testing.assert_close(
+        torch.cat([blocks.flatten() for blocks in found]),
+        torch.cat([blocks.flatten() for blocks in expected]),
+        rtol=1e-12,
+        atol=1e-15,
+    )
+
+
+def test_columns_of_blocks_follow_one_another(tmp_path):
+    fisher = StreamedFisher(filled("file", torch.randn(9, 2503), tmp_path), 1e-2)
+    columns = [columns for columns, _ in fisher_blocks(fisher, 64)]
+    assert [c.start for c in columns] == [0, *(c.stop for c in columns[:-1])]
+    assert columns[-1].stop == 2503

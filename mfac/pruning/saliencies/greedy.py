@@ -7,9 +7,13 @@ from torch import Tensor
 
 from mfac.core.checks.choices import check_choice
 from mfac.core.checks.numbers import check_count
+from mfac.masks.patterns import Units
 from mfac.pruning.blocks import fisher_blocks
 from mfac.pruning.context import StepContext
 from mfac.pruning.saliencies.base import Saliency
+from mfac.pruning.saliencies.obs import OBS
+
+_PARTS = 8  # of a block: after each the inverse is copied without the weights that went
 
 
 class Greedy(Saliency):
@@ -54,23 +58,31 @@ class Greedy(Saliency):
             scores[columns] = self._exhaust(torch.cholesky_inverse(torch.linalg.cholesky(fisher)), w).view(-1)
         return scores
 
+    def unit_scores(self, context: StepContext, units: Units) -> Tensor | None:
+        """Scores of units of several weights, [u] float64: those of "obs", which are exact."""
+        return OBS().unit_scores(context, units)
+
     def _exhaust(self, inverse: Tensor, w: Tensor) -> Tensor:
         """Scores of blocks [c, B] by their inverses [c, B, B]; both are overwritten."""
         blocks, width = w.shape
         each = torch.arange(blocks, device=w.device)
+        left = torch.arange(width, device=w.device).expand(blocks, width)  # columns of the block
         scores, reached = torch.zeros_like(w), w.new_zeros(blocks)
-        gone = torch.zeros_like(w, dtype=torch.bool)
-        for _ in range(width):
-            diagonal = inverse.diagonal(dim1=1, dim2=2)
-            costs = (w.square() / (2 * diagonal)).masked_fill_(gone, torch.inf)
-            cost, p = costs.min(1)
-            reached = reached + cost if self.ranking == "cumulative" else torch.maximum(reached, cost)
-            scores[each, p] = reached
-            gone[each, p] = True
-            row = inverse[each, p]  # [c, B]
-            pivot = row[each, p].rsqrt()
-            w -= (w[each, p] * pivot.square())[:, None] * row
-            row = row * pivot[:, None]
-            inverse.baddbmm_(row[:, :, None], row[:, None, :], alpha=-1)
-            inverse.diagonal(dim1=1, dim2=2).masked_fill_(gone, 1.0)
+        while left.shape[1]:
+            gone = torch.zeros_like(w, dtype=torch.bool)
+            for _ in range(min(left.shape[1], -(-width // _PARTS))):
+                diagonal = inverse.diagonal(dim1=1, dim2=2)
+                cost, p = (w.square() / (2 * diagonal)).masked_fill_(gone, torch.inf).min(1)
+                reached = reached + cost if self.ranking == "cumulative" else torch.maximum(reached, cost)
+                scores[each, left[each, p]] = reached
+                gone[each, p] = True
+                row = inverse[each, p]  # [c, B]
+                pivot = row[each, p].rsqrt()
+                w -= (w[each, p] * pivot.square())[:, None] * row
+                row = row * pivot[:, None]
+                inverse.baddbmm_(row[:, :, None], row[:, None, :], alpha=-1)
+            stay = (~gone).nonzero()[:, 1].view(blocks, -1)
+            inverse = inverse.gather(1, stay[:, :, None].expand(-1, -1, inverse.shape[2]))
+            inverse = inverse.gather(2, stay[:, None, :].expand(-1, inverse.shape[1], -1))
+            w, left = w.gather(1, stay), left.gather(1, stay)
         return scores
