@@ -8,10 +8,10 @@ from typing import Any
 
 import bench.pruning
 import mfac
-from bench.pruning import digits, kinds, recurrent, sentences
+from bench.pruning import digits, kinds, promises, recurrent, sentences
 from mfac.bench.timing import describe_machine
 
-SECTIONS = ("digits", "mlp", "sentences", "recurrent", "kinds")
+SECTIONS = ("digits", "mlp", "sentences", "recurrent", "kinds", "promises")
 
 
 def main() -> None:
@@ -41,6 +41,8 @@ def main() -> None:
             recurrent.table(*lines, chosen.networks or 1, settings)
         elif section == "kinds":
             kinds.table()
+        elif section == "promises":
+            promises.table(chosen.methods)
         else:
             parser.error(f"section should be one of {', '.join(SECTIONS)}. Found {section}.")
 
