@@ -144,7 +144,7 @@ def plans(only: str = "") -> None:
         only: Cases that have this in their names.
     """
     columns = ["network and settings", "weights", "stages of", "plan [MiB]", "took [MiB]", "plan [s]", "took [s]"]
-    table = Table([*columns, "within"], [36, 9, 9])
+    table = Table([*columns, "within"], [34, 8, 9, 0, 0, 0, 0, 12])
     for name in CASES:
         if only not in name:
             continue
@@ -169,7 +169,8 @@ def plans(only: str = "") -> None:
 def _child(*arguments: str) -> dict[str, Any]:
     """What a process of its own found."""
     command = [sys.executable, "-m", "bench.pruning.promises", *arguments]
-    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return found
 
 
@@ -324,7 +325,7 @@ SHARED: dict[str, dict[str, Any]] = {
 
 def shared() -> None:
     """Prints whether two processes that share the gradients end with the masks and weights of one."""
-    table = Table(["digit CNN", "masks and weights of two processes"], [22])
+    table = Table(["digit CNN", "masks and weights of two processes"], [22, 0])
     with tempfile.TemporaryDirectory() as folder, socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])

@@ -9,8 +9,10 @@ from torch import nn
 
 from mfac.core.memory import GIB, available_bytes
 from mfac.curvature.streamed import IN_MEMORY
+from mfac.gradients.backward import SAMPLE_ENTRIES
 from mfac.gradients.store import TILE_ENTRIES
 from mfac.gradients.vector import ParameterVector
+from mfac.pruning.compensation import Joint
 from mfac.pruning.settings import Settings
 
 _VECTORS_OF_A_STEP = 61  # float64 results, scores, rankings and their orders, δ and masks, each [n]: as measured
@@ -18,7 +20,7 @@ _TILE_BYTES = 20  # of a column tile's entry: as read, as selected, in float32, 
 
 
 def run_bytes(
-    model: nn.Module, vector: ParameterVector, settings: Settings, kept_after: Sequence[int], live: int
+    model: nn.Module, vector: ParameterVector, settings: Settings, kept_after: Sequence[int], live: int, rows: int
 ) -> tuple[int, int]:
     """Bytes that a run takes beside the model and its activations.
 
@@ -28,6 +30,7 @@ def run_bytes(
         settings: With all numbers.
         kept_after: Weights left after each step.
         live: Weights that are alive before the first.
+        rows: Gradients of a batch.
 
     Returns:
         In memory at most, and on disk.
@@ -38,21 +41,44 @@ def run_bytes(
     if not settings.rules.needs_fisher or not kept_after:
         return whole + live * _VECTORS_OF_A_STEP, 0
     rank = settings.rank
-    matrices = 4 * 8 * rank**2
-    gradient = sum(p.numel() * p.element_size() for p in vector.leaves()) + vector.dim * size
-    kept = kept_after[0] if settings.recomputations > 1 or settings.rules.compensation.needs_fisher else 0
+    at_once = min(rows, max(1, SAMPLE_ENTRIES // vector.dim))
+    gradient = at_once * (sum(p.numel() * p.element_size() for p in vector.leaves()) + vector.dim * size)
     step = live * (_VECTORS_OF_A_STEP + size)
     if settings.gradients == "ram":
-        return whole + matrices + rank * live * size + max(gradient, step + rank * kept * size), 0
+        step += _fisher_bytes(settings, live, size) + _next_fisher_bytes(settings, live, kept_after[0], size)
+        return whole + rank * live * size + max(gradient, step), 0
     stored = 2 * rank * live
     held = max(gradient, step + _TILE_BYTES * min(TILE_ENTRIES, rank * live))
     for before, after in pairwise([live, *kept_after]):  # few enough to be held as a tensor, and those of the next step
         if rank * before <= IN_MEMORY:
             held = max(held, before * (_VECTORS_OF_A_STEP + size) + size * rank * (before + after))
             break
+    held += _fisher_bytes(settings, live, size)
     if settings.gradients == "bf16":
-        return whole + matrices + stored + held, 0
-    return whole + matrices + held, stored
+        return whole + stored + held, 0
+    return whole + held, stored
+
+
+def _fisher_bytes(settings: Settings, count: int, size: int) -> int:
+    """Of a Fisher over so many weights and of what is computed on the way to it, beside its gradients."""
+    rank, block = settings.rank, settings.block_size
+    if block is not None and block < count:
+        return 8 * -(-count // block) * min(rank, block) ** 2  # a factor of each block
+    if rank >= count:
+        return 3 * 8 * count**2 + rank * count * size  # the matrix, its factor and its inverse; the rows transposed
+    return 4 * 8 * rank**2
+
+
+def _next_fisher_bytes(settings: Settings, live: int, kept: int, size: int) -> int:
+    """Of the Fisher over the kept weights, which is there at the end of a step, beside the step's own."""
+    compensation = settings.rules.compensation
+    if settings.recomputations == 1 and not compensation.needs_fisher:
+        return 0
+    blocks = settings.block_size is not None and settings.block_size < live
+    if not blocks:
+        return settings.rank * kept * size
+    count = live if isinstance(compensation, Joint) else kept  # blocks stay where they are while the kept ones move
+    return settings.rank * count * size + _fisher_bytes(settings, count, size)
 
 
 def check_memory(wanted: int, settings: Settings, vector: ParameterVector) -> None:

@@ -35,8 +35,7 @@ from mfac.pruning.torch_masks import torch_masks
 
 INPUT_BATCHES = 32  # whose activations a saliency is given that asks for them
 NO_GRADIENT = "gets no gradient: the loss does not depend on it, or only in batches that were not seen"
-
-_EVALUATED = 8  # batches that the loss is measured on
+EVALUATED = 8  # batches that the loss is measured on
 
 
 class Run:
@@ -260,7 +259,7 @@ class Run:
             The mean loss of eight batches, or of as many as there are. The weights are as before.
         """
         if self._evaluation is None:
-            self._evaluation = self.stream.others(_EVALUATED)
+            self._evaluation = self.stream.others(EVALUATED)
         moved = self.weights.clone()
         moved[self.live] = (self.weights[self.live].double() + delta).to(moved.dtype)
         try:
