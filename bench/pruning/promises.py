@@ -206,7 +206,10 @@ def prune_of(name: str, chosen: str) -> dict[str, Any]:
         Bytes and seconds.
     """
     model, loss, data = CASES[name].make()
-    warm, options = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 10)), {"num_gradients": 8, "stages": 1}
+    warm, options = (
+        nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 10)),
+        {"num_gradients": 8, "stages": 1, "per_sample": True},
+    )
     mfac.prune(warm, loss_fn, _labelled(16, 4, (12,)), 0.5, **options)  # loads what is loaded on first use
     torch.autograd.grad(loss(model, data[0]), [p for p in model.parameters() if p.requires_grad])
     with tempfile.TemporaryDirectory() as folder:

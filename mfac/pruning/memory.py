@@ -16,6 +16,8 @@ from mfac.pruning.compensation import Joint
 from mfac.pruning.settings import Settings
 
 _VECTORS_OF_A_STEP = 61  # float64 results, scores, rankings and their orders, δ and masks, each [n]: as measured
+_COPIES_OF_SAMPLES = 3  # of per-sample gradients: the last batch's, this one's, and what they are computed from
+_FILLED_BYTES = 8  # of a column tile's entry where it is only copied into a tensor
 _TILE_BYTES = 20  # of a column tile's entry: as read, as selected, in float32, and products with it
 
 
@@ -43,20 +45,40 @@ def run_bytes(
     rank = settings.rank
     at_once = min(rows, max(1, SAMPLE_ENTRIES // vector.dim))
     gradient = at_once * (sum(p.numel() * p.element_size() for p in vector.leaves()) + vector.dim * size)
-    step = live * (_VECTORS_OF_A_STEP + size)
+    if rows > 1:
+        gradient *= _COPIES_OF_SAMPLES
     if settings.gradients == "ram":
-        step += _fisher_bytes(settings, live, size) + _next_fisher_bytes(settings, live, kept_after[0], size)
+        step = live * (_VECTORS_OF_A_STEP + size) + _fisher_bytes(settings, live, size)
+        step += _next_fisher_bytes(settings, live, kept_after[0], size)
         return whole + rank * live * size + max(gradient, step), 0
-    stored = 2 * rank * live
-    held = max(gradient, step + _TILE_BYTES * min(TILE_ENTRIES, rank * live))
-    for before, after in pairwise([live, *kept_after]):  # few enough to be held as a tensor, and those of the next step
-        if rank * before <= IN_MEMORY:
-            held = max(held, before * (_VECTORS_OF_A_STEP + size) + size * rank * (before + after))
-            break
-    held += _fisher_bytes(settings, live, size)
-    if settings.gradients == "bf16":
-        return whole + stored + held, 0
-    return whole + held, stored
+    in_memory = whole + _stored_bytes(settings, [live, *kept_after], size, gradient)
+    return in_memory, 0 if settings.gradients == "bf16" else 2 * rank * live
+
+
+def _stored_bytes(settings: Settings, alive: Sequence[int], size: int, gradient: int) -> int:
+    """In memory at most where gradients are in bfloat16, or in a file: over all steps.
+
+    Args:
+        settings: With all numbers.
+        alive: Weights before the first step, and after each.
+        size: Of a number in the arithmetic.
+        gradient: Bytes while a batch's gradients are computed.
+
+    Returns:
+        Bytes. A Fisher of few enough weights is held as a tensor, with that of the next step; one of more takes tiles.
+    """
+    rank, most = settings.rank, 0
+    for step, (before, after) in enumerate(pairwise(alive)):
+        width = alive[step - step % settings.recomputations]  # of the stage's rows, dropped weights among them
+        window, next_window = (size * rank * n if rank * n <= IN_MEMORY else 0 for n in (before, after))
+        filling = _FILLED_BYTES * min(TILE_ENTRIES, rank * width)
+        if window:
+            held = window + max(filling, next_window)
+        else:
+            held = max(_TILE_BYTES * min(TILE_ENTRIES, rank * before), next_window + filling if next_window else 0)
+        held += before * (_VECTORS_OF_A_STEP + size) + _fisher_bytes(settings, before, size)
+        most = max(most, max(held, gradient) + (2 * rank * width if settings.gradients == "bf16" else 0))
+    return most
 
 
 def _fisher_bytes(settings: Settings, count: int, size: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mfac.core.memory import release_freed
 from mfac.curvature.damping import Damping, relative, resolve_damping
 from mfac.curvature.fisher import EmpiricalFisher
 from mfac.curvature.held_out import HeldOutDamping, cautious_choice, left_out_errors
@@ -231,9 +232,11 @@ class Run:
     def _gradients(self, *, or_fewer: bool = False) -> StageGradients:
         """Fresh gradients at the weights as they are, of the live weights alone."""
         live = None if bool(self.live.all()) else self.live
-        return StageGradients.collect(
+        found = StageGradients.collect(
             self.source, self.stream, self.settings, self.mode, live, or_fewer=or_fewer, ranks=self.ranks
         )
+        release_freed()  # activations and single gradients
+        return found
 
     def _choose_damping(self, candidates: HeldOutDamping) -> None:
         """Takes the candidate that predicts best what the first stage's weights do to gradients left out."""
