@@ -15,90 +15,31 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mfac
-from bench.pruning.digits import loss_fn, shuffled_batches
+from bench.pruning.digits import loss_fn
+from bench.pruning.networks import (
+    Network,
+    conv_with_batchnorm,
+    digit_cnn,
+    gru,
+    labelled,
+    small_mlp,
+    transformer,
+    wide_mlp,
+)
 from bench.pruning.table import Table
-from bench.recurrent import Copier, letter_batches
-from bench.recurrent import loss_fn as letters_loss
-from demo.digits import load_mnist
-from demo.networks import MLP, load_pretrained_digit_cnn
+from mfac.core.memory import release_freed
 
 MIB = 1 << 20
 FOLDER = "folder"  # of settings: stands for a temporary one
-Network = tuple[nn.Module, Callable[[nn.Module, Any], Tensor], list[Any]]
-"""A model, its loss and batches."""
-
-
-def digit_cnn() -> Network:
-    """The pretrained digit CNN, 390 410 parameters."""
-    mnist = load_mnist()
-    return load_pretrained_digit_cnn(), loss_fn, shuffled_batches(mnist.train_images, mnist.train_labels, 16, 0)
-
-
-def small_mlp() -> Network:
-    """784-40-20-10 without biases, 32 360 weights."""
-    mnist = load_mnist()
-    return MLP(bias=False), loss_fn, shuffled_batches(mnist.train_images, mnist.train_labels, 64, 0)
-
-
-def wide_mlp(hidden: int = 2050) -> Network:
-    """An MLP of 64 inputs, two hidden layers and 10 classes on noise; of 4.4 million weights, or as many as wanted."""
-    layers = (nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 10))
-    return nn.Sequential(*layers), loss_fn, _labelled(512, 4, (64,))
-
-
-def gru() -> Network:
-    """The GRU that repeats letters, 63 642 parameters."""
-    return Copier(), letters_loss, list(letter_batches(512, 16, seed=7))
-
-
-class Transformer(nn.Module):
-    """A small encoder over letters, with the mean over places classified.
-
-    Args:
-        width: Of the model.
-        layers: How many.
-    """
-
-    def __init__(self, width: int = 128, layers: int = 4) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(32, width)
-        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        self.head = nn.Linear(width, 10)
-
-    def forward(self, letters: Tensor) -> Tensor:
-        """Letters [n, t] to logits [n, 10]."""
-        return self.head(self.encoder(self.embed(letters)).mean(1))
-
-
-def transformer() -> Network:
-    """Four layers of width 128, 0.8 million weights, on texts of 32 random letters."""
-    return Transformer(), loss_fn, [(torch.randint(32, (8, 32)), torch.randint(10, (8,))) for _ in range(512)]
-
-
-def conv_with_batchnorm() -> Network:
-    """Five convolutions with batch norm on noise of 24 by 24 pixels, 0.46 million weights."""
-    channels, layers = (3, 32, 64, 64, 128, 256), []
-    for number, (before, after) in enumerate(pairwise(channels)):
-        conv = nn.Conv2d(before, after, 3, stride=1 + number % 2, padding=1, bias=False)
-        layers += [conv, nn.BatchNorm2d(after), nn.ReLU()]
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 10))
-    return model, loss_fn, _labelled(512, 16, (3, 24, 24))
-
-
-def _labelled(count: int, size: int, shape: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-    """Batches of noise with random labels."""
-    return [(torch.randn(size, *shape), torch.randint(10, (size,))) for _ in range(count)]
 
 
 @dataclass(frozen=True)
@@ -140,11 +81,14 @@ CASES = {
 def plans(only: str = "") -> None:
     """Prints what each run was planned to take, and what it took.
 
+    The column "core" says how much of a core the process had while it planned, and while it pruned. Where that is not
+    nearly all of it, other processes were in the way, and the seconds say as much of them.
+
     Args:
         only: Cases that have this in their names.
     """
     columns = ["network and settings", "weights", "stages of", "plan [MiB]", "took [MiB]", "plan [s]", "took [s]"]
-    table = Table([*columns, "within"], [34, 8, 9, 0, 0, 0, 0, 12])
+    table = Table([*columns, "core", "took / plan"], [34, 8, 9, 0, 0, 0, 0, 12, 20])
     for name in CASES:
         if only not in name:
             continue
@@ -162,6 +106,7 @@ def plans(only: str = "") -> None:
             took["bytes"] // MIB,
             f"{planned['seconds']:.1f}",
             f"{took['seconds']:.1f}",
+            f"{planned['core']:.0%}, {took['core']:.0%}",
             f"{', '.join(within)}{'' if held else ', MISSED'}",
         )
 
@@ -180,6 +125,21 @@ def _memory(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
+class Watch:
+    """Seconds since it was made, and what share of them this process was computing."""
+
+    def __init__(self) -> None:
+        self._start, self._computed = time.perf_counter(), time.process_time()
+
+    def seconds(self) -> float:
+        """On the wall's clock."""
+        return time.perf_counter() - self._start
+
+    def core(self) -> float:
+        """Of one core, 1 at most with one thread."""
+        return (time.process_time() - self._computed) / self.seconds()
+
+
 def _settings(case: Case, folder: str) -> dict[str, Any]:
     settings = dict(case.settings)
     if settings.get("gradients") == FOLDER:
@@ -189,10 +149,11 @@ def _settings(case: Case, folder: str) -> dict[str, Any]:
 
 def plan_of(name: str) -> dict[str, Any]:
     """The plan of a case."""
+    network, watch = CASES[name].make(), Watch()
     with tempfile.TemporaryDirectory() as folder:
-        planned = mfac.plan(*CASES[name].make(), **_settings(CASES[name], folder))
+        planned = mfac.plan(*network, **_settings(CASES[name], folder))
     names = ("weights", "num_gradients", "stages", "bytes", "seconds")
-    return {key: getattr(planned, key) for key in names}
+    return {**{key: getattr(planned, key) for key in names}, "core": watch.core()}
 
 
 def prune_of(name: str, chosen: str) -> dict[str, Any]:
@@ -210,14 +171,15 @@ def prune_of(name: str, chosen: str) -> dict[str, Any]:
         nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 10)),
         {"num_gradients": 8, "stages": 1, "per_sample": True},
     )
-    mfac.prune(warm, loss_fn, _labelled(16, 4, (12,)), 0.5, **options)  # loads what is loaded on first use
+    mfac.prune(warm, loss_fn, labelled(16, 4, (12,)), 0.5, **options)  # loads what is loaded on first use
     torch.autograd.grad(loss(model, data[0]), [p for p in model.parameters() if p.requires_grad])
     with tempfile.TemporaryDirectory() as folder:
+        release_freed()
         before = _memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-        start = time.perf_counter()
+        watch = Watch()
         mfac.prune(model, loss, data, **{**_settings(CASES[name], folder), **json.loads(chosen)})
-        return {"seconds": time.perf_counter() - start, "bytes": _memory("VmHWM") - before}
+        return {"seconds": watch.seconds(), "core": watch.core(), "bytes": _memory("VmHWM") - before}
 
 
 def large() -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.parameter import UninitializedParameter
 
 from mfac.core.memory import GIB, available_bytes
 from mfac.curvature.streamed import IN_MEMORY
@@ -21,10 +25,63 @@ _FILLED_BYTES = 8  # of a column tile's entry where it is only copied into a ten
 _TILE_BYTES = 20  # of a column tile's entry: as read, as selected, in float32, and products with it
 
 
+@dataclass(frozen=True)
+class BatchSize:
+    """What a batch's gradients take.
+
+    Attributes:
+        rows: How many gradients it gives.
+        activations: Bytes that its forward pass keeps for the backward pass; 0 where that is not known.
+    """
+
+    rows: int = 1
+    activations: int = 0
+
+
+class Activations:
+    """Counts what a forward pass keeps for the backward pass.
+
+    Args:
+        model: Whose parameters and buffers do not count.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._known = {memory for tensor in (*model.parameters(), *model.buffers()) if (memory := _address(tensor))}
+        self._found: dict[int, tuple[Tensor, int]] = {}  # by address; the tensor, so that none is given again
+
+    def counted(self) -> saved_tensors_hooks:
+        """A context in which the forward pass is."""
+        return saved_tensors_hooks(self._add, lambda tensor: tensor)
+
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return sum(size for _, size in self._found.values())
+
+    def _add(self, tensor: Tensor) -> Tensor:
+        address = _address(tensor)
+        if address and address not in self._known:
+            size = min(tensor.untyped_storage().nbytes(), tensor.numel() * tensor.itemsize)  # of a view, what is seen
+            self._found[address] = tensor.detach(), max(size, self._found.get(address, (tensor, 0))[1])
+        return tensor
+
+
+def _address(tensor: Tensor) -> int:
+    """Of its memory; 0 where it has none."""
+    if tensor.layout != torch.strided or isinstance(tensor, UninitializedParameter):
+        return 0
+    return tensor.untyped_storage().data_ptr()
+
+
 def run_bytes(
-    model: nn.Module, vector: ParameterVector, settings: Settings, kept_after: Sequence[int], live: int, rows: int
+    model: nn.Module,
+    vector: ParameterVector,
+    settings: Settings,
+    kept_after: Sequence[int],
+    live: int,
+    batch: BatchSize,
 ) -> tuple[int, int]:
-    """Bytes that a run takes beside the model and its activations.
+    """Bytes that a run takes beside the model.
 
     Args:
         model: A copy is held to be put back if the run fails.
@@ -32,7 +89,7 @@ def run_bytes(
         settings: With all numbers.
         kept_after: Weights left after each step.
         live: Weights that are alive before the first.
-        rows: Gradients of a batch.
+        batch: What is known of one.
 
     Returns:
         In memory at most, and on disk.
@@ -43,10 +100,11 @@ def run_bytes(
     if not settings.rules.needs_fisher or not kept_after:
         return whole + live * _VECTORS_OF_A_STEP, 0
     rank = settings.rank
-    at_once = min(rows, max(1, SAMPLE_ENTRIES // vector.dim))
+    at_once = min(batch.rows, max(1, SAMPLE_ENTRIES // vector.dim))
     gradient = at_once * (sum(p.numel() * p.element_size() for p in vector.leaves()) + vector.dim * size)
-    if rows > 1:
+    if batch.rows > 1:
         gradient *= _COPIES_OF_SAMPLES
+    gradient += batch.activations
     if settings.gradients == "ram":
         step = live * (_VECTORS_OF_A_STEP + size) + _fisher_bytes(settings, live, size)
         step += _next_fisher_bytes(settings, live, kept_after[0], size)
@@ -96,11 +154,12 @@ def _next_fisher_bytes(settings: Settings, live: int, kept: int, size: int) -> i
     compensation = settings.rules.compensation
     if settings.recomputations == 1 and not compensation.needs_fisher:
         return 0
-    blocks = settings.block_size is not None and settings.block_size < live
-    if not blocks:
-        return settings.rank * kept * size
-    count = live if isinstance(compensation, Joint) else kept  # blocks stay where they are while the kept ones move
-    return settings.rank * count * size + _fisher_bytes(settings, count, size)
+    if settings.block_size is not None and settings.block_size < live:
+        # blocks stay where they are while a joint update moves the kept weights
+        kept = live if isinstance(compensation, Joint) else kept
+    elif settings.rank < live:
+        return settings.rank * kept * size  # the matrices are counted with the step's own
+    return settings.rank * kept * size + _fisher_bytes(settings, kept, size)
 
 
 def check_memory(wanted: int, settings: Settings, vector: ParameterVector) -> None:

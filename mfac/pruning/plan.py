@@ -21,7 +21,7 @@ from mfac.gradients.randomness import Randomness
 from mfac.pruning.batchnorm import normalised_layers
 from mfac.pruning.checked import SCALES
 from mfac.pruning.effort import candidates, choose
-from mfac.pruning.memory import check_memory, run_bytes
+from mfac.pruning.memory import Activations, BatchSize, check_memory, run_bytes
 from mfac.pruning.probe import Probe
 from mfac.pruning.run import EVALUATED
 from mfac.pruning.settings import Settings
@@ -44,7 +44,7 @@ class PruningPlan:
         stages: How often gradients are collected.
         steps: Pruning steps in all.
         batches: How many batches are gone through for gradients, in all.
-        bytes: Memory that the run takes beside the model and its activations.
+        bytes: Memory that the run takes beside the model; with a batch's activations where one was timed.
         disk_bytes: Room in the folder of gradients; 0 where they are in memory.
         seconds: Estimated; None where nothing was timed.
         notes: What was decided and why, in sentences.
@@ -114,7 +114,8 @@ class Planner:
         self.mode: Literal["eval", "train"] = "eval"
         self._probe = Probe(settings, self.parameters, self.live, targets.vector.device)
         self._batch_seconds: float | None = None
-        self._loss_seconds = 0.0  # of a batch that only goes forward, where there are any
+        self._loss_seconds = 0.0  # of a batch that only goes forward
+        self._activations = 0  # bytes of a batch, once one was timed
         self._rows_a_batch = 1
 
     def settle(self, *, timed: bool, refuse: bool) -> tuple[Settings, PruningPlan]:
@@ -161,8 +162,8 @@ class Planner:
     def _plan(self, settings: Settings, seconds: float | None, notes: tuple[str, ...]) -> PruningPlan:
         vector = self.targets.vector
         fisher = settings.rules.needs_fisher and self.live > self.finally_kept
-        rows = self._rows_a_batch if settings.per_sample else 1
-        in_memory, on_disk = run_bytes(self.model, vector, settings, self.kept_counts(settings), self.live, rows)
+        batch = BatchSize(self._rows_a_batch, self._activations)
+        in_memory, on_disk = run_bytes(self.model, vector, settings, self.kept_counts(settings), self.live, batch)
         return PruningPlan(
             tensors=dict(zip(vector.names, vector.sizes, strict=True)),
             left_dense=self.targets.left_dense,
@@ -227,10 +228,9 @@ class Planner:
                 for rows in source.rows(batch, 0):
                     bool(torch.isfinite(rows.clone().sum()))
                 seconds.append(time.perf_counter() - start)
-            if self._evaluations(self.settings, 1):
-                start = time.perf_counter()
-                with torch.enable_grad():  # as in the run: some losses differentiate within
-                    float(self.loss_fn(self.model, batch).detach())
-                self._loss_seconds = time.perf_counter() - start
+            start, activations = time.perf_counter(), Activations(self.model)
+            with torch.enable_grad(), activations.counted():
+                float(self.loss_fn(self.model, batch).detach())
+            self._loss_seconds, self._activations = time.perf_counter() - start, activations.total
         before.restore(None)
         self._batch_seconds = sum(seconds[1:]) / _TIMED_BATCHES
