@@ -197,8 +197,9 @@ def prune(
 def plan(*arguments: Any, **named: Any) -> PruningPlan:
     """What `prune` would do with the same arguments: weights, batches, bytes and seconds. Nothing is changed.
 
-    The gradients of the first batch are computed three times, to time them, and a pruning step on random numbers. Of a
-    one-shot iterator the first batch is taken.
+    The gradients of the first batch are computed three times, to time them, and a pruning step on random numbers. Its
+    forward pass is run once more, to see what it keeps for the backward pass. Of a one-shot iterator the first batch is
+    taken. What loading the data takes is not timed.
 
     Args:
         *arguments: As of `prune`.

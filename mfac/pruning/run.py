@@ -221,6 +221,7 @@ class Run:
             if isinstance(self.damping, HeldOutDamping):
                 self._choose_damping(self.damping)
             self.damping = self.fisher.damping  # a relative one is relative to the first stage's gradients
+        release_freed()  # what the last step worked with, or the way to the Fisher
         context = self._context()
         outcome = prune_step(rules, context, kept, self.finally_kept)
         damping = None if self.fisher is None else self.fisher.damping
