@@ -22,9 +22,8 @@ from mfac.pruning.settings import Settings
 _VECTORS_OF_A_STEP = 61  # float64 results, scores, rankings and their orders, δ and masks, each [n]: as measured
 _COPIES_OF_SAMPLES = 3  # of per-sample gradients: the last batch's, this one's, and what they are computed from
 _BACKWARD = 2  # of what the forward pass keeps, with the backward pass: 1.9 to 2.4 as measured
-_FILLED_BYTES = 12  # of a column tile's entry where it is only copied into a tensor
-_TILE_BYTES = 16  # of one from a file: as read, as selected, in float32, and products with it; as measured
-_HALF_TILE_BYTES = 12  # of one from memory, of which a view is read
+_TILE_BYTES = 10  # of a column tile's entry: as read, as selected, in float32, and products with it; as measured
+_HALF_TILE_BYTES = 8  # of one from memory, of which a view is read
 
 
 @dataclass(frozen=True)
@@ -132,9 +131,8 @@ def _stored_bytes(settings: Settings, alive: Sequence[int], size: int, gradient:
     for step, (before, after) in enumerate(pairwise(alive)):
         width = alive[step - step % settings.recomputations]  # of the stage's rows, dropped weights among them
         window, next_window = (size * rank * n if rank * n <= IN_MEMORY else 0 for n in (before, after))
-        filling = _FILLED_BYTES * min(TILE_ENTRIES, rank * width)
-        tiled = (_TILE_BYTES if in_file else _HALF_TILE_BYTES) * min(TILE_ENTRIES, rank * before)
-        held = window + max(filling, next_window) if window else tiled + next_window
+        tiled = (_TILE_BYTES if in_file else _HALF_TILE_BYTES) * min(TILE_ENTRIES, rank * width)
+        held = window + max(tiled, next_window) if window else tiled + next_window
         held += before * (_VECTORS_OF_A_STEP + size) + _fisher_bytes(settings, before, size)
         most = max(most, max(held, gradient) + (0 if in_file else 2 * rank * width))
     return most

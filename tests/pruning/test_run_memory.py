@@ -11,6 +11,7 @@ from models import batches, classifier, cross_entropy
 
 import mfac
 from mfac.core import memory
+from mfac.gradients.store import TILE_ENTRIES
 from mfac.pruning.memory import Activations
 
 
@@ -64,3 +65,17 @@ def test_activations_of_a_batch_are_in_the_plan():
     assert (
         planned.bytes > mfac.plan(classifier(), cross_entropy, batches(8), **arguments).bytes + 8 * 3 * 20_000 * 4 / 2
     )
+
+
+def test_a_tensor_of_the_next_step_is_there_while_tiles_are_read():
+    planned = mfac.plan(
+        classifier(hidden=9500),
+        cross_entropy,
+        batches(256),
+        0.3,
+        num_gradients=256,
+        stages=1,
+        recomputations=1,
+        gradients="bf16",
+    )  # 142 500 weights, too many for a tensor; then 99 750
+    assert planned.bytes >= 2 * 256 * 142_500 + 4 * 256 * planned.kept + 6 * TILE_ENTRIES
