@@ -168,7 +168,7 @@ print((kilobytes("VmHWM") - before) * 1024, mfac.plan(model, loss, data, existin
         (1400, {"gradients": "ram"}, 0.1),
         (1400, {"gradients": "bf16"}, 0.2),
         (1000, {"block_size": 32}, 0.1),  # the factors of its blocks take as much as the gradients
-        (600, {"per_sample": True, "num_gradients": 64}, 0.2),
+        (600, {"per_sample": True}, 0.2),
     ],
 )
 def test_a_run_takes_the_memory_that_its_plan_says(width, settings, share):
