@@ -105,12 +105,13 @@ def run_bytes(
     at_once = min(batch.rows, max(1, SAMPLE_ENTRIES // vector.dim))
     gradient = at_once * (sum(p.numel() * p.element_size() for p in vector.leaves()) + vector.dim * size)
     if batch.rows > 1:
-        gradient *= _COPIES_OF_SAMPLES
+        gradient = gradient * _COPIES_OF_SAMPLES // 2
     gradient += _BACKWARD * batch.activations
     if settings.gradients == "ram":
         step = live * (_VECTORS_OF_A_STEP + size) + _fisher_bytes(settings, live, size)
         step += _next_fisher_bytes(settings, live, kept_after[0], size)
-        return whole + rank * live * size + max(gradient, step), 0
+        before = max(0, rank - at_once) * live * size  # rows that are there before the last ones are computed
+        return whole + max(before + gradient, rank * live * size + step), 0
     in_memory = whole + _stored_bytes(settings, [live, *kept_after], size, gradient)
     return in_memory, 0 if settings.gradients == "bf16" else 2 * rank * live
 
