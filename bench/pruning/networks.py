@@ -67,6 +67,11 @@ def transformer() -> Network:
     return Transformer(), loss_fn, [(torch.randint(32, (8, 32)), torch.randint(10, (8,))) for _ in range(512)]
 
 
+def transformer_on_long_texts() -> Network:
+    """The same on batches of 64 texts of 128 letters, whose activations take more than anything else."""
+    return Transformer(), loss_fn, [(torch.randint(32, (64, 128)), torch.randint(10, (64,))) for _ in range(128)]
+
+
 def conv_with_batchnorm() -> Network:
     """Five convolutions with batch norm on noise of 24 by 24 pixels, 0.46 million weights."""
     channels, layers = (3, 32, 64, 64, 128, 256), []

@@ -33,6 +33,7 @@ from bench.pruning.networks import (
     labelled,
     small_mlp,
     transformer,
+    transformer_on_long_texts,
     wide_mlp,
 )
 from bench.pruning.table import Table
@@ -70,6 +71,7 @@ CASES = {
     "GRU, defaults": Case(gru),
     "transformer, defaults": Case(transformer),
     "transformer, block_size=128": Case(transformer, {"block_size": 128, "num_gradients": 64, "stages": 2}),
+    "long texts, folder": Case(transformer_on_long_texts, {**_ONE_STAGE, "gradients": FOLDER}),
     "batch norm, defaults": Case(conv_with_batchnorm),
     "batch norm, folder": Case(conv_with_batchnorm, {"gradients": FOLDER, "num_gradients": 256, "stages": 2}),
     "batch norm, step check and refits": Case(
