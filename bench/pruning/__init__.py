@@ -7,6 +7,8 @@ python -m bench.pruning sentences    MiniLM, paragraphs of Wikipedia, calibrated
 python -m bench.pruning recurrent    a GRU that has to remember letters
 python -m bench.pruning kinds        every kind of layer: pruned, 2:4, fine-tuned, exported,
                                      verified
+python -m bench.pruning promises     memory and seconds against the plan; runs that are large,
+                                     killed, or shared
 
 `--sparsities`, `--methods` and `--networks` pick lines, `--set name=value` passes an argument to
 `mfac.prune`.

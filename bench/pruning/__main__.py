@@ -8,10 +8,10 @@ from typing import Any
 
 import bench.pruning
 import mfac
-from bench.pruning import digits, kinds, recurrent, sentences
+from bench.pruning import digits, kinds, promises, recurrent, sentences
 from mfac.bench.timing import describe_machine
 
-SECTIONS = ("digits", "mlp", "sentences", "recurrent", "kinds")
+SECTIONS = ("digits", "mlp", "sentences", "recurrent", "kinds", "promises")
 
 
 def main() -> None:
@@ -22,7 +22,8 @@ def main() -> None:
     )
     parser.add_argument("sections", nargs="*", metavar="section", help=f"of {', '.join(SECTIONS)}; all without any")
     parser.add_argument("--sparsities", nargs="+", type=_number, default=(), help="or a pattern, as 2:4")
-    parser.add_argument("--methods", nargs="+", default=(), help='as "joint (default)" and magnitude')
+    parts = 'as "joint (default)" and magnitude; of promises large, killed, shared, or a part of what a line is called'
+    parser.add_argument("--methods", nargs="+", default=(), help=parts)
     parser.add_argument("--networks", type=int, default=None, help="trained from different seeds; of digits, orders")
     parser.add_argument("--set", nargs="+", type=_setting, default=(), metavar="name=value", help="of mfac.prune")
     chosen = parser.parse_args()
@@ -41,6 +42,8 @@ def main() -> None:
             recurrent.table(*lines, chosen.networks or 1, settings)
         elif section == "kinds":
             kinds.table()
+        elif section == "promises":
+            promises.table(chosen.methods)
         else:
             parser.error(f"section should be one of {', '.join(SECTIONS)}. Found {section}.")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -24,6 +27,27 @@ def available_bytes(device: torch.device) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0])
     found = [limit for limit in (_of_system(), _of_group(), _of_process()) if limit is not None]
     return min(found) if found else None
+
+
+def release_freed() -> None:
+    """Gives memory that was freed back to the system, where the C library keeps it for itself.
+
+    glibc keeps what is freed below its largest piece in use. Two phases of a run want pieces of
+    different sizes, and what the first has freed would add to what the process takes.
+    Milliseconds; nothing on other C libraries.
+    """
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _trim() -> Callable[[int], int] | None:
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # of another library, or of another system
+        return None
+    return found
 
 
 def _of_system() -> int | None:

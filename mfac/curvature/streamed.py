@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mfac.core import ops
 from mfac.core.checks.tensors import check_finite_rows
+from mfac.core.memory import release_freed
 from mfac.curvature.damping import Damping, RelativeDamping, check_damping, resolve_damping
 from mfac.curvature.diagonal import whitened_norms
 from mfac.curvature.dual import DualFisher, window_combine_, window_dot
@@ -117,6 +118,7 @@ def fisher_of(store: GradientStore, damping: Damping, live: Tensor | None = None
     count = store.dim if live is None else int(live.sum())
     if store.rank < count and store.rank * count > IN_MEMORY:
         return StreamedFisher(store, damping, live)
+    release_freed()  # tiles of before, of which the C library may have kept some
     window = torch.empty((store.rank, count), dtype=store.dtype)
     for columns, tile in store.tiles(live):
         window[:, columns] = tile

@@ -15,7 +15,7 @@ from mfac.gradients.vector import ParameterVector
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
-_SAMPLE_ENTRIES = 1 << 24  # of the per-sample gradients that are held at once
+SAMPLE_ENTRIES = 1 << 24  # of the per-sample gradients that are held at once
 _UNCOUNTED = 1 << 62  # operations of what does not compute on the CPU
 
 
@@ -99,7 +99,7 @@ class GradientSource:
         # goes the other way.
         first = self._of_batch(_samples(batch, 0, 1), number)[None]
         if self._vectorised and count > 1:
-            chunk = max(1, _SAMPLE_ENTRIES // max(1, self.vector.dim))
+            chunk = max(1, SAMPLE_ENTRIES // max(1, self.vector.dim))
             for start in range(0, count, chunk):
                 stop = min(start + chunk, count)
                 try:

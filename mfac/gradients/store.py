@@ -54,10 +54,11 @@ class GradientStore(ABC):
 
         Yields:
             Where the tile's columns stand among those that are wanted, and the tile, [m, w] in
-            `dtype`.
+            `dtype`; its storage may be overwritten by the next.
         """
         width = max(1, min(self.dim, TILE_ENTRIES // self.rank))
         begin = 0
+        buffer: Tensor | None = None  # one for all, or what a pass takes would hang on how soon each is freed
         for start in range(0, self.dim, width):
             stop = min(start + width, self.dim)
             wanted = None if live is None else live[start:stop].nonzero()[:, 0]
@@ -67,7 +68,11 @@ class GradientStore(ABC):
             tile = self.read(start, stop)
             if wanted is not None and count < stop - start:
                 tile = tile.index_select(1, wanted)
-            yield slice(begin, begin + count), tile.to(self.dtype)
+            if tile.dtype != self.dtype:
+                if buffer is None:
+                    buffer = tile.new_empty(self.rank * width, dtype=self.dtype)
+                tile = buffer[: tile.numel()].view(tile.shape).copy_(tile)
+            yield slice(begin, begin + count), tile
             begin += count
 
 

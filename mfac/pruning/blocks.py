@@ -36,7 +36,7 @@ def fisher_blocks(fisher: EmpiricalFisher, block_size: int) -> Iterator[tuple[sl
 
 
 def _whole_blocks(fisher: EmpiricalFisher, size: int) -> Iterator[tuple[int, Tensor]]:
-    """First column and tiles of gradients that hold whole blocks; the last may hold less than one."""
+    """First columns and tiles of whole blocks of gradients; the last tile may hold less."""
     begin, rest = 0, None
     for tile in fisher.tiles():
         if rest is not None and rest.shape[1]:

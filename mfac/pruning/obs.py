@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mfac.core.memory import release_freed
 from mfac.masks.patterns import Candidates, Pattern, Units
 from mfac.pruning.allocation import Allocation
 from mfac.pruning.checked import checked_update
@@ -78,6 +79,7 @@ def prune_step(rules: Rules, context: StepContext, kept: int, finally_kept: int)
         return choose_units(rules.allocation, rules.pattern, context, units, kept, finally_kept)
 
     context.decide(rules.saliency.select(context, choose))
+    release_freed()  # vectors that were sorted, before the gradients of the kept weights are copied
     delta = rules.compensation.update(context)
     _check_update(rules.compensation, delta, context)
     scale = 1.0

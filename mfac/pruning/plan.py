@@ -10,27 +10,24 @@ import torch
 from torch import nn
 
 from mfac.core.memory import GIB
-from mfac.curvature.damping import RelativeDamping, relative
-from mfac.curvature.fisher import EmpiricalFisher
-from mfac.curvature.streamed import StreamedFisher
+from mfac.curvature.held_out import HeldOutDamping
 from mfac.gradients.backward import GradientSource, LossFunction
 from mfac.gradients.batches import BatchStream
 from mfac.gradients.collecting import resolve_mode
 from mfac.gradients.modes import model_mode
 from mfac.gradients.nested import num_samples
-from mfac.gradients.prunable import PrunableWeight, describe_weights
+from mfac.gradients.prunable import describe_weights
 from mfac.gradients.randomness import Randomness
-from mfac.pruning.allocation import Global
-from mfac.pruning.context import StepContext
+from mfac.pruning.batchnorm import normalised_layers
+from mfac.pruning.checked import SCALES
 from mfac.pruning.effort import candidates, choose
-from mfac.pruning.memory import check_memory, run_bytes
-from mfac.pruning.obs import prune_step
-from mfac.pruning.rows import store_for
+from mfac.pruning.memory import Activations, BatchSize, check_memory, run_bytes
+from mfac.pruning.probe import Probe
+from mfac.pruning.run import EVALUATED
 from mfac.pruning.settings import Settings
 from mfac.pruning.target import final_count
 from mfac.pruning.targets import Targets
 
-_PROBE_ENTRIES = 1 << 24  # of the window that a step is timed on: more than caches hold
 _TIMED_BATCHES = 2  # after one that warms up
 
 
@@ -47,7 +44,8 @@ class PruningPlan:
         stages: How often gradients are collected.
         steps: Pruning steps in all.
         batches: How many batches are gone through for gradients, in all.
-        bytes: Memory that the run takes beside the model and its activations.
+        bytes: Memory that the run takes beside the model; with a batch's activations where a batch
+            was timed.
         disk_bytes: Room in the folder of gradients; 0 where they are in memory.
         seconds: Estimated; None where nothing was timed.
         notes: What was decided and why, in sentences.
@@ -115,8 +113,10 @@ class Planner:
         self.live = int(live.sum())
         self.finally_kept = final_count(settings.rules, settings.sparsity, self.parameters, live)
         self.mode: Literal["eval", "train"] = "eval"
-        self._step_seconds: dict[int, float] = {}
+        self._probe = Probe(settings, self.parameters, self.live, targets.vector.device)
         self._batch_seconds: float | None = None
+        self._loss_seconds = 0.0  # of a batch that only goes forward
+        self._activations = 0  # bytes of a batch, once one was timed
         self._rows_a_batch = 1
 
     def settle(self, *, timed: bool, refuse: bool) -> tuple[Settings, PruningPlan]:
@@ -163,7 +163,8 @@ class Planner:
     def _plan(self, settings: Settings, seconds: float | None, notes: tuple[str, ...]) -> PruningPlan:
         vector = self.targets.vector
         fisher = settings.rules.needs_fisher and self.live > self.finally_kept
-        in_memory, on_disk = run_bytes(self.model, vector, settings, self.kept_counts(settings), self.live)
+        batch = BatchSize(self._rows_a_batch, self._activations)
+        in_memory, on_disk = run_bytes(self.model, vector, settings, self.kept_counts(settings), self.live, batch)
         return PruningPlan(
             tensors=dict(zip(vector.names, vector.sizes, strict=True)),
             left_dense=self.targets.left_dense,
@@ -186,12 +187,27 @@ class Planner:
         return settings.schedule.kept(self.live, self.finally_kept, settings.total_steps)
 
     def seconds(self, settings: Settings) -> float:
-        """A run's seconds: its batches, and its steps in proportion to the live weights."""
+        """What a run takes: its batches, and its steps by the weights that are alive in each."""
         assert self._batch_seconds is not None
-        steps = [self.live, *self.kept_counts(settings)][:-1]
-        share = sum(steps) / self._probe_columns(settings.rank)
-        batches = settings.total_stages * self._batches(settings)
-        return batches * self._batch_seconds + share * self._seconds_of_a_step(settings.rank)
+        alive = [self.live, *self.kept_counts(settings)]
+        before, after = alive[:-1], alive[1:]
+        times = self._probe.times(settings.rank)
+        factored = sum(before[:: settings.recomputations]) + sum(after)
+        seconds = sum(before) * (times.step + times.choosing) + len(before) * self.targets.vector.dim * times.chaining
+        if isinstance(settings.damping, HeldOutDamping):  # a step of the first stage to see what would be dropped
+            seconds += self.live * times.step
+            factored += 2 * self.live
+        factored += settings.refits * alive[-1]
+        batches = (settings.total_stages + settings.refits) * self._batches(settings)
+        seconds += factored * times.factoring + batches * self._batch_seconds
+        return seconds + self._evaluations(settings, len(before)) * self._loss_seconds
+
+    def _evaluations(self, settings: Settings, steps: int) -> int:
+        """Batches that go forward alone: for checked steps, and for batch normalisation."""
+        checked = (steps + settings.refits) * len(SCALES) * EVALUATED if settings.step_check else 0
+        batches = settings.batchnorm_batches if normalised_layers(self.model) else 0
+        there = self.stream.length
+        return checked + (batches if there is None else min(batches, there))
 
     def _batches(self, settings: Settings) -> int:
         return -(-settings.rank // self._rows_a_batch)
@@ -213,37 +229,9 @@ class Planner:
                 for rows in source.rows(batch, 0):
                     bool(torch.isfinite(rows.clone().sum()))
                 seconds.append(time.perf_counter() - start)
+            start, activations = time.perf_counter(), Activations(self.model)
+            with torch.enable_grad(), activations.counted():
+                float(self.loss_fn(self.model, batch).detach())
+            self._loss_seconds, self._activations = time.perf_counter() - start, activations.total
         before.restore(None)
         self._batch_seconds = sum(seconds[1:]) / _TIMED_BATCHES
-
-    def _seconds_of_a_step(self, rank: int) -> float:
-        """Seconds of a pruning step on a small window of random numbers."""
-        if rank not in self._step_seconds:
-            columns = self._probe_columns(rank)
-            generator = torch.Generator().manual_seed(0)
-            grads = torch.randn((rank, columns), generator=generator).to(self.targets.vector.device)
-            weights = torch.randn(columns, generator=generator).to(grads)
-            few = min(columns, max(64, columns // 64))
-            self._probe(grads[:, :few].contiguous(), weights[:few])  # warms up
-            start = time.perf_counter()
-            self._probe(grads, weights)
-            self._step_seconds[rank] = time.perf_counter() - start
-        return self._step_seconds[rank]
-
-    def _probe(self, grads: torch.Tensor, weights: torch.Tensor) -> None:
-        settings, count = self.settings, weights.numel()
-        damping = settings.damping if isinstance(settings.damping, RelativeDamping) else relative(0.02)
-        if settings.gradients == "ram" or grads.shape[0] >= count:
-            fisher = EmpiricalFisher(grads, damping, settings.block_size)
-        else:
-            store = store_for(settings.gradients, grads.shape[0], count, grads.dtype, grads.device)
-            store.write_(0, grads)
-            fisher = StreamedFisher(store, damping)
-        shape = torch.Size((1, count))
-        parameter = PrunableWeight(self.parameters[0].name, shape, (1, count, 1), self.parameters[0].layer)
-        context = StepContext(weights, fisher, [parameter], torch.ones(count, dtype=torch.bool, device=weights.device))
-        prune_step(replace(settings.rules, allocation=Global()), context, max(1, count * 3 // 4), max(1, count // 2))
-        _ = context.kept_fisher
-
-    def _probe_columns(self, rank: int) -> int:
-        return max(1, min(_PROBE_ENTRIES // rank, self.live))

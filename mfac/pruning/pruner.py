@@ -214,10 +214,10 @@ def prune(
 def plan(*arguments: Any, **named: Any) -> PruningPlan:
     """What `prune` would do with the same arguments: weights, batches, bytes and seconds.
 
-    Nothing is changed.
-
-    The gradients of the first batch are computed three times, to time them, and a pruning step on
-    random numbers. Of a one-shot iterator the first batch is taken.
+    Nothing is changed. The gradients of the first batch are computed three times, to time them,
+    and a pruning step on random numbers. The batch's forward pass is run once more, to see what it
+    keeps for the backward pass. Of a one-shot iterator the first batch is taken. The time that data
+    takes to load is not counted.
 
     Args:
         *arguments: As of `prune`.

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mfac.core.memory import release_freed
 from mfac.curvature.damping import Damping, relative, resolve_damping
 from mfac.curvature.fisher import EmpiricalFisher
 from mfac.curvature.held_out import HeldOutDamping, cautious_choice, left_out_errors
@@ -35,8 +36,7 @@ from mfac.pruning.torch_masks import torch_masks
 
 INPUT_BATCHES = 32  # whose activations a saliency is given that asks for them
 NO_GRADIENT = "gets no gradient: the loss does not depend on it, or only in batches that were not seen"
-
-_EVALUATED = 8  # batches that the loss is measured on
+EVALUATED = 8  # batches that the loss is measured on
 
 
 class Run:
@@ -226,6 +226,7 @@ class Run:
             if isinstance(self.damping, HeldOutDamping):
                 self._choose_damping(self.damping)
             self.damping = self.fisher.damping  # a relative one is relative to the first stage's gradients
+        release_freed()  # what the last step worked with, or the way to the Fisher
         context = self._context()
         outcome = prune_step(rules, context, kept, self.finally_kept)
         damping = None if self.fisher is None else self.fisher.damping
@@ -237,9 +238,11 @@ class Run:
     def _gradients(self, *, or_fewer: bool = False) -> StageGradients:
         """Fresh gradients at the weights as they are, of the live weights alone."""
         live = None if bool(self.live.all()) else self.live
-        return StageGradients.collect(
+        found = StageGradients.collect(
             self.source, self.stream, self.settings, self.mode, live, or_fewer=or_fewer, ranks=self.ranks
         )
+        release_freed()  # activations and single gradients
+        return found
 
     def _choose_damping(self, candidates: HeldOutDamping) -> None:
         """Takes the candidate that best predicts the first stage's effect on left-out gradients."""
@@ -265,7 +268,7 @@ class Run:
             The mean loss of eight batches, or of as many as there are. The weights are as before.
         """
         if self._evaluation is None:
-            self._evaluation = self.stream.others(_EVALUATED)
+            self._evaluation = self.stream.others(EVALUATED)
         moved = self.weights.clone()
         moved[self.live] = (self.weights[self.live].double() + delta).to(moved.dtype)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from models import batches, classifier, conv_classifier, cross_entropy, same_sta
 import mfac
 from mfac.pruning import effort
 from mfac.pruning.effort import candidates, choose
+from mfac.pruning.probe import StepTimes
 from mfac.pruning.settings import checked_settings
 
 
@@ -137,16 +139,18 @@ import sys
 import torch, mfac
 from torch import nn
 torch.set_num_threads(1)
-width, gradients = int(sys.argv[1]), sys.argv[2]
+width, settings = int(sys.argv[1]), eval(sys.argv[2])
 def kilobytes(name):
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith(name))
 def network(width):
     return nn.Sequential(nn.Linear(12, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
-data = [(torch.randn(4, 12), torch.randint(3, (4,))) for _ in range(64)]
+samples = 64 if "per_sample" in settings else 4
+data = [(torch.randn(samples, 12), torch.randint(3, (samples,))) for _ in range(64)]
 loss = lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
-arguments = dict(sparsity=0.5, num_gradients=64, stages=1, recomputations=2, gradients=gradients)
-mfac.prune(network(40), loss, data, sparsity=0.5, num_gradients=8, stages=1)  # loads what is loaded on first use
+arguments = dict(sparsity=0.5, num_gradients=64, stages=1, recomputations=2, **settings)
+warm = {**settings, "gradients": "ram"}  # loads what is loaded on first use
+mfac.prune(network(40), loss, data, sparsity=0.5, num_gradients=8, stages=1, **warm)
 model = network(width)
 before = kilobytes("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
@@ -157,12 +161,47 @@ print((kilobytes("VmHWM") - before) * 1024, mfac.plan(model, loss, data, existin
 
 @pytest.mark.cpu_only("reads the memory of a process")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize(("width", "gradients", "share"), [(1000, "ram", 0.1), (1400, "ram", 0.1), (1400, "bf16", 0.2)])
-def test_a_run_takes_the_memory_that_its_plan_says(width, gradients, share):
+@pytest.mark.parametrize(
+    ("width", "settings", "share"),
+    [
+        (1000, {"gradients": "ram"}, 0.1),
+        (1400, {"gradients": "ram"}, 0.1),
+        (1400, {"gradients": "bf16"}, 0.2),
+        (1000, {"block_size": 32}, 0.1),  # the factors of its blocks take as much as the gradients
+        (600, {"per_sample": True}, 0.2),
+    ],
+)
+def test_a_run_takes_the_memory_that_its_plan_says(width, settings, share):
     # Of few hundred MB the libraries' work space is some per cent; of bfloat16 rows it is of a
     # smaller whole.
-    command = [sys.executable, "-c", PROGRAM, str(width), gradients]
+    command = [sys.executable, "-c", PROGRAM, str(width), repr(settings)]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert run.returncode == 0, run.stderr
     measured, planned = map(int, run.stdout.split())
     assert abs(measured - planned) <= share * planned, (measured, planned)
+
+
+def test_the_time_of_batches_that_only_go_forward_is_in_the_plan(monkeypatch):
+    monkeypatch.setattr("mfac.pruning.probe.Probe.times", lambda probe, rank: StepTimes(0, 0, 0, 0))
+    rest = 0.002
+
+    def slow(model, batch):
+        time.sleep(rest)
+        return cross_entropy(model, batch)
+
+    model, data = conv_classifier(), batches(12, shape=(1, 6, 6))
+    arguments = {"sparsity": 0.5, "num_gradients": 4, "stages": 2, "recomputations": 2, "mode": "eval"}
+    planned = mfac.plan(model, slow, data, step_check=True, refits=1, batchnorm_batches=7, **arguments)
+    gradients, checked, statistics = 3 * 4, 5 * 4 * 8, 7  # of two stages and a refit; of five solves; batch norm
+    assert planned.seconds >= rest * (gradients + checked + statistics)
+
+
+def test_the_time_of_a_plan_is_that_of_its_parts(monkeypatch):
+    times = StepTimes(factoring=1e3, step=1e6, choosing=1e9, chaining=1e12)
+    monkeypatch.setattr("mfac.pruning.probe.Probe.times", lambda probe, rank: times)
+    planned = mfac.plan(
+        classifier(), cross_entropy, batches(30), 0.5, num_gradients=8, stages=2, recomputations=1, schedule="linear"
+    )
+    before, after = (480, 360), (360, 240)
+    expected = (sum(before) + sum(after)) * 1e3 + sum(before) * (1e6 + 1e9) + 2 * 480 * 1e12
+    assert planned.seconds == pytest.approx(expected, rel=1e-9)
