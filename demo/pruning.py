@@ -20,14 +20,14 @@ from demo.networks import accuracy
 Batch = tuple[Tensor, Tensor]
 
 METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "mfac, joint": ("least OBS saliency; the others move by the exact joint update: the default", {}),
+    "mfac, joint": ("greedy OBS in blocks; the others move by the exact joint update: the default", {}),
     "magnitude": (
         "the weights of least magnitude in the whole network; the others stay as they are",
         {"saliency": "magnitude", "compensation": "none"},
     ),
     "M-FAC, summed": (
         "least OBS saliency; the others move by the sum of single-weight updates, as in M-FAC's own pruner",
-        {"compensation": "summed"},
+        {"saliency": "obs", "compensation": "summed"},
     ),
 }
 """What each method drops and moves, and its arguments of `mfac.prune`."""

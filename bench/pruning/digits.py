@@ -17,7 +17,8 @@ from demo.networks import MLP, accuracy, load_pretrained_digit_cnn
 
 METHODS: dict[str, dict[str, Any]] = {
     "joint (default)": {},
-    "summed": {"compensation": "summed"},
+    "obs": {"saliency": "obs"},
+    "summed": {"saliency": "obs", "compensation": "summed"},
     "magnitude": {"saliency": "magnitude", "compensation": "none"},
 }
 CNN_MARKS = {0.8: 99.1, 0.9: 99.0, 0.95: 98.6, 0.98: 97.0}

@@ -55,7 +55,7 @@ def _prune(of: argparse.ArgumentParser, command: Command) -> None:
         help="loss_fn(model, batch); otherwise the cross entropy of model(batch[0]) and batch[1]",
     )
     of.add_argument("--pattern", default="unstructured", help="unstructured, or N:M as 2:4")
-    of.add_argument("--saliency", default="obs", help=f"{', '.join(SALIENCIES)} (default: obs)")
+    of.add_argument("--saliency", default="greedy", help=f"{', '.join(SALIENCIES)} (default: greedy)")
     of.add_argument("--compensation", default="joint", help=f"{', '.join(COMPENSATIONS)} (default: joint)")
     of.add_argument("--allocation", default="global", help=f"{', '.join(ALLOCATIONS)} (default: global)")
     of.add_argument("--schedule", default="geometric", help=f"{', '.join(SCHEDULES)} (default: geometric)")

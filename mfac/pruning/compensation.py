@@ -98,7 +98,7 @@ class GreedyInBlocks(Compensation):
         block_size: B, successive live weights.
     """
 
-    def __init__(self, block_size: int = 128) -> None:
+    def __init__(self, block_size: int = 64) -> None:
         self.block_size = check_count("block_size", block_size, least=1)
 
     def update(self, context: StepContext) -> Tensor:

@@ -45,7 +45,7 @@ def prune(
     data: Iterable[Any],
     sparsity: float | None = None,
     params: Selection = None,
-    saliency: SaliencyName | Saliency = "obs",
+    saliency: SaliencyName | Saliency = "greedy",
     compensation: CompensationName | Compensation = "joint",
     pattern: str | Pattern | Mapping[str, str | Pattern] = "unstructured",
     allocation: AllocationName | Allocation | Mapping[str, float] = "global",
@@ -100,9 +100,9 @@ def prune(
             names or shell-style patterns, the parameters themselves, or a predicate of name and
             parameter. Names are without the prefixes of wrappers. A weight that layers share counts
             once; with an N:M pattern the weight is grouped as in the first of the layers.
-        saliency: "obs", w²/(2 (F⁻¹)_pp); "magnitude"; "obd"; "snip"; "wanda"; "greedy", OBS to
-            exhaustion inside blocks; "refined", exchanges that lower the joint objective; or a
-            `Saliency`.
+        saliency: "greedy", what a block of weights has lost when the weight goes, one after the
+            other; "obs", w²/(2 (F⁻¹)_pp); "magnitude"; "obd"; "snip"; "wanda"; "refined", exchanges
+            that lower the joint objective; or a `Saliency`.
         compensation: "joint", the exact minimiser over the kept weights; "summed", the sum of
             single-weight updates, as M-FAC's own pruner; "greedy", exact inside blocks; "none"; or
             a `Compensation`.

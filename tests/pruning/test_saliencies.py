@@ -210,9 +210,8 @@ def test_refits_lower_the_loss():
     losses = []
     for refits in (0, 3):
         model = trained_classifier()
-        report = mfac.prune(
-            model, cross_entropy, batches(64), sparsity=0.8, num_gradients=48, stages=1, step_check=True, refits=refits
-        )
+        settings = {"num_gradients": 48, "stages": 1, "step_check": True, "refits": refits}
+        report = mfac.prune(model, cross_entropy, batches(64), sparsity=0.8, saliency="obs", **settings)
         assert all(torch.equal(model.get_parameter(name) != 0, mask) for name, mask in report.masks.items())
         with torch.no_grad():
             losses.append(sum(float(cross_entropy(model, batch)) for batch in batches(30, seed=9)))

@@ -19,16 +19,18 @@ _PARTS = 8  # of a block: after each the inverse is copied without the weights t
 class Greedy(Saliency):
     """Weights of a block go one by one, each time the cheapest, and the others adapt exactly.
 
-    A weight's score is the block's cumulative loss when the weight is gone: the score never falls
-    along the block's order. One ranking of these numbers over all blocks is the choice. Blocks are
-    `block_size` successive live weights.
+    A weight's score is the largest increase that the block has seen when the weight is gone, so
+    that scores never fall along the block's order. One ranking of the scores over all blocks is the
+    choice. Blocks are `block_size` successive live weights.
 
     Source: CAP (Kuznedelev et al. 2022, 2210.09223), section 3. Numbered differences: (1) blocks of
-    the live weights, so that they stay full as pruning goes on.
+    the live weights, so that they stay full as pruning goes on; (2) the largest increase in place
+    of the sum of all, which `ranking="cumulative"` takes as CAP does.
 
     Args:
-        block_size: B; a few dozen to a few hundred.
-        ranking: "cumulative", the block's loss so far; "marginal", the largest single increase so
+        block_size: B; a few dozen, and less than half of the gradients' number. Larger blocks are
+            known less well, and cost more.
+        ranking: "marginal", the largest single increase so far; "cumulative", the block's loss so
             far.
 
     Raises:
@@ -45,7 +47,7 @@ class Greedy(Saliency):
         0.5
     """
 
-    def __init__(self, block_size: int = 128, ranking: str = "marginal") -> None:
+    def __init__(self, block_size: int = 64, ranking: str = "marginal") -> None:
         self.block_size = check_count("block_size", block_size, least=1)
         self.ranking = check_choice("ranking", ranking, ("cumulative", "marginal"))
 
