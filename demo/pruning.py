@@ -20,7 +20,7 @@ from demo.networks import accuracy
 Batch = tuple[Tensor, Tensor]
 
 METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "mfac, joint": ("greedy OBS in blocks; the others move by the exact joint update: the default", {}),
+    "mfac": ("the defaults: weights go one by one in blocks, and the others move by what the loss likes best", {}),
     "magnitude": (
         "the weights of least magnitude in the whole network; the others stay as they are",
         {"saliency": "magnitude", "compensation": "none"},

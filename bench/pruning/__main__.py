@@ -22,7 +22,7 @@ def main() -> None:
     )
     parser.add_argument("sections", nargs="*", metavar="section", help=f"of {', '.join(SECTIONS)}; all without any")
     parser.add_argument("--sparsities", nargs="+", type=_number, default=(), help="or a pattern, as 2:4")
-    parts = 'as "joint (default)" and magnitude; of promises large, killed, shared, or a part of what a line is called'
+    parts = 'as "default" and magnitude; of promises large, killed, shared, or a part of what a line is called'
     parser.add_argument("--methods", nargs="+", default=(), help=parts)
     parser.add_argument("--networks", type=int, default=None, help="trained from different seeds; of digits, orders")
     parser.add_argument("--set", nargs="+", type=_setting, default=(), metavar="name=value", help="of mfac.prune")

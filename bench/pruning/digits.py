@@ -16,7 +16,7 @@ from demo.digits import load_mnist
 from demo.networks import MLP, accuracy, load_pretrained_digit_cnn
 
 METHODS: dict[str, dict[str, Any]] = {
-    "joint (default)": {},
+    "default": {},
     "obs": {"saliency": "obs"},
     "summed": {"saliency": "obs", "compensation": "summed"},
     "magnitude": {"saliency": "magnitude", "compensation": "none"},
@@ -106,7 +106,7 @@ def mlp(sparsities: Sequence[float], methods: Sequence[str], networks: int, sett
                     seconds.append(time.perf_counter() - start)
                     found.append(accuracy(model, test, mnist.test_labels))
                 value = sum(found) / len(found)
-                mark = reached(value, MLP_MARKS.get((stages, sparsity)) if method == "joint (default)" else None)
+                mark = reached(value, MLP_MARKS.get((stages, sparsity)) if method == "default" else None)
                 numbers = f"{_numbers(found)}, mean {value:.2f}"
                 table.row(stages, f"{sparsity:.0%}", method, numbers, mark, f"{min(seconds):.0f}")
 

@@ -12,7 +12,7 @@ from bench.pruning.table import Table
 from bench.recurrent import letter_batches, loss_fn, recalled, train_copier
 
 METHODS: dict[str, dict[str, Any]] = {
-    "joint (default)": {},
+    "default": {},
     "per sample": {"per_sample": True},
     "checked refits": {"num_gradients": 512, "step_check": True, "refits": 3},
     "no compensation": {"compensation": "none"},

@@ -23,7 +23,7 @@ from bench.pruning.table import Table, reached
 from bench.texts import load_news, load_paragraphs
 
 METHODS: dict[str, dict[str, Any]] = {
-    "joint (default)": {},
+    "default": {},
     "summed": {"compensation": "summed"},
     "magnitude": {"saliency": "magnitude", "compensation": "none"},
 }
@@ -113,6 +113,6 @@ def table(sparsities: Sequence[float | str], methods: Sequence[str], settings: d
             prune_block_by_block(model, batches, {**SETTINGS, **settings, **METHODS[method], **what})
             seconds = time.perf_counter() - start
             value = articles.accuracy(model)
-            mark = reached(value, MARKS.get(sparsity) if method == "joint (default)" else None)
+            mark = reached(value, MARKS.get(sparsity) if method == "default" else None)
             resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             lines.row(sparsity, method, f"{value:.2f}", mark, f"{seconds:.0f}", f"{resident:.1f}")

@@ -56,7 +56,7 @@ def _prune(of: argparse.ArgumentParser, command: Command) -> None:
     )
     of.add_argument("--pattern", default="unstructured", help="unstructured, or N:M as 2:4")
     of.add_argument("--saliency", default="greedy", help=f"{', '.join(SALIENCIES)} (default: greedy)")
-    of.add_argument("--compensation", default="joint", help=f"{', '.join(COMPENSATIONS)} (default: joint)")
+    of.add_argument("--compensation", default="auto", help=f"{', '.join(COMPENSATIONS)} (default: auto)")
     of.add_argument("--allocation", default="global", help=f"{', '.join(ALLOCATIONS)} (default: global)")
     of.add_argument("--schedule", default="geometric", help=f"{', '.join(SCHEDULES)} (default: geometric)")
     of.add_argument("--params", nargs="+", metavar="NAME", help="names or shell-style patterns of what is pruned")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mfac.gradients.nested import map_tensors, tensors_in
+from mfac.gradients.nested import map_tensors, num_samples, tensors_in
 from mfac.gradients.threads import OperationCount, threads_for
 from mfac.gradients.vector import ParameterVector
 
@@ -114,6 +114,21 @@ class GradientSource:
         yield first
         for i in range(1, count):
             yield self._of_batch(_samples(batch, i, i + 1), number)[None]
+
+    def loss(self, batch: Any) -> float:
+        """The loss of one batch, with as many threads as its gradient takes.
+
+        Args:
+            batch: As `loss_fn` takes it.
+
+        Returns:
+            The loss.
+        """
+        operations = self._operations or 0  # of one sample, where gradients are of samples
+        if self.per_sample:
+            operations *= num_samples(batch) or 1
+        with threads_for(operations), torch.enable_grad():  # some losses differentiate within
+            return float(self.loss_fn(self.model, batch).detach())
 
     def _of_batch(self, batch: Any, number: int) -> Tensor:
         """The gradient of one batch, [d]."""

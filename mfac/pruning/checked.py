@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ SCALES = (1.0, 0.5, 0.25, 0.0)
 """What the change of the kept weights is tried with; 0 is no compensation."""
 
 
-def checked_update(context: StepContext, delta: Tensor, evaluate: Callable[[Tensor], float]) -> tuple[Tensor, float]:
+def checked_update(context: StepContext, delta: Tensor) -> tuple[Tensor, float]:
     """The update, with the change of the kept weights scaled by the factor of least loss.
 
     So no step is worse than dropping its weights alone, on the batches that are looked at.
@@ -22,7 +21,6 @@ def checked_update(context: StepContext, delta: Tensor, evaluate: Callable[[Tens
     Args:
         context: The step, with what it drops; dropped weights always go.
         delta: δ, [n] float64.
-        evaluate: The loss with a change of the live weights; not finite is as bad as can be.
 
     Returns:
         The update, and its scale out of `SCALES`. Ties go to the larger. Four evaluations, none
@@ -33,7 +31,7 @@ def checked_update(context: StepContext, delta: Tensor, evaluate: Callable[[Tens
     best, best_loss, best_scale = delta, math.inf, None
     for scale in SCALES:
         tried = torch.where(context.dropped, delta, scale * delta)
-        loss = evaluate(tried)
+        loss = context.loss_after(tried)  # not finite is as bad as can be
         if best_scale is None or loss < best_loss:
             best, best_loss, best_scale = tried, loss if math.isfinite(loss) else math.inf, scale
     return best, 1.0 if best_scale is None else best_scale
@@ -49,8 +47,8 @@ def refit_update(context: StepContext) -> tuple[Tensor, float]:
     a Gauss-Newton step against it.
 
     Args:
-        context: The live weights, with fresh gradients of them; none is dropped. With its
-            `evaluate` the step's size is checked.
+        context: The live weights, with fresh gradients of them; none is dropped. The step's size
+            is checked.
 
     Returns:
         δ, [n] float64, and its scale. O(nm).
@@ -62,4 +60,4 @@ def refit_update(context: StepContext) -> tuple[Tensor, float]:
         delta = fisher.ihvp_of_combination(ones).double()
     else:
         delta = fisher.ihvp(-fisher.grads.mean(0)).double()
-    return (delta, 1.0) if context.evaluate is None else checked_update(context, delta, context.evaluate)
+    return checked_update(context, delta)

@@ -8,6 +8,7 @@ or add its name to `COMPENSATIONS` (docs/extending/compensation.md).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -20,7 +21,7 @@ from mfac.curvature.fisher import EmpiricalFisher
 from mfac.pruning.blocks import fisher_blocks
 from mfac.pruning.context import StepContext
 
-CompensationName = Literal["joint", "summed", "greedy", "none"]
+CompensationName = Literal["auto", "joint", "summed", "greedy", "none"]
 
 
 class Compensation(ABC):
@@ -28,9 +29,12 @@ class Compensation(ABC):
 
     Attributes:
         needs_fisher: Whether gradients have to be collected for the compensation.
+        evaluations: How often a step asks for the loss on held-out batches, with
+            `StepContext.loss_after`.
     """
 
     needs_fisher: bool = True
+    evaluations: int = 0
 
     @abstractmethod
     def update(self, context: StepContext) -> Tensor:
@@ -127,7 +131,50 @@ class NoCompensation(Compensation):
         return -context.weights.double() * context.dropped
 
 
+class LeastLoss(Compensation):
+    """At every step the candidate with the least loss on held-out batches.
+
+    m gradients know the whole F in part where there are far more weights. Its blocks they know well,
+    and blocks say nothing across blocks. Which of the two serves a step better differs between
+    networks, and from step to step. Where few weights are left for each gradient, or F is block
+    diagonal, F is known well, and the first candidate is taken without a look at the loss.
+
+    The loss has to rise as the network gets worse. With a loss that does not, such as a random
+    projection of the outputs, choose a compensation by name.
+
+    Args:
+        *candidates: Compensations; none for `Joint` and `GreedyInBlocks`.
+        known: Up to how many live weights for each gradient the first candidate is taken.
+
+    Raises:
+        TypeError: If a candidate is something else.
+    """
+
+    def __init__(self, *candidates: Compensation, known: int = 8) -> None:
+        for candidate in candidates:
+            if not isinstance(candidate, Compensation):
+                raise TypeError(
+                    f"Parameter `candidates` should be mfac.Compensation objects. Found {type(candidate).__name__}."
+                )
+        self.candidates, self.known = candidates or (Joint(), GreedyInBlocks()), check_count("known", known)
+        self.needs_fisher = any(candidate.needs_fisher for candidate in self.candidates)
+        self.evaluations = len(self.candidates) + sum(candidate.evaluations for candidate in self.candidates)
+
+    def update(self, context: StepContext) -> Tensor:
+        """δ, [n] float64. The cost of all candidates, and of the loss after each."""
+        if context.has_fisher and _is_known(context.fisher, self.known):
+            return self.candidates[0].update(context)
+        updates = [candidate.update(context) for candidate in self.candidates]
+        losses = [context.loss_after(delta) for delta in updates]
+        return updates[min(range(len(updates)), key=lambda i: losses[i] if math.isfinite(losses[i]) else math.inf)]
+
+
+def _is_known(fisher: EmpiricalFisher, weights_a_gradient: int) -> bool:
+    return fisher.block_size is not None or fisher.dim <= weights_a_gradient * fisher.rank
+
+
 COMPENSATIONS: Mapping[str, Callable[[], Compensation]] = {
+    "auto": LeastLoss,
     "joint": Joint,
     "summed": Summed,
     "greedy": GreedyInBlocks,

@@ -22,7 +22,7 @@ class StepContext:
         parameters: What is known of each parameter that is pruned.
         live: Weights that are alive, [d] bool: n of the d weights of all parameters.
         evaluate: The loss on held-out batches with a change δ of the live weights, [n]; None where
-            steps are not checked.
+            nothing asks for it.
         input_norms: Norms of the input channels that each weight is multiplied with, by the
             parameter's name; None where the run looks at no activations.
     """
@@ -37,12 +37,28 @@ class StepContext:
         input_norms: Callable[[], Mapping[str, Tensor]] | None = None,
     ) -> None:
         self.weights = weights
-        self.evaluate = evaluate
+        self._evaluate = evaluate
         self._input_norms = input_norms
         self.parameters = parameters
         self.live = live
         self._fisher = fisher
         self._dropped: Tensor | None = None
+
+    def loss_after(self, delta: Tensor) -> float:
+        """The loss on held-out batches with a change of the live weights.
+
+        Args:
+            delta: δ, [n].
+
+        Returns:
+            The mean loss, the same batches and random numbers in the whole step.
+
+        Raises:
+            RuntimeError: If no part of the step has declared that it needs the loss.
+        """
+        if self._evaluate is None:
+            raise RuntimeError("The step has no held-out loss: its compensation says evaluations=0.")
+        return self._evaluate(delta)
 
     @property
     def has_fisher(self) -> bool:

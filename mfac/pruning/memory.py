@@ -16,7 +16,7 @@ from mfac.curvature.streamed import IN_MEMORY
 from mfac.gradients.backward import SAMPLE_ENTRIES
 from mfac.gradients.store import TILE_ENTRIES
 from mfac.gradients.vector import ParameterVector
-from mfac.pruning.compensation import Joint
+from mfac.pruning.compensation import Joint, LeastLoss
 from mfac.pruning.settings import Settings
 
 _VECTORS_OF_A_STEP = 61  # float64 results, scores, rankings and their orders, δ and masks, each [n]: as measured
@@ -158,7 +158,7 @@ def _next_fisher_bytes(settings: Settings, live: int, kept: int, size: int) -> i
         return 0
     if settings.block_size is not None and settings.block_size < live:
         # blocks stay where they are while a joint update moves the kept weights
-        kept = live if isinstance(compensation, Joint) else kept
+        kept = live if isinstance(compensation, Joint | LeastLoss) else kept
     elif settings.rank < live:
         return settings.rank * kept * size  # the matrices are counted with the step's own
     return settings.rank * kept * size + _fisher_bytes(settings, kept, size)

@@ -10,7 +10,7 @@ from torch import Tensor
 from mfac.core.memory import release_freed
 from mfac.masks.patterns import Candidates, Pattern, Units
 from mfac.pruning.allocation import Allocation
-from mfac.pruning.checked import checked_update
+from mfac.pruning.checked import SCALES, checked_update
 from mfac.pruning.compensation import Compensation, predicted_increase
 from mfac.pruning.context import StepContext
 from mfac.pruning.counts import choose_units
@@ -26,12 +26,19 @@ class Rules:
         pattern: Which weights go together.
         allocation: How many of each parameter.
         compensation: How the others move.
+        step_check: Whether the size of the others' move is checked on held-out batches.
     """
 
     saliency: Saliency
     pattern: Pattern
     allocation: Allocation
     compensation: Compensation
+    step_check: bool = False
+
+    @property
+    def evaluations(self) -> int:
+        """How often a step asks for the loss on held-out batches."""
+        return self.compensation.evaluations + (len(SCALES) if self.step_check else 0)
 
     @property
     def needs_fisher(self) -> bool:
@@ -83,8 +90,8 @@ def prune_step(rules: Rules, context: StepContext, kept: int, finally_kept: int)
     delta = rules.compensation.update(context)
     _check_update(rules.compensation, delta, context)
     scale = 1.0
-    if context.evaluate is not None:
-        delta, scale = checked_update(context, delta, context.evaluate)
+    if rules.step_check:
+        delta, scale = checked_update(context, delta)
     increase = predicted_increase(context.fisher, delta) if context.has_fisher else None
     return Outcome(context.dropped, delta, increase, scale)
 

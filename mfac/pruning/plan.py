@@ -204,7 +204,7 @@ class Planner:
 
     def _evaluations(self, settings: Settings, steps: int) -> int:
         """Batches that go forward alone: for checked steps, and for batch normalisation."""
-        checked = (steps + settings.refits) * len(SCALES) * EVALUATED if settings.step_check else 0
+        checked = (steps * settings.rules.evaluations + settings.refits * len(SCALES)) * EVALUATED
         batches = settings.batchnorm_batches if normalised_layers(self.model) else 0
         there = self.stream.length
         return checked + (batches if there is None else min(batches, there))

@@ -46,7 +46,7 @@ def prune(
     sparsity: float | None = None,
     params: Selection = None,
     saliency: SaliencyName | Saliency = "greedy",
-    compensation: CompensationName | Compensation = "joint",
+    compensation: CompensationName | Compensation = "auto",
     pattern: str | Pattern | Mapping[str, str | Pattern] = "unstructured",
     allocation: AllocationName | Allocation | Mapping[str, float] = "global",
     num_gradients: int | None = None,
@@ -103,9 +103,10 @@ def prune(
         saliency: "greedy", what a block of weights has lost when the weight goes, one after the
             other; "obs", w²/(2 (F⁻¹)_pp); "magnitude"; "obd"; "snip"; "wanda"; "refined", exchanges
             that lower the joint objective; or a `Saliency`.
-        compensation: "joint", the exact minimiser over the kept weights; "summed", the sum of
-            single-weight updates, as M-FAC's own pruner; "greedy", exact inside blocks; "none"; or
-            a `Compensation`.
+        compensation: "joint", the exact minimiser over the kept weights; "greedy", the exact
+            minimiser inside blocks; "auto", in each step whichever of the two has the least loss on
+            eight batches apart from those of the gradients; "summed", the sum of single-weight
+            updates, as M-FAC's own pruner; "none"; or a `Compensation`.
         pattern: "unstructured"; "N:M" with 1 <= N < M <= 64, as "2:4"; "AxB", blocks of A outputs
             by B inputs; "rows"; "channels"; a `Pattern`; or one of these for each name or
             shell-style pattern.

@@ -20,6 +20,7 @@ from mfac.gradients.batches import BatchStream
 from mfac.gradients.input_norms import input_norms
 from mfac.gradients.modes import model_mode
 from mfac.gradients.prunable import describe_weights
+from mfac.gradients.randomness import Randomness
 from mfac.gradients.ranks import Ranks
 from mfac.pruning.budget import Budget
 from mfac.pruning.checked import refit_update
@@ -69,6 +70,7 @@ class Run:
         self.report = PruningReport({})
         self.kept_after: list[int] | None = None  # of each step, once it is known
         self._evaluation: list[Any] | None = None  # batches, of the stage
+        self._randomness: Randomness | None = None  # that every evaluation of the stage begins with
         self._unused: set[str] = set()
         self._take(targets)
 
@@ -136,7 +138,7 @@ class Run:
         """The live weights as saliencies and compensations see them."""
         return StepContext(
             *(self.weights[self.live], self.fisher, self.parameters, self.live),
-            self.evaluate if self.settings.step_check else None,
+            self.evaluate if self.settings.rules.evaluations or self.settings.refits else None,
             lambda: input_norms(self.model, islice(self.stream.rest(), INPUT_BATCHES), self.loss_fn),
         )
 
@@ -265,18 +267,23 @@ class Run:
             delta: δ, [n].
 
         Returns:
-            The mean loss of eight batches, or of as many as there are. The weights are as before.
+            The mean loss of eight batches, or of as many as there are, with the same random numbers
+            each time. The weights are as before.
         """
         if self._evaluation is None:
-            self._evaluation = self.stream.others(EVALUATED)
+            self._evaluation, self._randomness = self.stream.others(EVALUATED), Randomness.of(None)
+        assert self._randomness is not None
+        outside = Randomness.of(None)
         moved = self.weights.clone()
         moved[self.live] = (self.weights[self.live].double() + delta).to(moved.dtype)
         try:
             self.vector.write_(moved)
-            with model_mode(self.model, self.mode), torch.enable_grad():  # some losses differentiate within
-                losses = [float(self.loss_fn(self.model, batch).detach()) for batch in self._evaluation]
+            self._randomness.restore(None)
+            with model_mode(self.model, self.mode):
+                losses = [self.source.loss(batch) for batch in self._evaluation]
         finally:
             self.vector.write_(self.weights)
+            outside.restore(None)
         return sum(losses) / len(losses)
 
     def _apply(self, delta: Tensor, dropped: Tensor) -> None:

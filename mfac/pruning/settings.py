@@ -53,7 +53,6 @@ class Settings:
         time_budget: Seconds, in place of an effort.
         gradients: "ram", "bf16" or the folder of a file.
         or_fewer: Whether a stage goes on with fewer gradients where the data has no more.
-        step_check: Whether the size of each step is checked on batches of its own.
         refits: Solves after the last stage, each with fresh gradients.
     """
 
@@ -75,8 +74,12 @@ class Settings:
     time_budget: float | None
     gradients: Path | Literal["ram", "bf16"]
     or_fewer: bool
-    step_check: bool = False
     refits: int = 0
+
+    @property
+    def step_check(self) -> bool:
+        """Whether the size of each step is checked on batches of its own."""
+        return self.rules.step_check
 
     @property
     def rank(self) -> int:
@@ -132,6 +135,7 @@ def checked_settings(arguments: Mapping[str, Any]) -> Settings:
         resolve_pattern(given["pattern"]),
         resolve_allocation(given["allocation"]),
         resolve("compensation", given["compensation"], COMPENSATIONS, Compensation),  # type: ignore[type-abstract]
+        given.get("step_check", False),
     )
     check_choice("existing_zeros", given["existing_zeros"], ("auto", "keep", "ignore"))
     check_choice("mode", given["mode"], ("auto", "eval", "train"))
@@ -159,7 +163,6 @@ def checked_settings(arguments: Mapping[str, Any]) -> Settings:
         time_budget=None if budget is None else check_number("time_budget", budget, above=0),
         gradients=gradients,
         or_fewer=given["num_gradients"] is None,
-        step_check=given.get("step_check", False),
         refits=check_count("refits", given.get("refits", 0)),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from mfac.gradients.input_norms import input_norms
 from mfac.gradients.prunable import PrunableWeight
 from mfac.masks.patterns import Blocks
 from mfac.pruning.checked import checked_update
-from mfac.pruning.compensation import COMPENSATIONS, GreedyInBlocks, predicted_increase
+from mfac.pruning.compensation import COMPENSATIONS, GreedyInBlocks, LeastLoss, predicted_increase
 from mfac.pruning.context import StepContext
 from mfac.pruning.saliencies.greedy import Greedy
 from mfac.pruning.saliencies.obs import OBS, group_scores
@@ -25,13 +26,19 @@ from mfac.pruning.saliency import SALIENCIES
 DAMPING = 0.05
 
 
-def context_of(dim: int, rank: int, seed: int, block_size: int | None = None) -> StepContext:
+def context_of(
+    dim: int,
+    rank: int,
+    seed: int,
+    block_size: int | None = None,
+    evaluate: Callable[[Tensor], float] | None = None,
+) -> StepContext:
     generator = torch.Generator().manual_seed(seed)
     grads = torch.randn(rank, dim, generator=generator, dtype=torch.float64)
     weights = torch.randn(dim, generator=generator, dtype=torch.float64)
     described = [PrunableWeight("w", torch.Size([1, dim]), (1, dim, 1), "Linear")]
     curvature = mfac.EmpiricalFisher(grads, DAMPING, block_size)
-    return StepContext(weights, curvature, described, torch.ones(dim, dtype=torch.bool))
+    return StepContext(weights, curvature, described, torch.ones(dim, dtype=torch.bool), evaluate)
 
 
 def dense(context: StepContext, block_size: int | None = None) -> Tensor:
@@ -150,7 +157,7 @@ def test_refined_finds_the_best_set_of_a_small_problem_more_often_than_a_ranking
 @pytest.mark.parametrize("block_size", [None, 7])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
 def test_joint_is_predicted_to_cost_least(seed: int, block_size: int | None, share: float):
-    context = context_of(50, 11, seed, block_size)
+    context = context_of(50, 11, seed, block_size, evaluate=lambda _: 0.0)
     context.decide(torch.rand(50, generator=torch.Generator().manual_seed(seed)) < share)
     costs = {name: predicted_increase(context.fisher, make().update(context)) for name, make in COMPENSATIONS.items()}
     assert all(costs["joint"] <= cost * (1 + 1e-9) for cost in costs.values())
@@ -178,16 +185,40 @@ def test_a_prediction_is_near_what_is_measured_at_small_steps():
 
 
 def test_the_check_takes_the_scale_of_least_loss():
-    context = context_of(6, 3, seed=0)
-    context.decide(torch.tensor([True, False, False, True, False, False]))
+    dropped = torch.tensor([True, False, False, True, False, False])
     delta = torch.arange(1.0, 7.0).double()
+
+    def checked(delta: Tensor, evaluate: Callable[[Tensor], float]) -> tuple[Tensor, float]:
+        context = context_of(6, 3, seed=0, evaluate=evaluate)
+        context.decide(dropped)
+        return checked_update(context, delta)
+
     for wanted in (1.0, 0.5, 0.25, 0.0):
-        update, scale = checked_update(context, delta, lambda d, wanted=wanted: abs(float(d[1]) / 2 - wanted))
+        update, scale = checked(delta, lambda d, wanted=wanted: abs(float(d[1]) / 2 - wanted))
         assert scale == wanted
-        assert torch.equal(update, torch.where(context.dropped, delta, wanted * delta))
-    update, scale = checked_update(context, delta, lambda d: float("nan") if float(d[1]) else 5.0)
-    assert scale == 0.0
-    assert checked_update(context, delta * context.dropped, lambda d: 1 / 0)[1] == 1.0  # nothing to decide
+        assert torch.equal(update, torch.where(dropped, delta, wanted * delta))
+    assert checked(delta, lambda d: float("nan") if float(d[1]) else 5.0)[1] == 0.0
+    assert checked(delta * dropped, lambda d: 1 / 0)[1] == 1.0  # nothing to decide
+
+
+@pytest.mark.parametrize("least", ["joint", "greedy"])
+def test_the_compensation_of_least_loss_is_taken(least: str):
+    updates = {}
+
+    def evaluate(delta: Tensor) -> float:
+        return 1.0 if torch.equal(delta, updates[least]) else float("nan")
+
+    context = context_of(300, 4, seed=1, evaluate=evaluate)
+    context.decide(torch.arange(300) % 3 == 0)
+    updates.update({name: COMPENSATIONS[name]().update(context) for name in ("joint", "greedy")})
+    assert not torch.allclose(updates["joint"], updates["greedy"])
+    assert torch.equal(COMPENSATIONS["auto"]().update(context), updates[least])
+    without = context_of(300, 4, seed=1)
+    without.decide(torch.arange(300) % 3 == 0)
+    with pytest.raises(RuntimeError, match="The step has no held-out loss: its compensation says evaluations=0"):
+        COMPENSATIONS["auto"]().update(without)
+    with pytest.raises(TypeError, match=r"Parameter `candidates` should be mfac.Compensation objects. Found str"):
+        LeastLoss("joint")
 
 
 def test_a_checked_run_is_not_worse_than_none_on_what_it_looks_at():
