@@ -134,8 +134,8 @@ class NoCompensation(Compensation):
 class LeastLoss(Compensation):
     """At every step the candidate with the least loss on held-out batches.
 
-    m gradients know the whole F in part where there are far more weights. Its blocks they know well,
-    and blocks say nothing across blocks. Which of the two serves a step better differs between
+    m gradients say little of the whole F of far more weights. They say much of its blocks, which
+    leave out what joins one block to another. Which of the two serves a step better differs between
     networks, and from step to step. Where few weights are left for each gradient, or F is block
     diagonal, F is known well, and the first candidate is taken without a look at the loss.
 
