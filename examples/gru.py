@@ -14,7 +14,7 @@ def main() -> None:
     batches = letter_batches(2048, 16, seed=7)
     for name, options in (
         ("magnitude", {"saliency": "magnitude", "compensation": "none"}),
-        ("obs", {"num_gradients": 256, "stages": 4}),
+        ("mfac", {"num_gradients": 256, "stages": 4}),
     ):
         model = copy.deepcopy(dense)
         report = mfac.prune(model, loss_fn, batches, sparsity=0.5, **options)
