@@ -27,6 +27,7 @@ from mfac.pruning.batchnorm import reestimate_batchnorm
 from mfac.pruning.budget import Budget, allocate
 from mfac.pruning.compensation import Compensation
 from mfac.pruning.context import StepContext
+from mfac.pruning.costs import cost_table
 from mfac.pruning.gradual import Pruner
 from mfac.pruning.plan import PruningPlan
 from mfac.pruning.pruner import plan, prune
@@ -67,6 +68,7 @@ __all__ = [
     "allocate",
     "build_info",
     "collect_gradients",
+    "cost_table",
     "export_onnx",
     "held_out",
     "ihvp",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,6 +57,21 @@ def counted_flops(model: nn.Module) -> Generator[dict[str, int]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def call_with(model: nn.Module, example: Any) -> None:
+    """Calls a model with an example.
+
+    Args:
+        model: The model.
+        example: A tensor, a tuple or list of arguments, or a mapping of named arguments.
+    """
+    if isinstance(example, Mapping):
+        model(**example)
+    elif isinstance(example, tuple | list):
+        model(*example)
+    else:
+        model(example)
 
 
 def _products(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> dict[str, int]:

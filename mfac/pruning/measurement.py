@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mfac.gradients.backward import LossFunction
 from mfac.gradients.modes import model_mode
 from mfac.masks.located import locate
-from mfac.pruning.flops import counted_flops
+from mfac.pruning.flops import call_with, counted_flops
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,6 @@ def _flops(model: nn.Module, loss_fn: LossFunction | None, batches: list[Any] | 
     with model_mode(model, "eval"), counted_flops(model) as counts, torch.enable_grad():
         if example is None and loss_fn is not None and batches:
             loss_fn(model, batches[0])
-        elif isinstance(example, Mapping):
-            model(**example)
         else:
-            model(*example) if isinstance(example, tuple | list) else model(example)
+            call_with(model, example)
     return counts

@@ -296,12 +296,14 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         """What the next stage needs to know, as tensors, numbers and strings."""
+        allocation = self.settings.rules.allocation
         return {
             "weights": self.weights.clone(),
             "live": self.live.clone(),
             "damping": self.damping if isinstance(self.damping, float) else None,
             "unused": sorted(self._unused),
             "kept_after": self.kept_after,
+            "levels": allocation.chosen if isinstance(allocation, Budget) else None,
             "steps": [list(vars(step).values()) for step in self.report.steps],
             "mode": self.mode,
             "stream": self.stream.state_dict(),
@@ -324,6 +326,8 @@ class Run:
                 f"Parameter `state` should be of a model with {self.live.numel()} prunable weights. "
                 f"Found {state['live'].numel()}."
             )
+        if isinstance(self.settings.rules.allocation, Budget):
+            self.settings.rules.allocation.chosen = state["levels"]
         self.live, self.kept_after = state["live"].clone().to(self.live.device), state["kept_after"]
         steps: Sequence[Sequence[Any]] = state["steps"]
         self.report.steps = [PruningStep(*values) for values in steps]

@@ -206,4 +206,5 @@ def _described(value: object) -> str:
     name = getattr(value, "__qualname__", None)
     if name is not None:
         return str(name)
-    return f"{type(value).__name__}({', '.join(f'{k}={_described(v)}' for k, v in sorted(vars(value).items()))})"
+    given = {name: item for name, item in vars(value).items() if name != "chosen"}  # a result of the run
+    return f"{type(value).__name__}({', '.join(f'{k}={_described(v)}' for k, v in sorted(given.items()))})"

@@ -132,3 +132,17 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
         mfac.prune(classifier(seed=1), cross_entropy, batches(30), checkpoint=tmp_path, **SMALL)
     with pytest.raises(ValueError, match=r"another model: 0.weight \[32, 12\]"):
         mfac.prune(classifier(hidden=16), cross_entropy, batches(30), checkpoint=tmp_path, **SMALL)
+
+
+def test_a_budget_keeps_the_levels_of_its_first_scores(tmp_path):
+    def arguments() -> dict[str, object]:
+        costs = mfac.cost_table(classifier(), "flops", torch.zeros(1, 12))
+        return {**SMALL, "sparsity": None, "allocation": mfac.Budget(costs, 300.0)}
+
+    whole, model = classifier(), classifier()
+    report = mfac.prune(whole, cross_entropy, batches(30), **arguments())
+    with pytest.raises(StopError):
+        mfac.prune(model, cross_entropy, batches(30), checkpoint=tmp_path, progress=stop_at(5), **arguments())
+    resumed = mfac.prune(model, cross_entropy, batches(30), checkpoint=tmp_path, **arguments())
+    assert all(torch.equal(resumed.masks[name], mask) for name, mask in report.masks.items())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True))
