@@ -33,7 +33,7 @@ class Size:
     pruning: Mapping[str, int]  # arguments of mfac.prune; none are its defaults
 
 
-QUICK = Size((0.9, 0.95), ("mfac", "magnitude"), {"num_gradients": 64, "stages": 8})
+QUICK = Size((0.9, 0.95), ("mfac", "magnitude"), {"num_gradients": 128, "stages": 4})
 FULL = Size((0.8, 0.9, 0.95, 0.98), tuple(METHODS), {})
 IMAGES, EPOCHS = 8000, 3  # of the training; the optimizers' settings were chosen for these
 

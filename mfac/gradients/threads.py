@@ -75,6 +75,17 @@ def _is_counted(layer: nn.Module) -> bool:
 
 
 @contextmanager
+def one_thread() -> Generator[None]:
+    """One thread inside, for work that is hundreds of short parallel regions; then as before.
+
+    Yields:
+        Nothing.
+    """
+    with threads_for(0):
+        yield
+
+
+@contextmanager
 def threads_for(operations: int) -> Generator[None]:
     """One thread inside where a batch is small; torch's own number otherwise, and again at the end.
 

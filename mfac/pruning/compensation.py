@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mfac.core.checks.numbers import check_count
 from mfac.curvature.fisher import EmpiricalFisher
+from mfac.gradients.threads import one_thread
 from mfac.pruning.blocks import fisher_blocks
 from mfac.pruning.context import StepContext
 
@@ -109,15 +110,16 @@ class GreedyInBlocks(Compensation):
         """δ, [n] float64. O(nmB + nB²)."""
         weights, dropped = context.weights.double(), context.dropped
         delta = -weights * dropped
-        for columns, blocks in fisher_blocks(context.fisher, self.block_size):
-            gone = dropped[columns].view(-1, blocks.shape[1])
-            if not bool(gone.any()):
-                continue
-            lost = (weights[columns] * dropped[columns]).view_as(gone)
-            coupling = torch.bmm(blocks, lost[:, :, None]).masked_fill_(gone[:, :, None], 0)  # on S: F_SD w_D
-            blocks.masked_fill_(gone[:, :, None] | gone[:, None, :], 0)
-            blocks.diagonal(dim1=1, dim2=2).masked_fill_(gone, 1)
-            delta[columns] += torch.cholesky_solve(coupling, torch.linalg.cholesky(blocks)).view(-1)
+        with one_thread():
+            for columns, blocks in fisher_blocks(context.fisher, self.block_size):
+                gone = dropped[columns].view(-1, blocks.shape[1])
+                if not bool(gone.any()):
+                    continue
+                lost = (weights[columns] * dropped[columns]).view_as(gone)
+                coupling = torch.bmm(blocks, lost[:, :, None]).masked_fill_(gone[:, :, None], 0)  # on S: F_SD w_D
+                blocks.masked_fill_(gone[:, :, None] | gone[:, None, :], 0)
+                blocks.diagonal(dim1=1, dim2=2).masked_fill_(gone, 1)
+                delta[columns] += torch.cholesky_solve(coupling, torch.linalg.cholesky(blocks)).view(-1)
         return delta
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mfac.core.checks.choices import check_choice
 from mfac.core.checks.numbers import check_count
+from mfac.gradients.threads import one_thread
 from mfac.masks.patterns import Units
 from mfac.pruning.blocks import fisher_blocks
 from mfac.pruning.context import StepContext
@@ -54,10 +55,11 @@ class Greedy(Saliency):
     def scores(self, context: StepContext) -> Tensor:
         """The loss of the block when each weight goes, [n] float64. O(nB² + nmB) time."""
         scores = torch.empty_like(context.weights, dtype=torch.float64)
-        for columns, fisher in fisher_blocks(context.fisher, self.block_size):
-            width = fisher.shape[1]
-            w = context.weights[columns].to(torch.float64, copy=True).view(-1, width)
-            scores[columns] = self._exhaust(torch.cholesky_inverse(torch.linalg.cholesky(fisher)), w).view(-1)
+        with one_thread():
+            for columns, fisher in fisher_blocks(context.fisher, self.block_size):
+                width = fisher.shape[1]
+                w = context.weights[columns].to(torch.float64, copy=True).view(-1, width)
+                scores[columns] = self._exhaust(torch.cholesky_inverse(torch.linalg.cholesky(fisher)), w).view(-1)
         return scores
 
     def unit_scores(self, context: StepContext, units: Units) -> Tensor | None:
