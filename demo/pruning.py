@@ -20,7 +20,7 @@ from demo.networks import accuracy
 Batch = tuple[Tensor, Tensor]
 
 METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "mfac": ("the defaults: weights go one by one in blocks, and the others move by what the loss likes best", {}),
+    "mfac": ("weights go one by one in blocks of the Fisher; in each step the others move as costs least loss", {}),
     "magnitude": (
         "the weights of least magnitude in the whole network; the others stay as they are",
         {"saliency": "magnitude", "compensation": "none"},

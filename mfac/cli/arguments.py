@@ -54,7 +54,7 @@ def _prune(of: argparse.ArgumentParser, command: Command) -> None:
         metavar="file.py:loss_fn",
         help="loss_fn(model, batch); otherwise the cross entropy of model(batch[0]) and batch[1]",
     )
-    of.add_argument("--pattern", default="unstructured", help="unstructured, or N:M as 2:4")
+    of.add_argument("--pattern", default="unstructured", help="unstructured; N:M as 2:4; AxB as 4x1; rows; channels")
     of.add_argument("--saliency", default="greedy", help=f"{', '.join(SALIENCIES)} (default: greedy)")
     of.add_argument("--compensation", default="auto", help=f"{', '.join(COMPENSATIONS)} (default: auto)")
     of.add_argument("--allocation", default="global", help=f"{', '.join(ALLOCATIONS)} (default: global)")

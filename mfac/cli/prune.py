@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from mfac.masks.export import plain_state_dict, save_compact
 from mfac.masks.masks import Masks
 from mfac.pruning import pruner
 from mfac.pruning.report import PruningReport
-from mfac.pruning.targets import choose_targets
 
 FILES = ("model.pt", "masks.safetensors", "masks.pt", "report.json", "model_compact.pt")
 
@@ -67,8 +65,6 @@ def _check(arguments: argparse.Namespace, out: Path) -> None:
     """Refuses what cannot end well before a model is loaded."""
     if arguments.resume and arguments.checkpoint is None:
         raise ValueError("Parameter `--resume` should come with --checkpoint DIR, where the run was kept. Found none.")
-    if arguments.checkpoint is not None and "checkpoint" not in inspect.signature(pruner.prune).parameters:
-        raise ValueError("Parameter `--checkpoint` should not be given: this version of mfac keeps no checkpoints.")
     kept = arguments.checkpoint is not None and Path(arguments.checkpoint, "run.pt").exists()
     if kept and not arguments.resume:
         raise ValueError(
@@ -95,17 +91,8 @@ def prune_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def plan_text(model: nn.Module, loss_fn: Any, data: Any, options: dict[str, Any]) -> str:
-    """What the run will do, before it begins: the text of `mfac.plan`, or tensors and weights."""
-    plan = getattr(pruner, "plan", None)
-    if plan is not None:
-        return str(plan(model, loss_fn, data, **options))
-    targets = choose_targets(model, options.get("params"), "auto")
-    sizes = {name: parameter.numel() for name, parameter in targets.vector.parameters.items()}
-    width = max(map(len, [*sizes, *targets.left_dense]))
-    lines = [f"plan: {sum(sizes.values())} weights in {len(sizes)} tensors"]
-    lines += [f"  {name:<{width}}  {size} weights" for name, size in sizes.items()]
-    lines += [f"  {name:<{width}}  left dense: it {why}" for name, why in targets.left_dense.items()]
-    return "\n".join(lines)
+    """What the run will do, before it begins."""
+    return str(pruner.plan(model, loss_fn, data, **options))
 
 
 def write(out: Path, model: nn.Module, report: PruningReport, *, compact: bool = False) -> None:

@@ -208,6 +208,17 @@ class EmpiricalFisher:
         """
         yield self.grads
 
+    def columns(self, index: Tensor) -> Tensor:
+        """Some columns of the gradients.
+
+        Args:
+            index: Which, [s] int64.
+
+        Returns:
+            [m, s].
+        """
+        return self.grads.index_select(1, index)
+
     def restricted(self, kept: Tensor) -> EmpiricalFisher:
         """The Fisher over some of the columns, of the same gradients and with the same λ.
 

@@ -84,6 +84,10 @@ class StreamedFisher(EmpiricalFisher):
         for _, tile in self.store.tiles(self.live):
             yield tile
 
+    def columns(self, index: Tensor) -> Tensor:
+        """Some columns of the gradients, [m, s] in `dtype`; one pass over the store."""
+        return self._dual._gather(index).to(self.dtype)
+
     def restricted(self, kept: Tensor) -> EmpiricalFisher:
         """F over some of the columns, with the same λ; in memory where few are left.
 

@@ -202,19 +202,27 @@ class GradientSource:
         """One gradient a sample, [count, d], by torch.func."""
         loss = _Loss(self.model, self.loss_fn)
         leaves = self.vector.leaves()
-        names = {id(parameter): name for name, parameter in loss.named_parameters()}
-        weights = {names[id(leaf)]: leaf.detach() for leaf in leaves}
+        weights = {id(leaf): leaf.detach() for leaf in leaves}
+        # functional_call's own ties lose the parameters of a module that stands in two places: each
+        # module is named once here, with every name of its parameters.
+        places = {
+            f"{module_name}.{name}": id(parameter)
+            for module_name, module in loss.named_modules()
+            for name, parameter in module._parameters.items()
+            if id(parameter) in weights
+        }
 
-        def of_one_sample(weights: dict[str, Tensor], sample: list[Tensor]) -> Tensor:
+        def of_one_sample(weights: dict[int, Tensor], sample: list[Tensor]) -> Tensor:
             tensors = iter(sample)  # vmap knows lists, not every class of batch
             one = map_tensors(batch, lambda _: next(tensors).unsqueeze(0))
-            result: Tensor = torch.func.functional_call(loss, weights, (one,))
+            exchanged = {place: weights[key] for place, key in places.items()}
+            result: Tensor = torch.func.functional_call(loss, exchanged, (one,), tie_weights=False)
             return result
 
         gradient_of = torch.func.vmap(torch.func.grad(of_one_sample), in_dims=(None, 0), randomness="different")
         with threads_for((self._operations or 0) * count):
             gradients = gradient_of(weights, list(tensors_in(batch)))
-        pieces, left = [], iter(gradients[names[id(leaf)]] for leaf in leaves)
+        pieces, left = [], iter(gradients[id(leaf)] for leaf in leaves)
         for aliases in self.vector.aliases:
             total = next(left).reshape(count, -1).to(self.vector.dtype)
             for _ in aliases:

@@ -23,10 +23,8 @@ class DataEndedError(ValueError):
     """
 
     def __init__(self, purpose: str, taken: int) -> None:
-        super().__init__(
-            f"Parameter `data` should yield enough batches for {purpose}. Found only {taken}. "
-            "Smaller batches give more of them."
-        )
+        remedy = "Smaller batches give more of them." if taken else "An iterator that was used up gives none."
+        super().__init__(f"Parameter `data` should yield enough batches for {purpose}. Found only {taken}. {remedy}")
         self.taken = taken
 
 

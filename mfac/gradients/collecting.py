@@ -99,6 +99,11 @@ def check_model_and_loss(model: nn.Module, loss_fn: LossFunction) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Parameter `model` should be a torch.nn.Module. Found {type(model).__name__}.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"Parameter `model` should be the module from before torch.jit.script or torch.jit.trace. "
+            f"Found {type(model).__name__}."
+        )
     if not callable(loss_fn):
         raise TypeError(f"Parameter `loss_fn` should be a function of model and batch. Found {type(loss_fn).__name__}.")
 

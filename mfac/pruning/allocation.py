@@ -190,12 +190,12 @@ class ByLayer(Allocation):
     """A sparsity for each parameter, by name or a shell-style pattern; the first match counts.
 
     Args:
-        sparsities: Name or pattern to share of zeros, in [0, 1].
+        sparsities: Name or pattern to share of zeros, in [0, 1).
     """
 
     def __init__(self, sparsities: Mapping[str, float]) -> None:
         self.sparsities = {
-            name: check_number(f"allocation[{name!r}]", value, least=0, most=1) for name, value in sparsities.items()
+            name: check_number(f"allocation[{name!r}]", value, least=0, below=1) for name, value in sparsities.items()
         }
 
     def final(self, weights: Sequence[PrunableWeight]) -> list[int]:

@@ -75,9 +75,10 @@ class PruningPlan:
         lines = [
             f"plan: {self.weights} weights in {len(self.tensors)} tensors, {self.kept} of them kept "
             f"(sparsity {self.sparsity:.4f})",
-            f"  {self.stages} stages of {self.num_gradients} gradients, {self.batches} batches, {self.steps} steps"
+            f"  {_count(self.stages, 'stage')} of {_count(self.num_gradients, 'gradient')}, "
+            f"{_count(self.batches, 'batch', 'es')}, {_count(self.steps, 'step')}"
             if self.batches
-            else f"  {self.steps} step without gradients",
+            else f"  {_count(self.steps, 'step')} without gradients",
             f"  {self.bytes / GIB:.2f} GiB beside the model{disk}{time_}",
         ]
         lines += [f"  {note}" for note in self.notes]
@@ -85,6 +86,10 @@ class PruningPlan:
         lines += [f"  {name:<{width}}  {size} weights" for name, size in self.tensors.items()]
         lines += [f"  {name:<{width}}  left dense: it {why}" for name, why in self.left_dense.items()]
         return "\n".join(lines)
+
+
+def _count(number: int, word: str, plural: str = "s") -> str:
+    return f"{number} {word}{'' if number == 1 else plural}"
 
 
 def _duration(seconds: float) -> str:
@@ -140,14 +145,15 @@ class Planner:
                 check_memory(planned.bytes, settled, self.targets.vector)
             return settled, planned
         most = self._rows_of_a_pass()
-        options = candidates(settings, most)
+        once = not self.stream.can_restart and settings.stages is None  # fresh gradients need data that is left
+        options = candidates(replace(settings, stages=1) if once else settings, most)
         if refuse:
             check_memory(self._plan(options[0], None, ()).bytes, options[0], self.targets.vector)
         self.mode = resolve_mode(self.model, self.loss_fn, self.stream, settings.mode)
         open_ = settings.num_gradients is None or settings.stages is None
         if (timed or open_) and self.stream.peek() is not None:
             self._time_a_batch()
-        notes: list[str] = []
+        notes = ["the data can be gone through once, so that one stage takes all of it"] if once else []
         chosen = choose(options, self.seconds) if self._batch_seconds is not None else options[0]
         if open_ and chosen != options[0]:
             wanted = f"effort={settings.effort!r}" if settings.time_budget is None else f"{settings.time_budget:g} s"

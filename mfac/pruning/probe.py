@@ -101,7 +101,8 @@ class Probe:
             fisher = StreamedFisher(store, damping)
         factored = time.perf_counter()
         live, kept = torch.ones(count, dtype=torch.bool, device=weights.device), max(1, count * 3 // 4)
-        context = StepContext(weights, fisher, [_row(self.parameters[0], count)], live, lambda _: 0.0)
+        row = _row(self.parameters[0], count)
+        context = StepContext(weights, fisher, [row], live, lambda _: 0.0, lambda: {row.name: torch.ones(row.shape)})
         prune_step(replace(settings.rules, allocation=Global(), step_check=False), context, kept, max(1, count // 2))
         _ = context.kept_fisher
         return factored - start, time.perf_counter() - factored, kept

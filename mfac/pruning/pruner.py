@@ -190,7 +190,8 @@ def prune(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         stream, ranks = BatchStream(data), Ranks(process_group)
-        saved = None if checkpoint is None else Checkpoint.of(Path(checkpoint), settings.described(), model)
+        identity = {**settings.described(), "params": repr(targets.vector.names)}
+        saved = None if checkpoint is None else Checkpoint.of(Path(checkpoint), identity, model)
         state = ranks.same(saved.load() if saved is not None and ranks.rank == 0 else None)
         with _restored_on_error(model):
             if state is None:

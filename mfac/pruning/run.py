@@ -119,7 +119,9 @@ class Run:
                 progress(done)
             if after_stage is not None and self.fisher is None:
                 after_stage(self)
-        if settings.rules.needs_fisher and self.kept_after:
+        if not self.kept_after:
+            self.reread_weights()  # under torch's pruning a weight that is masked need not be zero
+        elif settings.rules.needs_fisher:
             self._refit(settings.refits)
         self.finish_report()
         return self.report

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mfac.core.checks.choices import check_choice
+from mfac.core.checks.choices import check_choice, check_flag
 from mfac.core.checks.numbers import check_count, check_number
 from mfac.core.named import resolve
 from mfac.curvature.damping import Damping, check_damping
@@ -19,6 +19,7 @@ from mfac.masks.patterns import resolve_pattern
 from mfac.pruning.allocation import resolve_allocation
 from mfac.pruning.compensation import COMPENSATIONS, Compensation
 from mfac.pruning.obs import Rules
+from mfac.pruning.saliencies.refined import Refined
 from mfac.pruning.saliency import SALIENCIES, Saliency
 from mfac.pruning.schedule import SCHEDULES, Schedule
 from mfac.pruning.targets import ExistingZeros
@@ -99,14 +100,13 @@ class Settings:
         return self.total_stages * self.recomputations if self.rules.needs_fisher else 1
 
     def described(self) -> dict[str, str]:
-        """What two runs have in common if they prune the same model alike, in words."""
+        """What two runs of the same weights have in common if they prune alike, in words."""
         words = {
             "saliency": _described(self.rules.saliency),
             "pattern": _described(self.rules.pattern),
             "allocation": _described(self.rules.allocation),
             "compensation": _described(self.rules.compensation),
             "schedule": _described(self.schedule),
-            "params": _described(self.params),
             "gradients": self.gradients if isinstance(self.gradients, str) else "a folder",
         }
         plain = (
@@ -140,10 +140,17 @@ def checked_settings(arguments: Mapping[str, Any]) -> Settings:
     check_choice("existing_zeros", given["existing_zeros"], ("auto", "keep", "ignore"))
     check_choice("mode", given["mode"], ("auto", "eval", "train"))
     check_choice("effort", given["effort"], ("fast", "default", "best"))
+    for name in ("per_sample", "step_check"):
+        check_flag(name, given.get(name, False))
     if check_count("seed", given["seed"]) >= 2**63:
         raise ValueError(f"Parameter `seed` should be below 2**63. Found {given['seed']}.")
     budget = given["time_budget"]
     gradients = _checked_gradients(given["gradients"], given["block_size"])
+    if gradients != "ram" and isinstance(rules.saliency, Refined):
+        raise ValueError(
+            f"Parameter `gradients` should be 'ram' with saliency=\"refined\", which reads single columns again and "
+            f"again. Found {str(given['gradients'])!r}."
+        )
     return Settings(
         rules=rules,
         schedule=resolve("schedule", given["schedule"], SCHEDULES, Schedule),  # type: ignore[type-abstract]
@@ -175,7 +182,11 @@ def _checked_damping(damping: object) -> Damping | HeldOutDamping:
     if isinstance(damping, HeldOutDamping):
         return damping
     if isinstance(damping, str):
-        check_choice("damping", damping, ("auto",))
+        if damping != "auto":
+            raise ValueError(
+                f"Parameter `damping` should be a number, mfac.relative(c), mfac.held_out() or 'auto'. "
+                f"Found {damping!r}."
+            )
         return held_out()
     return check_damping(damping)  # type: ignore[arg-type]  # which refuses other types itself
 
@@ -185,6 +196,16 @@ def _checked_gradients(gradients: GradientsIn, block_size: int | None) -> Path |
         raise TypeError(f"Parameter `gradients` should be 'ram', 'bf16' or a folder. Found {type(gradients).__name__}.")
     if gradients == "ram":
         return "ram"
+    if (
+        isinstance(gradients, str)
+        and gradients != "bf16"
+        and not os.path.dirname(gradients)
+        and not os.path.isdir(gradients)
+    ):
+        raise ValueError(
+            f"Parameter `gradients` should be 'ram', 'bf16' or a folder. Found {gradients!r}, which is no folder; "
+            f"{os.path.join('.', gradients)!r} would make one."
+        )
     if block_size is not None:
         raise ValueError(
             f"Parameter `gradients` should be 'ram' for a block-diagonal Fisher. Found {str(gradients)!r} with "

@@ -37,8 +37,14 @@ def final_count(rules: Rules, sparsity: float | None, weights: Sequence[Prunable
     rules.pattern.check(weights)
     alive, total = int(live.sum()), sum(weight.size for weight in weights)
     least = sum(rules.pattern.least_kept(weights, live))
+    if rules.pattern.sparsity is not None and isinstance(rules.allocation, ByLayer | Budget):
+        raise ValueError(
+            f"Parameter `allocation` should be left out with pattern={str(rules.pattern)!r}, which fixes the sparsity "
+            f"of every weight. Found {type(rules.allocation).__name__}."
+        )
     if isinstance(rules.allocation, ByLayer):
-        kept = sum(rules.allocation.final(weights))
+        of_each = [int(piece.sum()) for piece in live.split([weight.size for weight in weights])]
+        kept = sum(map(min, rules.allocation.final(weights), of_each))
         if sparsity is not None and abs(sparsity - (1 - kept / total)) > 1e-6:
             raise ValueError(
                 f"Parameter `sparsity` should be left out where `allocation` gives one for each weight, which make "

@@ -156,7 +156,29 @@ def _targets(
         found = "; ".join(f"{name!r} {why}" for name, why in left.items()) or "no weights of layers at all"
         raise ValueError(f"Parameter `params` should select at least one weight that can be pruned. Found {found}.")
     check_selected(selected)
+    _refuse_other_views(named, selected)
     return Targets(ParameterVector(selected, list(named.values())), left, whole)
+
+
+def _refuse_other_views(named: Mapping[str, nn.Parameter], selected: Mapping[str, nn.Parameter]) -> None:
+    """Refuses weights of which another parameter is a different view, as the transposed one."""
+    spans = sorted((*_span(parameter), name) for name, parameter in named.items() if parameter.numel())
+    end, last = 0, ""
+    for begin, stop, name in spans:
+        if begin < end and memory_of(named[name]) != memory_of(named[last]) and {name, last} & set(selected):
+            raise ValueError(
+                f"Parameter `params` should select weights with memory of their own. Found {last!r} and {name!r}, "
+                f"different views of the same memory: make one of them a tensor of its own, or leave out both."
+            )
+        if stop > end:
+            end, last = stop, name
+
+
+def _span(parameter: nn.Parameter) -> tuple[int, int]:
+    """Where a parameter's memory begins and ends, with its device as part of the address."""
+    begin = parameter.data_ptr()
+    reach = sum((size - 1) * abs(stride) for size, stride in zip(parameter.shape, parameter.stride(), strict=True))
+    return begin, begin + (reach + 1) * parameter.element_size()
 
 
 def _computed_weights(model: nn.Module) -> dict[str, str]:
@@ -166,11 +188,13 @@ def _computed_weights(model: nn.Module) -> dict[str, str]:
         for name in weight_names(layer):
             if parameter_behind(layer, name) is None:
                 where = f"model.get_submodule({layer_name!r}), {name!r}" if layer_name else f"model, {name!r}"
-                call = (
-                    f"torch.nn.utils.parametrize.remove_parametrizations({where})"
-                    if parametrize.is_parametrized(layer, name)
-                    else f"torch.nn.utils.remove_weight_norm({where})"
-                )
+                hooks = {type(hook).__name__ for hook in layer._forward_pre_hooks.values()}
+                if parametrize.is_parametrized(layer, name):
+                    call = f"torch.nn.utils.parametrize.remove_parametrizations({where})"
+                elif "SpectralNorm" in hooks:
+                    call = f"torch.nn.utils.remove_spectral_norm({where})"
+                else:
+                    call = f"torch.nn.utils.remove_weight_norm({where})"
                 computed[f"{layer_name}.{name}" if layer_name else name] = f"Call {call}"
     return computed
 

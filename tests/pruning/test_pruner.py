@@ -327,7 +327,7 @@ def test_an_interrupt_leaves_the_model_as_it_was():
         ),
         ({"allocation": {"3.*": 0.5}}, ValueError, r"`allocation` should name weights .* Found '3.\*'"),
         ({"allocation": {"0.*": 0.5}}, ValueError, r"`allocation` should give every weight .* for '2.weight'"),
-        ({"allocation": {"*": 1.5}}, ValueError, r"`allocation\['\*'\]` should be finite and >= 0 and <= 1. Found 1.5"),
+        ({"allocation": {"*": 1.5}}, ValueError, r"`allocation\['\*'\]` should be finite and >= 0 and < 1. Found 1.5"),
         ({"schedule": "slow"}, ValueError, r"`schedule` should be 'geometric', 'cubic' or 'linear', or a Schedule."),
         ({"damping": 0.0}, ValueError, r"`damping` should be finite and > 0. Found 0.0"),
         ({"block_size": 0}, ValueError, r"`block_size` should be at least 1. Found 0"),

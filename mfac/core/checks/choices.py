@@ -39,6 +39,24 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
+def check_flag(name: str, value: bool) -> bool:
+    """Accepts True or False alone, as a word such as "no" would count as true.
+
+    Args:
+        name: The parameter's name.
+        value: What was given for it.
+
+    Returns:
+        The value.
+
+    Raises:
+        TypeError: If `value` is something else.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"Parameter `{name}` should be True or False. Found {value!r}.")
+    return value
+
+
 def check_dtype(name: str, dtype: torch.dtype, choices: Sequence[torch.dtype] = VECTOR_DTYPES) -> None:
     """Accepts the dtypes that have kernels.
 
@@ -51,7 +69,8 @@ def check_dtype(name: str, dtype: torch.dtype, choices: Sequence[torch.dtype] = 
         TypeError: If `dtype` is none of `choices`.
     """
     if dtype not in choices:
-        raise TypeError(f"Parameter `{name}` should be {names_of(choices)}. Found {dtype}.")
+        kind, found = ("", dtype) if isinstance(dtype, torch.dtype) else ("a torch.dtype, ", repr(dtype))
+        raise TypeError(f"Parameter `{name}` should be {kind}{names_of(choices)}. Found {found}.")
 
 
 def check_storage(name: str, dtype: torch.dtype, density: float) -> float:

@@ -65,7 +65,7 @@ def group_scores(fisher: EmpiricalFisher, weights: Tensor, unit_of: Tensor, coun
         begin = starts[lengths == length]
         index = members[begin[:, None] + torch.arange(length, device=begin.device)]  # [units, length]
         if length > fisher.rank and fisher.block_size is None:
-            gram = ops.gram(fisher.grads) if gram is None else gram
+            gram = fisher.gram() if gram is None else gram
             found = torch.stack([_wide_unit(fisher, gram, weights, unit) for unit in index])
         else:
             pieces = index.split(max(1, _WEIGHTS_AT_ONCE // length))
@@ -91,7 +91,7 @@ def _narrow_units(fisher: EmpiricalFisher, weights: Tensor, index: Tensor) -> Te
 
 def _wide_unit(fisher: EmpiricalFisher, gram: Tensor, weights: Tensor, unit: Tensor) -> Tensor:
     """ρ of a unit of > m weights: λ/2 (‖w_Q‖² + uᵀ C_S⁻¹ u), u = G_Q w_Q, C_S without Q."""
-    columns, w = fisher.grads.index_select(1, unit), weights[unit].double()
+    columns, w = fisher.columns(unit), weights[unit].double()
     factor = factor_capacitance(gram - ops.gram(columns), fisher.rank * fisher.damping)
     half = torch.linalg.solve_triangular(factor, (columns.double() @ w)[:, None], upper=False)
     return 0.5 * fisher.damping * (w.square().sum() + half.square().sum())

@@ -28,9 +28,11 @@ class OBD(Saliency):
 
     def scores(self, context: StepContext) -> Tensor:
         """½ w² · mean of g², [n] float64, in units of the loss. One pass over the gradients."""
-        grads, scores = context.fisher.grads, context.weights.double().square()
-        for columns, tile in column_tiles(grads):
-            scores[columns] *= tile.square_().sum(0).mul_(0.5 / grads.shape[0])
+        scores, begin = context.weights.double().square(), 0
+        for grads in context.fisher.tiles():
+            for columns, tile in column_tiles(grads):
+                scores[begin + columns.start : begin + columns.stop] *= tile.square_().sum(0).mul_(0.5 / grads.shape[0])
+            begin += grads.shape[1]
         return scores
 
 
@@ -43,8 +45,5 @@ class SNIP(Saliency):
 
     def scores(self, context: StepContext) -> Tensor:
         """|w · ḡ|, [n] float64, in units of the loss. One pass over the gradients."""
-        grads = context.fisher.grads
-        mean = torch.empty(grads.shape[1], dtype=torch.float64, device=grads.device)
-        for columns, tile in column_tiles(grads):
-            mean[columns] = tile.mean(0)
-        return mean.mul_(context.weights).abs_()
+        means = [tile.mean(0) for grads in context.fisher.tiles() for _, tile in column_tiles(grads)]
+        return torch.cat(means).mul_(context.weights).abs_()

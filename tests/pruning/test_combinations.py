@@ -1,0 +1,113 @@
+"""Choices that meet: each pair works, or is refused by name before any work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import batches, classifier, cross_entropy
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import prune as torch_prune
+
+import mfac
+
+SETTINGS = {"num_gradients": 16, "stages": 1}
+
+
+def densities(report: mfac.PruningReport) -> dict[str, float]:
+    return {name: float(mask.double().mean()) for name, mask in report.masks.items()}
+
+
+@pytest.mark.parametrize("allocation", [{"*": 0.3}, mfac.Budget({"x": {0.0: 1.0}}, 1.0)])
+def test_a_pattern_that_fixes_the_sparsity_takes_no_other_one(allocation):
+    with pytest.raises(ValueError, match=r"`allocation` should be left out with pattern='2:4'"):
+        mfac.prune(classifier(), cross_entropy, batches(20), pattern="2:4", allocation=allocation, **SETTINGS)
+
+
+def test_sparsities_by_layer_hold_where_another_layer_is_sparser_already():
+    model = classifier()
+    with torch.no_grad():
+        model[0].weight[:, :8] = 0
+    report = mfac.prune(model, cross_entropy, batches(20), allocation={"*": 0.5}, **SETTINGS)
+    assert densities(report) == {"0.weight": pytest.approx(1 / 3), "2.weight": 0.5}
+
+
+def test_a_layer_is_never_emptied_by_its_sparsity():
+    with pytest.raises(ValueError, match=r"`allocation\['\*'\]` should be finite and >= 0 and < 1. Found 1.0"):
+        mfac.prune(classifier(), cross_entropy, batches(20), allocation={"*": 1.0}, **SETTINGS)
+
+
+def test_zeros_of_torch_pruning_are_written_where_nothing_is_left_to_drop():
+    model = classifier()
+    torch_prune.l1_unstructured(model[0], "weight", 0.6)
+    report = mfac.prune(model, cross_entropy, batches(20), sparsity=0.3, **SETTINGS)
+    assert mfac.verify(model, report)
+
+
+def test_views_of_one_memory_are_refused():
+    model = nn.Sequential(nn.Linear(12, 16, bias=False), nn.ReLU(), nn.Linear(16, 12, bias=False))
+    model[2].weight = nn.Parameter(model[0].weight.data.t())
+    with pytest.raises(ValueError, match=r"Found '0.weight' and '2.weight', different views of the same memory"):
+        mfac.prune(model, lambda m, b: functional.mse_loss(m(b[0]), b[0]), batches(20), **SETTINGS)
+
+
+def test_a_module_that_stands_in_two_places_has_gradients_of_samples():
+    torch.manual_seed(0)
+    shared = nn.Linear(12, 12)
+    model = nn.Sequential(shared, nn.Tanh(), shared, nn.Tanh(), nn.Linear(12, 3))
+    before = [id(parameter) for parameter in model.parameters()]
+    found = mfac.collect_gradients(model, cross_entropy, batches(2), num_gradients=16, per_sample=True)
+    assert [id(parameter) for parameter in model.parameters()] == before
+    inputs, labels = batches(1)[0]
+    singles = [(inputs[i : i + 1], labels[i : i + 1]) for i in range(len(labels))]
+    expected = mfac.collect_gradients(model, cross_entropy, singles, num_gradients=len(singles))
+    torch.testing.assert_close(found[: len(singles)], expected)
+
+
+@pytest.mark.parametrize("saliency", ["wanda", "snip", "obd", "greedy", "obs"])
+@pytest.mark.parametrize("gradients", ["ram", "bf16"])
+@pytest.mark.parametrize("pattern", ["unstructured", "rows"])
+def test_numbers_left_open_are_chosen_for_every_saliency(saliency: str, gradients: str, pattern: str):
+    options = {"saliency": saliency, "gradients": gradients, "pattern": pattern, "effort": "fast"}
+    planned = mfac.plan(classifier(), cross_entropy, batches(20), 0.5, **options)
+    report = mfac.prune(classifier(), cross_entropy, batches(20), 0.5, **options)
+    assert planned.seconds is not None and planned.steps == len(report.steps)
+    assert report.sparsity == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_saliency_that_reads_single_columns_wants_them_in_memory():
+    with pytest.raises(ValueError, match=r"`gradients` should be 'ram' with saliency=\"refined\""):
+        mfac.prune(classifier(), cross_entropy, batches(20), saliency="refined", gradients="bf16", **SETTINGS)
+
+
+def test_data_that_can_be_gone_through_once_serves_one_stage():
+    report = mfac.prune(classifier(), cross_entropy, (batch for batch in batches(40)), sparsity=0.5)
+    assert report.sparsity == 0.5
+    assert {step.stage for step in report.steps} == {1}
+    planned = mfac.plan(classifier(), cross_entropy, (batch for batch in batches(40)), sparsity=0.5)
+    assert "the data can be gone through once" in str(planned)
+    with pytest.raises(ValueError, match=r"Found only 0\. An iterator that was used up gives none"):
+        mfac.prune(classifier(), cross_entropy, (batch for batch in batches(16)), num_gradients=16, stages=2)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_what_is_no_plain_module_flag_or_folder_is_refused():
+    with pytest.raises(TypeError, match=r"should be the module from before torch\.jit\.script"):
+        mfac.prune(torch.jit.trace(classifier(), torch.zeros(1, 12)), cross_entropy, batches(20), **SETTINGS)
+    with pytest.raises(TypeError, match=r"Parameter `per_sample` should be True or False. Found 'no'"):
+        mfac.prune(classifier(), cross_entropy, batches(20), per_sample="no", **SETTINGS)
+    with pytest.raises(ValueError, match=r"`gradients` should be 'ram', 'bf16' or a folder. Found 'bf-16'"):
+        mfac.prune(classifier(), cross_entropy, batches(20), gradients="bf-16", **SETTINGS)
+    with pytest.raises(ValueError, match=r"`damping` should be a number, .* or 'auto'. Found 'auot'"):
+        mfac.prune(classifier(), cross_entropy, batches(20), damping="auot", **SETTINGS)
+
+
+def test_a_checkpoint_of_other_weights_is_refused(tmp_path):
+    def run(layer: int) -> None:
+        model = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
+        params = {f"{layer}.weight"}
+        mfac.prune(model, cross_entropy, batches(20), 0.5, params=params, checkpoint=tmp_path, **SETTINGS)
+
+    run(0)
+    with pytest.raises(ValueError, match="another params"):
+        run(2)
