@@ -33,7 +33,7 @@ OURS, THEIRS, PALE = "#0072b2", "#d55e00", "#e69f00"  # Okabe and Ito: told apar
 
 def main() -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.6), layout="constrained", width_ratios=(1, 1.15))
-    draw_pruning(left, table(BENCHMARKS / "results.md", "sparsity", "joint"))
+    draw_pruning(left, table(BENCHMARKS / "results.md", "sparsity", "defaults"))
     draw_steps(right, table(BENCHMARKS / "raw.md", "network", "method"))
     figure.savefig(FIGURE, dpi=150)
 
@@ -69,7 +69,7 @@ def cells(line: str) -> list[str]:
 def draw_pruning(axes: Axes, rows: list[dict[str, str]]) -> None:
     """Test accuracy against sparsity: the default and magnitude."""
     sparsities = [row["sparsity"].removesuffix("%").strip() for row in rows]
-    for column, name, colour in (("joint", "mfac.prune", OURS), ("magnitude", "magnitude", THEIRS)):
+    for column, name, colour in (("defaults", "mfac.prune", OURS), ("magnitude", "magnitude", THEIRS)):
         values = [float(next(value for key, value in row.items() if key.startswith(column))) for row in rows]
         axes.plot(sparsities, values, marker="o", color=colour)
         place = (2, values[2] - 7) if column == "joint" else (1.45, values[2] + 4)
