@@ -98,8 +98,8 @@ def test_what_is_no_plain_module_flag_or_folder_is_refused():
         mfac.prune(classifier(), cross_entropy, batches(20), per_sample="no", **SETTINGS)
     with pytest.raises(ValueError, match=r"`gradients` should be 'ram', 'bf16' or a folder. Found 'bf-16'"):
         mfac.prune(classifier(), cross_entropy, batches(20), gradients="bf-16", **SETTINGS)
-    with pytest.raises(ValueError, match=r"`damping` should be a number, .* or 'auto'. Found 'auot'"):
-        mfac.prune(classifier(), cross_entropy, batches(20), damping="auot", **SETTINGS)
+    with pytest.raises(ValueError, match=r"`damping` should be a number, .* or 'auto'. Found 'automatic'"):
+        mfac.prune(classifier(), cross_entropy, batches(20), damping="automatic", **SETTINGS)
 
 
 def test_a_checkpoint_of_other_weights_is_refused(tmp_path):
