@@ -51,8 +51,6 @@ def prune_command(arguments: argparse.Namespace) -> None:
         options["checkpoint"] = arguments.checkpoint
     with shown_progress() as progress:
         report = pruner.prune(model, loss_fn, data, progress=progress, **options)
-    if report.dense_zeros is None:
-        report.record_(model, arguments.pattern)
     report.measure(model)
     write(out, model, report, compact=arguments.compact)
     print(report)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mfac.gradients.nested import map_tensors, num_samples, tensors_in
-from mfac.gradients.threads import OperationCount, threads_for
+from mfac.gradients.threads import OperationCount, one_thread, threads_for
 from mfac.gradients.vector import ParameterVector
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -134,7 +134,7 @@ class GradientSource:
         """The gradient of one batch, [d]."""
         if self._operations is None:  # the first batch takes one thread, as what it is like is not known yet
             counted = OperationCount()
-            with counted.over(self.model), threads_for(0):
+            with counted.over(self.model), one_thread():
                 gradient = self._computed(batch, number)
             self._operations = counted.total if self.vector.device.type == "cpu" else _UNCOUNTED
             return gradient

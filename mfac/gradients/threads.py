@@ -12,7 +12,7 @@ runs are the same to the last bit, whatever else the machine does.
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -81,22 +81,8 @@ def one_thread() -> Generator[None]:
     Yields:
         Nothing.
     """
-    with threads_for(0):
-        yield
-
-
-@contextmanager
-def threads_for(operations: int) -> Generator[None]:
-    """One thread inside where a batch is small; torch's own number otherwise, and again at the end.
-
-    Args:
-        operations: Of a batch.
-
-    Yields:
-        Nothing.
-    """
     before = torch.get_num_threads()
-    if operations >= _OPERATIONS_FOR_ALL or before == 1:
+    if before == 1:
         yield
         return
     torch.set_num_threads(1)
@@ -104,3 +90,15 @@ def threads_for(operations: int) -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def threads_for(operations: int) -> AbstractContextManager[None]:
+    """One thread where a batch is small; torch's own number otherwise.
+
+    Args:
+        operations: Of a batch.
+
+    Returns:
+        What to enter; torch's number of threads is as before at the end.
+    """
+    return nullcontext() if operations >= _OPERATIONS_FOR_ALL else one_thread()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -28,13 +26,8 @@ def checked_update(context: StepContext, delta: Tensor) -> tuple[Tensor, float]:
     """
     if not bool(torch.where(context.dropped, 0, delta).any()):
         return delta, 1.0
-    best, best_loss, best_scale = delta, math.inf, None
-    for scale in SCALES:
-        tried = torch.where(context.dropped, delta, scale * delta)
-        loss = context.loss_after(tried)  # not finite is as bad as can be
-        if best_scale is None or loss < best_loss:
-            best, best_loss, best_scale = tried, loss if math.isfinite(loss) else math.inf, scale
-    return best, 1.0 if best_scale is None else best_scale
+    best, number = context.least_loss(torch.where(context.dropped, delta, scale * delta) for scale in SCALES)
+    return best, SCALES[number]
 
 
 def refit_update(context: StepContext) -> tuple[Tensor, float]:

@@ -8,7 +8,6 @@ or add its name to `COMPENSATIONS` (docs/extending/compensation.md).
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -166,9 +165,7 @@ class LeastLoss(Compensation):
         """δ, [n] float64. The cost of all candidates, and of the loss after each."""
         if context.has_fisher and _is_known(context.fisher, self.known):
             return self.candidates[0].update(context)
-        updates = [candidate.update(context) for candidate in self.candidates]
-        losses = [context.loss_after(delta) for delta in updates]
-        return updates[min(range(len(updates)), key=lambda i: losses[i] if math.isfinite(losses[i]) else math.inf)]
+        return context.least_loss(candidate.update(context) for candidate in self.candidates)[0]
 
 
 def _is_known(fisher: EmpiricalFisher, weights_a_gradient: int) -> bool:

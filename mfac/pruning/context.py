@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 
 from torch import Tensor
@@ -59,6 +60,31 @@ class StepContext:
         if self._evaluate is None:
             raise RuntimeError("The step has no held-out loss: its compensation says evaluations=0.")
         return self._evaluate(delta)
+
+    def least_loss(self, updates: Iterable[Tensor]) -> tuple[Tensor, int]:
+        """The update with the least loss on held-out batches.
+
+        Args:
+            updates: Changes δ of the live weights, [n], at least one; each is asked for after the
+                loss of the one before is known.
+
+        Returns:
+            The update and its number; of equal ones the first. A loss that is not finite is as bad
+            as can be.
+
+        Raises:
+            RuntimeError: As `loss_after`.
+        """
+        found: tuple[Tensor, int] | None = None
+        least = math.inf
+        for number, delta in enumerate(updates):
+            loss = self.loss_after(delta)
+            if not math.isfinite(loss):
+                loss = math.inf
+            if found is None or loss < least:
+                found, least = (delta, number), loss
+        assert found is not None
+        return found
 
     @property
     def has_fisher(self) -> bool:

@@ -236,8 +236,8 @@ class Planner:
                     bool(torch.isfinite(rows.clone().sum()))
                 seconds.append(time.perf_counter() - start)
             start, activations = time.perf_counter(), Activations(self.model)
-            with torch.enable_grad(), activations.counted():
-                float(self.loss_fn(self.model, batch).detach())
+            with activations.counted():
+                source.loss(batch)
             self._loss_seconds, self._activations = time.perf_counter() - start, activations.total
         before.restore(None)
         self._batch_seconds = sum(seconds[1:]) / _TIMED_BATCHES

@@ -197,7 +197,11 @@ class Run:
             used = torch.cat(columns)[self.live]
             self.leave_out(self.source.unused)
             grads = grads.restricted(used)
-        self.fisher = grads.fisher(relative(0.02) if isinstance(self.damping, HeldOutDamping) else self.damping)
+        self.fisher = self._factored(grads)
+
+    def _factored(self, grads: StageGradients) -> EmpiricalFisher:
+        """The Fisher over a stage's gradients, with some λ while the run's own is to be chosen."""
+        return grads.fisher(relative(0.02) if isinstance(self.damping, HeldOutDamping) else self.damping)
 
     def leave_out(self, names: set[str]) -> None:
         """Takes weights without a gradient off what is pruned.
@@ -223,9 +227,7 @@ class Run:
         rules = self.settings.rules
         if rules.needs_fisher and self.fisher is None:
             self._evaluation = None
-            self.fisher = self._gradients().fisher(
-                relative(0.02) if isinstance(self.damping, HeldOutDamping) else self.damping
-            )
+            self.fisher = self._factored(self._gradients())
         if self.fisher is not None:
             if isinstance(self.damping, HeldOutDamping):
                 self._choose_damping(self.damping)

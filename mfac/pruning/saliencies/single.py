@@ -28,12 +28,8 @@ class OBD(Saliency):
 
     def scores(self, context: StepContext) -> Tensor:
         """½ w² · mean of g², [n] float64, in units of the loss. One pass over the gradients."""
-        scores, begin = context.weights.double().square(), 0
-        for grads in context.fisher.tiles():
-            for columns, tile in column_tiles(grads):
-                scores[begin + columns.start : begin + columns.stop] *= tile.square_().sum(0).mul_(0.5 / grads.shape[0])
-            begin += grads.shape[1]
-        return scores
+        sums = [tile.square_().sum(0) for grads in context.fisher.tiles() for _, tile in column_tiles(grads)]
+        return torch.cat(sums).mul_(0.5 / context.fisher.rank).mul_(context.weights.double().square())
 
 
 class SNIP(Saliency):
