@@ -13,7 +13,7 @@ except ImportError as error:
         "mfac's compiled core could not be loaded. In a clone, build it with `pip install --no-build-isolation -e .`; "
         f"it needs torch >= 2.10. Found torch {torch.__version__}: {error}"
     ) from error
-from mfac.curvature.damping import RelativeDamping, relative
+from mfac.curvature.damping import RelativeDamping, RowRelativeDamping, relative, row_relative
 from mfac.curvature.fisher import EmpiricalFisher, ihvp
 from mfac.curvature.held_out import HeldOutDamping, held_out
 from mfac.gradients.collecting import collect_gradients
@@ -60,6 +60,7 @@ __all__ = [
     "PruningReport",
     "PruningStep",
     "RelativeDamping",
+    "RowRelativeDamping",
     "Saliency",
     "Schedule",
     "StepContext",
@@ -78,6 +79,7 @@ __all__ = [
     "prune",
     "reestimate_batchnorm",
     "relative",
+    "row_relative",
     "save_compact",
     "shrink",
     "to_semi_structured_",

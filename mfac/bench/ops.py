@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -111,9 +112,9 @@ def plain_combine(rows: Rows, rank: int, c: Tensor, dim: int) -> Tensor:
 
 def descent_of(weights: Tensor, rate: float, average: Tensor | None = None) -> Descent:
     """A vector of weights [d] as a network's parameters: 64 pieces, or fewer where d is small."""
-    descent, column = Descent(average), 0
+    descent, column = Descent(average, MOMENTUM), 0
     for piece in weights.split(-(-weights.numel() // _PARAMETERS)):
-        descent.add(piece, column, rate, momentum=MOMENTUM)
+        descent.add(piece, column, rate)
         column += piece.numel()
     return descent
 
@@ -122,7 +123,7 @@ def plain_descent(direction: Callable[[], Tensor], descent: Descent) -> None:
     """What plain torch would do to move weights along the average of a direction [d]."""
     assert descent.average is not None
     descent.average.lerp_(direction(), 1 - MOMENTUM)
-    Descent(None, descent.parameters, descent.columns, descent.rates, descent.decays).apply_(descent.average)
+    replace(descent, average=None).apply_(descent.average)
 
 
 def _check_descent(name: str, rows: Rows, c: Tensor, expected: Tensor) -> None:

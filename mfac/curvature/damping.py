@@ -21,7 +21,21 @@ class RelativeDamping:
         check_number("scale", self.scale, above=0)
 
 
-Damping = float | RelativeDamping
+@dataclass(frozen=True)
+class RowRelativeDamping:
+    """nλ = `scale` · mean squared norm of the gradients. Made by `mfac.row_relative`.
+
+    Attributes:
+        scale: ρ, a positive number without unit.
+    """
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        check_number("scale", self.scale, above=0)
+
+
+Damping = float | RelativeDamping | RowRelativeDamping
 
 
 def relative(scale: float) -> RelativeDamping:
@@ -49,8 +63,34 @@ def relative(scale: float) -> RelativeDamping:
     return RelativeDamping(scale)
 
 
+def row_relative(scale: float) -> RowRelativeDamping:
+    """Damping in proportion to the mean squared norm of the gradients, the scale of their Gram matrix.
+
+    The m x m matrix that is inverted is nλI + GGᵀ. With nλ = ρ · mean ‖gᵢ‖² the same ρ means the same
+    for every dimension d and every m, where `mfac.relative(c)` is nλ = c · m/d · mean ‖gᵢ‖², and so
+    nearly undamped for large d. Useful values are 0.1 to 10. In a sliding window λ is held until the
+    mean leaves half to twice what it was.
+
+    Args:
+        scale: ρ > 0; λ = ρ · mean ‖gᵢ‖² / n.
+
+    Returns:
+        A value for any parameter called `damping`.
+
+    Raises:
+        ValueError: If `scale` is not positive and finite.
+
+    Example:
+        >>> import torch, mfac
+        >>> grads = torch.full((2, 4), 3.0)
+        >>> mfac.EmpiricalFisher(grads, damping=mfac.row_relative(0.5)).damping
+        9.0
+    """
+    return RowRelativeDamping(scale)
+
+
 def check_damping(damping: Damping) -> Damping:
-    """Accepts λ > 0 or `mfac.relative(c)`.
+    """Accepts λ > 0, `mfac.relative(c)` or `mfac.row_relative(ρ)`.
 
     Args:
         damping: What was given for the parameter `damping`.
@@ -62,7 +102,7 @@ def check_damping(damping: Damping) -> Damping:
         ValueError: If λ is not positive and finite.
         TypeError: If it is neither a number nor relative.
     """
-    if isinstance(damping, RelativeDamping):
+    if isinstance(damping, RelativeDamping | RowRelativeDamping):
         return damping
     value = check_number("damping", damping, above=0)
     if not 1e-150 <= value <= 1e150:
@@ -72,7 +112,7 @@ def check_damping(damping: Damping) -> Damping:
     return value
 
 
-def resolve_damping(damping: Damping, trace: float, num_terms: float, dim: int) -> float:
+def resolve_damping(damping: Damping, trace: float, num_terms: float, dim: int, num_rows: int | None = None) -> float:
     """The number λ.
 
     Args:
@@ -80,6 +120,7 @@ def resolve_damping(damping: Damping, trace: float, num_terms: float, dim: int) 
         trace: tr(GGᵀ), the sum of the rows' squared norms.
         num_terms: n.
         dim: d.
+        num_rows: How many rows hold a gradient; None for n.
 
     Returns:
         λ > 0.
@@ -87,17 +128,17 @@ def resolve_damping(damping: Damping, trace: float, num_terms: float, dim: int) 
     Raises:
         ValueError: If a relative damping meets gradients that are all zero.
     """
-    if not isinstance(damping, RelativeDamping):
+    if not isinstance(damping, RelativeDamping | RowRelativeDamping):
         return float(damping)
+    by_row = isinstance(damping, RowRelativeDamping)
+    found = f"{'row_relative' if by_row else 'relative'}({damping.scale:g})"
     if trace <= 0:
         raise ValueError(
             f"Parameter `damping` should be a positive number where all gradients are zero. "
-            f"Found relative({damping.scale:g}), which would be 0."
+            f"Found {found}, which would be 0."
         )
-    value = damping.scale * trace / (num_terms * dim)
+    mean_over = (num_terms if num_rows is None else num_rows) if by_row else dim
+    value = damping.scale * trace / (num_terms * mean_over)
     if not 1e-150 <= value <= 1e150:
-        raise ValueError(
-            f"Parameter `damping` should give a λ between 1e-150 and 1e150. "
-            f"Found relative({damping.scale:g}) = {value!r}."
-        )
+        raise ValueError(f"Parameter `damping` should give a λ between 1e-150 and 1e150. Found {found} = {value!r}.")
     return value

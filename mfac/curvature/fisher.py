@@ -13,7 +13,7 @@ from mfac.core import ops
 from mfac.core.checks.numbers import check_count
 from mfac.core.checks.tensors import check_finite_rows, check_vectors, check_window
 from mfac.curvature.block_diagonal import BlockDiagonalFisher
-from mfac.curvature.damping import Damping, RelativeDamping, check_damping, resolve_damping
+from mfac.curvature.damping import Damping, check_damping, resolve_damping
 from mfac.curvature.dual import DualFisher, window_dot
 from mfac.curvature.primal import PrimalFisher
 
@@ -106,7 +106,7 @@ class EmpiricalFisher:
         gram = ops.gram(window) if whole and self.rank < self.dim else None
         squared_norms = ops.squared_norms(window) if gram is None else gram.diagonal()  # [m]
         check_finite_rows("grads", window, squared_norms)
-        trace = float(squared_norms.sum()) if isinstance(damping, RelativeDamping) else 0.0
+        trace = float(squared_norms.sum()) if not isinstance(damping, float) else 0.0
         self.damping = resolve_damping(damping, trace, num_terms, self.dim)
 
         self._form: _Form

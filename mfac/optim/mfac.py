@@ -2,74 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cached_property
-from typing import Any, overload
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from mfac.core.checks.choices import check_storage
-from mfac.core.checks.numbers import check_count, check_number
-from mfac.core.checks.state import check_like
-from mfac.core.devices import check_device, check_same_device
-from mfac.curvature.damping import Damping, check_damping
-from mfac.window.descent import Descent
+from mfac.core.checks.choices import check_choice
+from mfac.curvature.damping import Damping
+from mfac.distributed.sharding import pieces_for
+from mfac.optim.group_window import GroupWindow
+from mfac.optim.options import FIXED, OPTIONS, check_options, complete, number_of, packed, refuse_unknown, same
+from mfac.optim.rules.base import Rule, gradient_weights
+from mfac.optim.rules.named import RuleName
+from mfac.optim.state import Loaded, published
 from mfac.window.formats.named import Format
 from mfac.window.window import GradientWindow
 
-_OWN_STATE = ("window", "momentum")
-
 
 class MFAC(Optimizer):
-    r"""M-FAC: :math:`w \leftarrow w - \eta v`, :math:`v \leftarrow \beta v + (1 - \beta) F^{-1} g`.
+    r"""M-FAC: a step along the window of the last m gradients, preconditioned by their Fisher.
 
-    F = λI + (1/m) Σ gᵢgᵢᵀ over the last m gradients, the newest included. One window serves all
-    parameters, so the curvature between layers counts too. A step costs two passes over the window
-    at memory speed and O(m²); memory is the window (`window.nbytes`, known before the first step),
-    the momentum, and O(d). A `window_dtype` of 16 or 8 bits, or a `density` below 1, makes time and
-    memory smaller; the step is then exact for the gradients as stored.
-
-    For near-orthogonal gradients and small λ the step is about m·g/‖g‖²: the rank is a hidden
-    multiplier of the learning rate, and a rate that suits SGD does not suit M-FAC. The step is at
-    most g/λ. The defaults are moderate: 32 rows of 25 million weights take 3.2 GB in float32, and
-    λ = 0.01 bounds steps while gradients shrink.
-
-    Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 4 and its Algorithm 2. Momentum
-    is the paper's, an exponential average of preconditioned gradients; with a `density` below 1 the
-    weights that enter the window in a step have no momentum, as error feedback has delayed them
-    already (docs/derivation.md, (7)). Weight decay is the paper's too: the gradient of the
-    regularised loss, g + weight_decay · w, enters the window; with `decoupled_weight_decay` the
-    window sees g alone and weights shrink by lr · weight_decay · w instead.
+    F = λI + (1/m) Σ gᵢgᵢᵀ over the last m gradients, the newest included. A step costs two passes
+    over the window at memory speed and O(m²). Memory is the window (`window.nbytes`, known before
+    the first step) and O(d). Every parameter group has a window of its own; `mfac.group_parameters`
+    makes groups by layer or by kind. A `window_dtype` of 16 or 8 bits, or a `density` below 1, makes
+    time and memory smaller; the step is then exact for the gradients as stored.
 
     Args:
-        params: Parameters or groups of them. `lr`, `momentum` and `weight_decay` may differ by
-            group.
-        lr: Learning rate η, >= 0.
-        rank: m, gradients in the window.
-        damping: λ > 0, or `mfac.relative(c)`.
-        momentum: β, in [0, 1).
+        params: Parameters or groups of them. Every option but `nonfinite` and `process_group` may
+            stand in a group. Frozen parameters take no memory.
+        lr: Learning rate η, >= 0. None for the rule's own: 3e-3 for "adam", 0.03 for
+            "leave_one_out", 1e-3 for "paper".
+        rank: m, gradients in a window. None for the rule's own: 64, or 32 for "paper".
+        damping: `mfac.row_relative(ρ)`: nλ is ρ times the mean squared norm of the gradients; or
+            `mfac.relative(c)`, or λ > 0. None for the rule's own: row_relative(1), or λ = 0.01.
+        momentum: β, in [0, 1). None for the rule's own: 0.9, or 0 for "paper".
         weight_decay: >= 0.
         window_dtype: float32, float64, bfloat16, float16 or int8, the last with a scale for every
             1024 weights.
         density: Share of each gradient that enters the window, its largest entries, in (0, 1]; the
             rest is added to the next gradient (error feedback).
-        normalize: "rank" divides the sum by m from the first step on, as the paper does; "filled"
-            by the gradients seen so far, which makes the first m steps smaller.
-        decoupled_weight_decay: Whether weight decay stays out of the window.
+        rule: Which combination of the window's gradients a step moves along.
+            "adam": the leave-one-out rule in Adam's metric; learning rates are like AdamW's.
+            "leave_one_out": each gradient preconditioned by the others; SGD's learning rate is an
+            upper bound. "paper": F⁻¹g, as published; λ and m scale the step. "auto": "paper" where
+            `damping` is a number or `mfac.relative(c)`, as code for the paper's rule has it,
+            otherwise "adam". Or a `mfac.Rule` of your own.
+        normalize: The n of the paper's rule. "rank": m from the first step on, as the paper has
+            it; "filled": the gradients seen so far, which makes the first m steps smaller.
+        decoupled_weight_decay: Whether weight decay stays out of the window, as AdamW's.
+        nesterov: Nesterov's momentum, as `torch.optim.SGD` has it.
+        maximize: Whether to ascend.
+        centred: Whether the window is centred at the mean of its gradients: a covariance.
+        trust_region: κ > 0: steps with η²·uᵀFu above κ are shortened to it; None for no bound.
+        grafting: θ in [0, 1]: u is multiplied by (‖g‖/‖u‖)^θ.
+        update_rms: The root mean square that every u is scaled to, 0.2 for Muon's match to Adam;
+            None for u as it is.
+        beta2: Of Adam's average of squared gradients, in [0, 1).
+        eps: ε of Adam's metric, > 0.
+        rounding: Of bfloat16 and float16 weights. "stochastic" keeps the mean of updates below the
+            last digit; "compensated" keeps what rounding leaves out, 2 bytes a weight; "nearest".
         window_format: A format of your own, as `format` of `mfac.GradientWindow`, in place of dtype
             and density.
+        nonfinite: What a gradient with a NaN or infinity does. "raise": a ValueError that names
+            the parameter; "skip": no step. Neither stores anything or moves a weight.
+        process_group: Of `torch.distributed`: the window's columns are spread over its processes,
+            which hold the same parameters and gradients, as under DistributedDataParallel. Of
+            DTensor parameters, as `fully_shard` makes them, each process has its own shard's
+            columns, and no group is given.
 
     Raises:
-        TypeError: If a type or dtype is wrong.
+        TypeError: If a type or dtype is wrong, or an option is unknown.
         ValueError: If a value is out of range.
+
+    Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 4 and its Algorithm 2, for the
+    window and the paper's rule, whose momentum averages preconditioned gradients. The other rules
+    are derived in docs/derivation.md, "Rules of a step". With a `density` below 1 the weights that
+    enter the window in a step have no momentum of updates, as error feedback has delayed them
+    already (docs/derivation.md, (7)). Coupled weight decay is the paper's: the gradient of the
+    regularised loss enters the window.
 
     Example:
         >>> import torch, mfac
         >>> model = torch.nn.Linear(4, 1)
-        >>> opt = mfac.MFAC(model.parameters(), lr=1e-3, rank=8, damping=1e-3)
+        >>> opt = mfac.MFAC(model.parameters(), lr=1e-3)
         >>> for _ in range(3):
         ...     opt.zero_grad()
         ...     model(torch.ones(2, 4)).square().mean().backward()
@@ -79,68 +99,111 @@ class MFAC(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-3,
-        rank: int = 32,
-        damping: Damping = 1e-2,
-        momentum: float = 0.0,
+        lr: float | Tensor | None = None,
+        rank: int | None = None,
+        damping: Damping | None = None,
+        momentum: float | None = None,
         weight_decay: float = 0.0,
         window_dtype: torch.dtype = torch.float32,
         density: float = 1.0,
         *,
-        normalize: str = "rank",
+        rule: RuleName | Rule = "auto",
+        normalize: Literal["rank", "filled"] = "rank",
         decoupled_weight_decay: bool = False,
+        nesterov: bool = False,
+        maximize: bool = False,
+        centred: bool = False,
+        trust_region: float | None = None,
+        grafting: float = 0.0,
+        update_rms: float | None = None,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        rounding: Literal["stochastic", "compensated", "nearest"] = "stochastic",
         window_format: Format | None = None,
+        nonfinite: Literal["raise", "skip"] = "raise",
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        check_count("rank", rank, least=1)
-        check_damping(damping)
-        check_storage("window_dtype", window_dtype, density)
-        self._window: GradientWindow | None = None  # while the groups are being added
-        self._average: Tensor | None = None  # v, [d], once a step has momentum
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.decoupled_weight_decay = decoupled_weight_decay
-        parameters = self._parameters()
-        dim, device = sum(parameter.numel() for parameter in parameters), parameters[0].device
-        self._window = GradientWindow(rank, dim, damping, window_dtype, density, device, normalize, window_format)
+        self._windows: list[GroupWindow | None] = []
+        self._kept: dict[Tensor, Tensor] = {}  # which entries of a parameter have columns
+        self.nonfinite = check_choice("nonfinite", nonfinite, ("raise", "skip"))
+        self._process_group = process_group
+        options = {name: value for name, value in locals().items() if name in OPTIONS}
+        super().__init__(params, options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, at any time; its window starts empty.
+
+        Args:
+            param_group: As for every torch optimizer: `params`, and options of its own.
+
+        Raises:
+            TypeError: If a parameter is not real floating-point, or an option is unknown.
+            ValueError: If a value is out of range.
+        """
+        refuse_unknown(param_group, self.defaults)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            for parameter in group["params"]:
+                if not parameter.is_floating_point():
+                    raise TypeError(f"Parameter `params` should be real floating-point. Found {parameter.dtype}.")
+            complete(group)
+            check_options(group)
+            self._windows.append(self._window_of(group, None))
+        except BaseException:
+            self.param_groups.pop()
+            raise
+
+    def _window_of(self, group: dict[str, Any], known: GroupWindow | None) -> GroupWindow | None:
+        """The window for those parameters of a group that train; None if none does."""
+        trained = [p for p in group["params"] if p.requires_grad or p.grad is not None]
+        if not trained:
+            return None
+        kept = [self._kept.get(parameter) for parameter in trained]
+        if known is None:
+            return GroupWindow(group, trained, pieces_for(trained, self._process_group), kept)
+        return known if known.columns.holds(trained, kept) else known.follow(trained, kept)
+
+    def keep_columns(self, parameter: Tensor, mask: Tensor | None) -> None:
+        """Has the window store only the columns that a mask keeps; for `mfac.Masks.attach`.
+
+        Args:
+            parameter: Of this optimizer, or not.
+            mask: Of its shape, True = kept; None for all. The other weights do not move. Of a
+                DTensor, and of a parameter whose columns are spread over processes, the window
+                stores all.
+        """
+        whole = self._process_group is None and not hasattr(parameter, "to_local")
+        if mask is None or not whole:
+            self._kept.pop(parameter, None)
+        else:
+            self._kept[parameter] = mask.to(parameter.device).reshape(-1).nonzero()[:, 0]
+
+    @property
+    def windows(self) -> list[GradientWindow]:
+        """The gradients that F is made of: a window for every group with parameters that train."""
+        return [mine.window for mine in self._windows if mine is not None]
 
     @property
     def window(self) -> GradientWindow:
-        """The gradients that F is made of."""
-        if self._window is None:
-            raise RuntimeError("The window does not exist before the optimizer is complete.")
-        return self._window
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group while the optimizer is being made.
-
-        Args:
-            param_group: As for every torch optimizer.
+        """The window of an optimizer with one group.
 
         Raises:
-            RuntimeError: If the window already exists: its width is that of all parameters.
-            TypeError: If a parameter is not real floating-point.
-            ValueError: If a value is out of range.
+            RuntimeError: If there are several, or no parameter trains.
         """
-        if self._window is not None:
-            raise RuntimeError(
-                "Parameter groups cannot be added later: the window's width is fixed. Make a new optimizer."
-            )
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        self._check_options(group)
-        for parameter in group["params"]:
-            if not parameter.is_floating_point():
-                raise TypeError(f"Parameter `params` should be real floating-point. Found {parameter.dtype}.")
-            check_device("params", parameter.device)
-            check_same_device("params", parameter.device, self._parameters()[0].device)
+        if len(self.windows) != 1:
+            raise RuntimeError(f"The optimizer should have one window. Found {len(self.windows)}: see `windows`.")
+        return self.windows[0]
 
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Takes one step.
+        """Takes one step; a group without any gradient takes none.
 
         A parameter without a gradient counts as zero in the window and is left as it is.
 
@@ -151,11 +214,11 @@ class MFAC(Optimizer):
             What the closure returned, or None.
 
         Raises:
-            RuntimeError: If no parameter has a gradient.
             TypeError: If a gradient is sparse.
-            ValueError: If a gradient holds a NaN or infinity; window and parameters are as they
-                were. If a relative damping comes out beyond float64's range; the parameters are as
-                they were.
+            ValueError: If a gradient holds a NaN or infinity and `nonfinite` is "raise"; windows
+                and parameters are as they were. If an option of a group has been set to a value out
+                of range. If a relative damping comes out beyond float64's range; the parameters are
+                as they were.
             torch.linalg.LinAlgError: If λ is too small for float64; the parameters are as they
                 were.
         """
@@ -163,131 +226,162 @@ class MFAC(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.window.push(self._flat_gradient())
-        self.window.descend_(self._descent())
+        stepping: list[tuple[int, GroupWindow]] = []
+        for i, group in enumerate(self.param_groups):
+            self._check_changes(group, self._windows[i])
+            self._windows[i] = mine = self._window_of(group, self._windows[i])
+            if mine is not None and mine.gather():
+                stepping.append((i, mine))
+        probed = [mine for _, mine in stepping if mine.is_probe]
+        if probed and len(probed) == len(stepping):
+            for mine in probed:
+                mine.start()
+        elif self._accepts([mine for _, mine in stepping]):
+            for _, mine in stepping:
+                mine.take()
+            for i, mine in stepping:
+                mine.move(i)
+        if stepping and any(not self.state.get(mine.columns.parameters[0]) for _, mine in stepping):
+            self._publish()
         return loss
 
-    def _descent(self) -> Descent:
-        """How the parameters that have a gradient move."""
-        if all(group["momentum"] == 0 for group in self.param_groups):
-            self._average = None  # what it was is not taken up again later
-        elif self._average is None:
-            self._average = torch.zeros_like(self._vector)
-        descent, column = Descent(self._average), 0
-        for group in self.param_groups:
-            decay = 1 - group["lr"] * group["weight_decay"] if self.decoupled_weight_decay else 1.0
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    descent.add(parameter, column, float(group["lr"]), float(decay), float(group["momentum"]))
-                column += parameter.numel()
-        return descent
+    def _accepts(self, stepping: Sequence[GroupWindow]) -> bool:
+        """Whether the step is taken; where one group alone steps, its window says whether it is."""
+        if self.nonfinite == "raise" and len(stepping) < 2:
+            return True
+        bad = [mine for mine in stepping if not mine.is_finite()]
+        if stepping and stepping[0].columns.pieces.any(bool(bad)):
+            if self.nonfinite == "skip":
+                return False
+            found = "".join(mine.where() for mine in bad)
+            raise ValueError(f"Parameter `gradient` should be finite. Found a NaN or infinity.{found}")
+        return True
 
-    @staticmethod
-    def _check_options(group: dict[str, Any]) -> None:
-        for name in ("lr", "momentum", "weight_decay"):
-            if name not in group:
-                raise KeyError(f"Every parameter group should have an entry {name!r}. Found {sorted(group)}.")
-        check_number("lr", group["lr"], least=0)
-        check_number("momentum", group["momentum"], least=0, below=1)
-        check_number("weight_decay", group["weight_decay"], least=0)
+    def _check_changes(self, group: dict[str, Any], mine: GroupWindow | None) -> None:
+        """Checks the options of a group where any has changed since the last step."""
+        if mine is None:
+            return
+        if all(group[name] is value for name, value in mine.checked.items()):
+            return
+        check_options(group)
+        for name in FIXED:
+            if not same(group[name], mine.checked.get(name, group[name])):
+                raise ValueError(
+                    f"Parameter `{name}` of a group should stay as it was made, {mine.checked[name]!r}: the window "
+                    f"depends on it. Found {group[name]!r}."
+                )
+        mine.checked = {name: group[name] for name in self.defaults}
 
-    def _parameters(self) -> list[Tensor]:
-        return [parameter for group in self.param_groups for parameter in group["params"]]
+    def diagnostics(self) -> dict[str, float]:
+        """What the last step was, for any logger; O(m²) a group.
 
-    @cached_property
-    def _vector(self) -> Tensor:
-        """[d], of the gradient: memory that a step would otherwise ask the system for anew."""
-        return torch.empty(self.window.dim, dtype=self.window.vector_dtype, device=self.window.device)
+        Returns:
+            Of each group with a window, under "name" or, where there are several groups,
+            "i/name": "rows" held; "damping" λ; "gradient_norm" of the newest gradient;
+            "update_norm" ‖u‖; "slope" gᵀu; "curvature" uᵀFu; "gain", of u for the newest gradient;
+            "largest_eigenvalue" of GGᵀ, by power iteration, and "effective_rank"
+            (tr K)²/‖K‖². All in the window's coordinates: with rule "adam" those of its metric.
+        """
+        found: dict[str, float] = {}
+        for i, mine in enumerate(self._windows):
+            if mine is not None:
+                prefix = f"{i}/" if len(self._windows) > 1 else ""
+                found |= {prefix + name: value for name, value in mine.diagnostics().items()}
+        return found
 
-    @cached_property
-    def _pieces(self) -> list[Tensor]:
-        """`_vector` in the parameters' shapes, by reference."""
-        parameters = self._parameters()
-        pieces = self._vector.split([parameter.numel() for parameter in parameters])
-        return [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)]
-
-    def _with_pieces(self) -> Iterator[tuple[dict[str, Any], list[tuple[Tensor, Tensor]]]]:
-        """Every group, and its parameters with their pieces."""
-        pieces = iter(self._pieces)
-        for group in self.param_groups:
-            yield group, [(parameter, next(pieces)) for parameter in group["params"]]
-
-    def _flat_gradient(self) -> Tensor:
-        """g, [d], zero where a parameter has no gradient; valid until the next use of `_vector`."""
-        if any(piece.shape != p.shape for piece, p in zip(self._pieces, self._parameters(), strict=True)):
-            del self._pieces  # a parameter was reshaped
-        gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
-        if not gradients:
-            raise RuntimeError("No parameter has a gradient. Call backward() before step().")
-        if any(gradient.is_sparse for gradient in gradients):
-            raise TypeError("Parameter `params` should have dense gradients. Found a sparse one.")
-        for group, pairs in self._with_pieces():
-            for parameter, piece in pairs:
-                if parameter.grad is None:
-                    piece.zero_()
-            used = [pair for pair in pairs if pair[0].grad is not None]
-            if not used:
-                continue
-            parameters, pieces = zip(*used, strict=True)
-            torch._foreach_copy_(pieces, [parameter.grad for parameter in parameters])
-            if group["weight_decay"] and not self.decoupled_weight_decay:
-                torch._foreach_add_(pieces, parameters, alpha=group["weight_decay"])
-        return self._vector
-
-    @cached_property
-    def _columns(self) -> dict[int, int]:
-        """The first column of each parameter, by its identity."""
-        columns, column = {}, 0
-        for parameter in self._parameters():
-            columns[id(parameter)] = column
-            column += parameter.numel()
-        return columns
+    def _publish(self) -> None:
+        """Writes what the windows hold into `state`, by reference, where tools look for it."""
+        for parameter in [p for group in self.param_groups for p in group["params"]]:
+            self.state.pop(parameter, None)
+        for mine in self._windows:
+            if mine is not None and mine.is_allocated:
+                for parameter, entries in published(mine).items():
+                    self.state[parameter] = entries
 
     def elementwise_state(self, parameter: Tensor) -> list[Tensor]:
-        """The momentum of a parameter, which lies outside `state`, for `Masks.attach` to clear.
+        """What is kept of each weight of a parameter, for `Masks.attach` to clear.
 
         Args:
             parameter: Of this optimizer, or not.
 
         Returns:
-            Tensors of its shape, by reference; none where there is no momentum.
+            Tensors of its shape, by reference.
         """
-        column = self._columns.get(id(parameter))
-        if self._average is None or column is None:
-            return []
-        return [self._average[column : column + parameter.numel()].view(parameter.shape)]
+        self._publish()
+        entries = self.state.get(parameter, {})
+        return [v for v in entries.values() if isinstance(v, Tensor) and v.shape == parameter.shape]
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles hold; torch's own would leave the window out."""
-        mine = {name: getattr(self, name) for name in ("_window", "_average", "decoupled_weight_decay")}
-        return {**super().__getstate__(), **mine}
+        """What copies and pickles hold; `state` is by reference and made again."""
+        mine = {name: getattr(self, name) for name in ("_windows", "_kept", "nonfinite", "_process_group")}
+        return {**super().__getstate__(), **mine, "state": type(self.state)(dict)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes up what `__getstate__` gave, or groups alone."""
+        super().__setstate__(state)
+        if "_windows" in state:
+            self._publish()
 
     def state_dict(self) -> dict[str, Any]:
-        """As every torch optimizer's, with the window and the momentum; tensors by reference."""
-        return {**super().state_dict(), "window": self.window.state_dict(copy=False), "momentum": self._average}
+        """As every torch optimizer's: tensors by reference, and every option in `param_groups`.
 
+        `state` has for each parameter that trains "rows", [m, *shape], and what the rule keeps of
+        it; the first parameter of a group has the m x m parts beside. "momentum" holds the momentum
+        of updates of one group, [d], or the weights of its gradients, or None.
+        """
+        self._publish()
+        found = super().state_dict()
+        for group in found["param_groups"]:
+            group.pop("window_format")
+            group.update({name: packed(value) for name, value in group.items()})
+        return {**found, "momentum": self._momentum()}
+
+    def _momentum(self) -> Tensor | None:
+        mine = self._windows[0] if len(self._windows) == 1 else None
+        if mine is None or not number_of("momentum", mine.options["momentum"]):
+            return None
+        if mine.rule.averages_updates:
+            return mine.average
+        beta, nesterov = number_of("momentum", mine.options["momentum"]), mine.options["nesterov"]
+        return gradient_weights(mine.window.ring, beta, nesterov, mine.rule.metric)
+
+    @torch._disable_dynamo  # as torch's own
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the state of another optimizer of the same parameters, and goes on as the other.
+
+        Options come with the state, as for every torch optimizer. So do states of version 0.1.
 
         Args:
             state_dict: What `state_dict` returned. Copied.
 
         Raises:
-            KeyError: If the state has no window or momentum, or a group lacks an option.
+            KeyError: If an entry is missing.
             TypeError: If an entry is of another type.
-            ValueError: If groups or shapes differ or an option is out of range. After any of these
-                the optimizer is as it was.
+            ValueError: If groups, shapes, rank or format differ or an option is out of range. After
+                any of these the optimizer is as it was.
         """
-        for name in _OWN_STATE:
-            if name not in state_dict:
-                raise KeyError(f"Parameter `state_dict` should have an entry {name!r}. Found {sorted(state_dict)}.")
-        self.window.check_state(state_dict["window"])
-        for group in state_dict.get("param_groups", ()):
-            self._check_options(group)
-        average = None
-        if state_dict["momentum"] is not None:
-            check_like("state_dict", "momentum", state_dict["momentum"], self._vector)
-            average = torch.empty_like(self._vector).copy_(state_dict["momentum"])
-        super().load_state_dict({name: value for name, value in state_dict.items() if name not in _OWN_STATE})
-        self.window.load_state_dict(state_dict["window"])
-        self._average = average
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
+        loaded = Loaded(state_dict, self.param_groups, self.defaults)
+        windows = [self._window_of_state(loaded, i) for i in range(len(self.param_groups))]
+        loaded.restore(self.param_groups)
+        for mine, group in zip(windows, self.param_groups, strict=True):
+            if mine is not None:
+                mine.options = group
+                mine.checked = {name: group[name] for name in self.defaults}
+        self._windows = windows
+        self._publish()
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def _window_of_state(self, loaded: Loaded, i: int) -> GroupWindow | None:
+        """A window with what the state of group i holds."""
+        parameters, options = loaded.parameters(i), loaded.groups[i]
+        trained = parameters or [p for p in self.param_groups[i]["params"] if p.requires_grad]
+        if not trained:
+            return None
+        kept = [self._kept.get(parameter) for parameter in trained]
+        mine = GroupWindow(options, trained, pieces_for(trained, self._process_group), kept)
+        if parameters:
+            loaded.fill(i, mine)
+        return mine

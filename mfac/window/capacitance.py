@@ -106,6 +106,17 @@ class InverseCapacitance:
             solutions, _ = self._solve(b, shift)
         return solutions
 
+    def inverse_diagonal(self, shift: float) -> Tensor:
+        """diag(A), [m] float64, by reference. O(m³) where A has to be computed anew.
+
+        Raises:
+            torch.linalg.LinAlgError: If C is not numerically positive definite.
+        """
+        self.look_back()
+        if self.replaced < 0 or shift != self.shift:
+            self._refactor(shift)
+        return self.inverse.diagonal()
+
     def solve_unread(self, b: Tensor, shift: float) -> Tensor:
         """`solve` without waiting: zeros where A has drifted, which the next step mends."""
         if not self.defers:
@@ -156,11 +167,10 @@ class InverseCapacitance:
     def _refactor(self, shift: float) -> None:
         """A from K by Cholesky, over the rows up to the last that is not empty."""
         used = int(self.gram.diagonal().nonzero().max()) + 1 if self.trace > 0 else 0
-        inverse = torch.zeros_like(self.gram)
-        inverse.diagonal().fill_(1 / shift)
-        if used:
-            inverse[:used, :used] = torch.cholesky_inverse(factor_capacitance(self.gram[:used, :used], shift))
-        self.inverse = inverse
+        found = torch.cholesky_inverse(factor_capacitance(self.gram[:used, :used], shift)) if used else None
+        self.inverse.zero_().diagonal().fill_(1 / shift)
+        if found is not None:
+            self.inverse[:used, :used] = found
         self.shift = shift
         self.replaced = 0
         self.refactorisations += 1

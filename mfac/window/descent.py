@@ -1,4 +1,4 @@
-"""How weights move along the direction of a window; the one place that knows of momentum."""
+"""How weights move along the direction of a window; the one place that knows of its momentum."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from mfac.window.rounding import NARROW, add_compensated_, round_stochastically
+
 
 @dataclass
 class Descent:
-    """w <- decay·w - rate·v for several parameters, where v <- βv + (1 - β)u averages u = F⁻¹g.
+    """w <- decay·w - rate·v for several parameters, where v <- βv + (1 - β)u averages u.
 
     Where the window's rows are sparse, what a row carries has been held back by error feedback for
     many steps already. Averaging would hold it back once more while its gradient still points the
@@ -24,31 +26,43 @@ class Descent:
 
     Attributes:
         average: v, [d]; None where there is no momentum, and v is u.
+        momentum: β, in [0, 1).
+        nesterov: Whether weights move along βv + (1 - β)u.
+        metric: What u is multiplied by first, [d]; None for one.
+        generator: For stochastic rounding of weights narrower than u; None for rounding to nearest.
         parameters: Each w, in the order of their columns.
         columns: The first column of u, [d], for each; the others follow, row-major.
         rates: For each.
         decays: For each.
-        momenta: β for each, in [0, 1).
+        compensations: For each, None or what its rounding has left out so far, of its dtype.
     """
 
     average: Tensor | None = None
+    momentum: float = 0.0
+    nesterov: bool = False
+    metric: Tensor | None = None
+    generator: torch.Generator | None = None
     parameters: list[Tensor] = field(default_factory=list)
     columns: list[int] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     decays: list[float] = field(default_factory=list)
-    momenta: list[float] = field(default_factory=list)
+    compensations: list[Tensor | None] = field(default_factory=list)
 
-    def add(self, parameter: Tensor, column: int, rate: float, decay: float = 1.0, momentum: float = 0.0) -> None:
+    def add(
+        self, parameter: Tensor, column: int, rate: float, decay: float = 1.0, compensation: Tensor | None = None
+    ) -> None:
         """Moves one more parameter, with columns after the columns of the parameters before."""
         self.parameters.append(parameter)
         self.columns.append(column)
         self.rates.append(rate)
         self.decays.append(decay)
-        self.momenta.append(momentum)
+        self.compensations.append(compensation)
 
     def fuses(self, dim: int, dtype: torch.dtype) -> bool:
-        """Whether the pass for u, [d] in `dtype`, may move them: pieces of vectors, one β."""
-        of_all = len(set(self.momenta)) == 1 and sum(p.numel() for p in self.parameters) == dim
+        """Whether the pass for u, [d] in `dtype`, may move them: pieces of vectors, all or no v."""
+        if self.nesterov or self.metric is not None or any(c is not None for c in self.compensations):
+            return False
+        of_all = sum(p.numel() for p in self.parameters) == dim
         return (self.average is None or of_all) and all(p.dtype == dtype and p.is_contiguous() for p in self.parameters)
 
     @property
@@ -58,11 +72,6 @@ class Descent:
         torch.autograd.graph.increment_version(written)
         return self.parameters, self.average
 
-    @property
-    def momentum(self) -> float:
-        """The β of such a pass."""
-        return 0.0 if self.average is None else self.momenta[0]
-
     def apply_(self, move: Tensor, carried: Tensor | None = None) -> None:
         """Moves them by torch; columns of no parameter keep their average.
 
@@ -70,29 +79,49 @@ class Descent:
             move: u, [d]; may be overwritten.
             carried: Columns of the entries of the newest row if rows are sparse, [k].
         """
+        if self.metric is not None:
+            move = move.mul_(self.metric)
         pieces = [slice(c, c + p.numel()) for c, p in zip(self.columns, self.parameters, strict=True)]
         if self.average is not None:
             move = self._averaged(self.average, move, pieces, carried)
         moves = [move[piece].view(p.shape) for piece, p in zip(pieces, self.parameters, strict=True)]
-        factors = list(zip(self.rates, self.decays, strict=True))
-        for (rate, decay), places in groupby(range(len(factors)), key=factors.__getitem__):
+        wide = [i for i, p in enumerate(self.parameters) if p.dtype not in NARROW]
+        for (rate, decay), places in groupby(wide, key=lambda i: (self.rates[i], self.decays[i])):
             chosen = list(places)
             parameters = [self.parameters[i] for i in chosen]
             if decay != 1:
                 torch._foreach_mul_(parameters, decay)
             torch._foreach_add_(parameters, [moves[i] for i in chosen], alpha=-rate)
+        for i, parameter in enumerate(self.parameters):
+            if parameter.dtype in NARROW:
+                self._move_narrow(i, moves[i])
+
+    def _move_narrow(self, i: int, move: Tensor) -> None:
+        """Moves weights of 16 bits by updates that may be far below their last digit."""
+        parameter, compensation = self.parameters[i], self.compensations[i]
+        weights = parameter.to(move.dtype)
+        if compensation is not None:
+            weights += compensation
+        weights.mul_(self.decays[i]).sub_(move, alpha=self.rates[i])
+        if compensation is not None:
+            add_compensated_(parameter, compensation, weights)
+        elif self.generator is not None:
+            parameter.copy_(round_stochastically(weights.float(), parameter.dtype, self.generator))
+        else:
+            parameter.copy_(weights)
 
     def _averaged(self, average: Tensor, move: Tensor, pieces: list[slice], carried: Tensor | None) -> Tensor:
         """What weights move along, [d], once u has been taken into the average."""
-        for piece, momentum in zip(pieces, self.momenta, strict=True):
-            average[piece].lerp_(move[piece], 1 - momentum)
+        for piece in pieces:
+            average[piece].lerp_(move[piece], 1 - self.momentum)
+        along = average.lerp(move, 1 - self.momentum) if self.nesterov else average
         if carried is None:
-            return average
+            return along
         moves = torch.zeros(len(move), dtype=torch.bool, device=move.device)
         for piece in pieces:
             moves[piece] = True
         carried = carried[moves[carried]]
-        along = average.clone()
+        along = average.clone() if along is average else along
         along[carried] = move[carried]
         average[carried] = 0
         return along

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mfac.curvature.damping import Damping, resolve_damping
+from mfac.curvature.damping import Damping, RowRelativeDamping, resolve_damping
 from mfac.curvature.fisher import EmpiricalFisher
 from mfac.window.capacitance import InverseCapacitance
 from mfac.window.formats.base import Rows
@@ -40,18 +40,39 @@ class SlidingFisher:
         """λ as it stands now."""
         if isinstance(self.given_damping, float):
             return self.given_damping
-        return resolve_damping(self.given_damping, self.capacitance.trace, self.num_terms, self.rows.dim)
+        if isinstance(self.given_damping, RowRelativeDamping):
+            return self.shift / self.num_terms
+        return resolve_damping(self.given_damping, self.capacitance.trace, self.num_terms, self.rows.total_dim)
 
     @property
     def shift(self) -> float:
-        """nλ."""
+        """nλ; relative to the rows' norms it is held until they have changed by a factor of two."""
+        if isinstance(self.given_damping, RowRelativeDamping):
+            return self._held(self.capacitance.trace)
         return self.num_terms * self.damping
+
+    def _held(self, trace: float) -> float:
+        """nλ = ρ·(trace/filled rows), or the shift of C⁻¹ where that is within a factor of two."""
+        terms = self.num_terms
+        wanted = terms * resolve_damping(
+            self.given_damping, trace, terms, self.rows.total_dim, max(1, self.ring.num_filled)
+        )
+        held = self.capacitance.shift
+        return held if 0.5 * held <= wanted <= 2 * held else wanted
 
     def replace(self, row: int, products: Tensor) -> None:
         """Makes `products` [m] float64 the row and column `row` of K."""
-        # A relative λ depends on the new row itself, so the inverse is left to the next solve.
-        fixed = isinstance(self.given_damping, float)
-        self.capacitance.replace(row, products, self.shift if fixed else float("nan"))
+        # A relative λ depends on the new row itself: the inverse is left to the next solve, unless
+        # λ is held.
+        shift = float("nan")
+        if isinstance(self.given_damping, float):
+            shift = self.shift
+        elif isinstance(self.given_damping, RowRelativeDamping):
+            gram = self.capacitance.gram
+            trace = self.capacitance.trace + float(products[row] - gram[row, row])
+            if trace > 0:
+                shift = self._held(trace)
+        self.capacitance.replace(row, products, shift)
 
     def newest_coefficients(self, newest: int) -> Tensor | None:
         """The c [1, m] of F⁻¹g = n Gᵀc for the newest g; None where the primal form is better."""
@@ -59,10 +80,15 @@ class SlidingFisher:
         waits = not (self.capacitance.defers and isinstance(self.given_damping, float))
         if waits and not float(self.capacitance.gram[newest, newest]) > 0:
             return unit  # F⁻¹0 = 0, whatever λ is
-        if self.ring.num_filled >= self.rows.dim:
+        if self.ring.num_filled >= self.rows.dim == self.rows.total_dim:
             return None
         unit.narrow(1, newest, 1).fill_(1)
         return self.capacitance.solve_unread(unit, self.shift)
+
+    def gram_form(self, a: Tensor) -> float:
+        """aᵀKa, for a [m] float64: the squared norm of Gᵀa."""
+        lower = self.capacitance.gram.tril()
+        return float(2 * (a @ lower @ a) - a.square() @ lower.diagonal())
 
     def newest_into(self, out: Tensor, newest: int) -> Tensor:
         """Writes F⁻¹g for the newest gradient g into out [d]; autograd is told."""

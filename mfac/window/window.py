@@ -20,6 +20,8 @@ from mfac.window.refused import Refusals
 from mfac.window.ring import Ring
 from mfac.window.sliding import SlidingFisher
 
+_NO_SHIFT = 1e-200
+
 
 class GradientWindow:
     r"""The damped empirical Fisher of the last m gradients, and products with its inverse.
@@ -40,8 +42,9 @@ class GradientWindow:
     Args:
         rank: m, the rows of the window.
         dim: d.
-        damping: λ > 0, or `mfac.relative(c)`; the latter follows the window and so has the
-            capacitance factored anew, O(m³), before the first product after a push.
+        damping: λ > 0, `mfac.relative(c)` or `mfac.row_relative(ρ)`. The second follows the window
+            and so has the capacitance factored anew, O(m³), before the first product after a push;
+            the third is held until the rows' mean squared norm leaves half to twice what it was.
         dtype: Of the window: float32, float64, bfloat16, float16 or int8, the last with a scale for
             every 1024 columns of a row. Gradients and vectors are float64 for a float64 window;
             otherwise float32, or the window's dtype if that is a float. `precondition` returns
@@ -68,10 +71,11 @@ class GradientWindow:
         density: Share of the entries that a row keeps.
         vector_dtype: Of what `precondition` returns, float32 or float64.
         device: Of the window.
-        format: The object that stores the rows. It and the next two are for inspection: they may
+        format: The object that stores the rows. It and the next three are for inspection: they may
             change.
         ring: Which row holds which push.
         capacitance: The inverse capacitance.
+        algebra: The Fisher over the rows, without checks.
 
     Raises:
         TypeError: If a type or dtype is wrong.
@@ -108,10 +112,11 @@ class GradientWindow:
 
         self.format = (format or named_format(dtype, density))(rank, dim, place)
         self.ring = Ring(rank)
-        # A relative damping has no value yet; the first solve factors with the one it has then.
-        shift = rank * damping if isinstance(damping, float) else 1.0
+        # A relative damping has no value yet; the first solve factors with the one it has then, as
+        # no gradients give this one.
+        shift = rank * damping if isinstance(damping, float) else _NO_SHIFT
         self.capacitance = InverseCapacitance(rank, shift, place, defers)
-        self._fisher = SlidingFisher(self.format, self.ring, self.capacitance, damping, normalize)
+        self.algebra = SlidingFisher(self.format, self.ring, self.capacitance, damping, normalize)
         self._refusals = Refusals(defers)
         self.rank, self.dim, self.normalize = rank, dim, normalize
         self.dtype, self.density, self.device = self.format.dtype, self.format.density, place
@@ -135,12 +140,12 @@ class GradientWindow:
     @property
     def num_terms(self) -> int:
         """n, the divisor of the sum over gradients."""
-        return self._fisher.num_terms
+        return self.algebra.num_terms
 
     @property
     def damping(self) -> float:
         """λ as it stands now."""
-        return self._fisher.damping
+        return self.algebra.damping
 
     @property
     def rows(self) -> Tensor:
@@ -176,7 +181,32 @@ class GradientWindow:
         row = self.ring.next_row
         products = self._refusals.push_(self.format, row, g.view(-1))
         self.ring.write(row)
-        self._fisher.replace(row, products)
+        self.algebra.replace(row, products)
+
+    def take_over(self, other: GradientWindow, columns: list[tuple[Tensor, Tensor]]) -> None:
+        """Makes this window, still empty, hold some columns of another's rows, each pushed anew.
+
+        The other columns are zero. O(dm²), and the capacitance is factored at the next product.
+
+        Args:
+            other: Of the same rank and format.
+            columns: Columns of `other`, and where they are in this window.
+        """
+        if other.ring.pushes == 0:
+            return
+        flat = torch.zeros(self.dim, dtype=self.vector_dtype, device=self.device)
+        for row, filled in enumerate(other.ring.filled):
+            if not filled:
+                continue
+            dense = other.format.as_dense(slice(row, row + 1))[0]
+            for theirs, mine in columns:
+                flat[mine] = dense[theirs].to(flat.dtype)
+            products = self.format.push_(row, flat)
+            self.capacitance.gram[row] = products
+            self.capacitance.gram[:, row] = products
+        self.ring.load_(other.ring.state())
+        self.capacitance.shift = other.capacitance.shift
+        self.capacitance.replaced = -1
 
     def remove(self, row: int) -> None:
         """Takes a gradient out of the window; its row is empty and the next to be written.
@@ -196,7 +226,7 @@ class GradientWindow:
             )
         self.format.clear_(row, torch.ones((), dtype=torch.bool, device=self.device))
         self.ring.clear(row)
-        self._fisher.replace(row, torch.zeros(self.rank, dtype=torch.float64, device=self.device))
+        self.algebra.replace(row, torch.zeros(self.rank, dtype=torch.float64, device=self.device))
 
     def ihvp(self, v: Tensor, refine: int = 0) -> Tensor:
         """Products F⁻¹v for any vectors.
@@ -219,10 +249,10 @@ class GradientWindow:
         check_count("refine", refine)
         self._check_filled()
         if self.num_filled >= self.dim:
-            return self._fisher.by_primal(vectors, refine).to(v.dtype).reshape(v.shape)
-        result = self._fisher.solve(vectors)
+            return self.algebra.by_primal(vectors, refine).to(v.dtype).reshape(v.shape)
+        result = self.algebra.solve(vectors)
         for _ in range(refine):
-            result += self._fisher.solve(vectors - self._fisher.multiply(result))
+            result += self.algebra.solve(vectors - self.algebra.multiply(result))
         return result.to(v.dtype).reshape(v.shape)
 
     def matvec(self, v: Tensor) -> Tensor:
@@ -241,7 +271,7 @@ class GradientWindow:
         """
         vectors = self._vectors("v", v).double()
         self._check_filled()
-        return self._fisher.multiply(vectors).to(v.dtype).reshape(v.shape)
+        return self.algebra.multiply(vectors).to(v.dtype).reshape(v.shape)
 
     def precondition(self, *, out: Tensor | None = None) -> Tensor:
         """F⁻¹g for the newest gradient g, in the push-through form, which does not subtract.
@@ -270,27 +300,32 @@ class GradientWindow:
         else:
             apart = self.format.tensors().values()
             check_out("out", out, self.dim, self.vector_dtype, self.device, apart_from=apart)
-        return self._fisher.newest_into(out, self._newest())
+        return self.algebra.newest_into(out, self._newest())
 
     @torch.no_grad()
-    def descend_(self, descent: Descent) -> None:
-        """Moves weights along F⁻¹g, in the pass that computes it; for `mfac.MFAC` alone.
+    def descend_(self, descent: Descent, coefficients: Tensor | None, factor: float) -> None:
+        """Moves weights along u = factor · Gᵀc, in the pass that computes it; for `mfac.MFAC` alone.
 
         Args:
             descent: Which weights, how far, and with which momentum.
+            coefficients: c, [m] float64; None for u = F⁻¹g of the newest gradient in the primal
+                form, whatever the factor.
+            factor: See above.
 
         Raises:
             RuntimeError: If there is no newest gradient.
             torch.linalg.LinAlgError: If λ is too small for float64; nothing has moved.
         """
         newest = self._newest()
-        if descent.fuses(self.dim, self.vector_dtype):
-            c = self._fisher.newest_coefficients(newest)
-            if c is not None:
-                self.format.descend_(descent, c, self.num_terms, newest)
-                return
-        move = torch.empty(self.dim, dtype=self.vector_dtype, device=self.device)
-        descent.apply_(self._fisher.newest_into(move, newest), self.carried_columns())
+        if coefficients is not None and descent.fuses(self.dim, self.vector_dtype):
+            self.format.descend_(descent, coefficients.unsqueeze(0), factor, newest)
+            return
+        move = torch.empty((1, self.dim), dtype=self.vector_dtype, device=self.device)
+        if coefficients is None:
+            self.algebra.newest_into(move[0], newest)
+        else:
+            self.format.combine_(move, coefficients.unsqueeze(0), 0.0, factor)
+        descent.apply_(move[0], self.carried_columns())
 
     def carried_columns(self) -> Tensor | None:
         """Which entries the newest row of a sparse window carries.
@@ -343,7 +378,11 @@ class GradientWindow:
 
     def _state(self) -> dict[str, Any]:
         """The state by reference."""
-        return {**self.format.tensors(), **self.capacitance.state(), **self.ring.state()}
+        return {**self.format.tensors(), **self.window_state()}
+
+    def window_state(self) -> dict[str, Any]:
+        """The state without the rows' storage, by reference: the m x m parts and the ring."""
+        return {**self.capacitance.state(), **self.ring.state()}
 
     def _vectors(self, name: str, vectors: Tensor) -> Tensor:
         return check_window_vectors(name, vectors, self.dim, self.dtype, self.device)

@@ -96,7 +96,7 @@ def test_momentum_leaves_out_what_a_sparse_row_carries():
 
 def test_the_momentum_of_a_parameter_without_a_gradient_stays():
     model = classifier()
-    opt = mfac.MFAC(model.parameters(), lr=1e-2, rank=4, momentum=0.9)
+    opt = mfac.MFAC(model.parameters(), lr=1e-2, rank=4, momentum=0.9, rule="paper")
     for batch in batches(2):
         backward(model, batch)
         opt.step()
@@ -257,34 +257,49 @@ def test_a_state_of_other_groups_changes_nothing():
     other.window.push(torch.ones(other.window.dim))
     with pytest.raises(ValueError, match="parameter group"):
         opt.load_state_dict(other.state_dict())
-    assert opt.window.num_filled == 0
+    assert [window.num_filled for window in opt.windows] == [0, 0]
+
+
+def trained(**options):
+    model = classifier()
+    opt = mfac.MFAC(model.parameters(), **{"rank": 4, "momentum": 0.9, "rule": "paper", **options})
+    backward(model, batches(1)[0])
+    opt.step()
+    return opt
 
 
 def test_state_errors():
-    model = classifier()
-    opt = mfac.MFAC(model.parameters(), rank=4)
-    with pytest.raises(RuntimeError, match=r"No parameter has a gradient"):
-        opt.step()
-    with pytest.raises(RuntimeError, match=r"groups cannot be added later"):
-        opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
-    with pytest.raises(KeyError, match=r"'window'"):
-        opt.load_state_dict(torch.optim.SGD(model.parameters()).state_dict())
-    with pytest.raises(ValueError, match=r"'rows' of shape \[4, 515\]"):
-        opt.load_state_dict(mfac.MFAC(model.parameters(), rank=5).state_dict())
-    with pytest.raises(ValueError, match=r"`state_dict` should have 'momentum' of shape \[515\] and torch.float32"):
-        opt.load_state_dict({**opt.state_dict(), "momentum": torch.zeros(3)})
+    opt = trained()
+    saved = opt.state_dict()
+    with pytest.raises(KeyError, match=r"entry 'rank'"):
+        opt.load_state_dict(torch.optim.SGD(classifier().parameters()).state_dict())
+    with pytest.raises(KeyError, match=r"entry 'param_groups'"):
+        opt.load_state_dict({"state": {}})
+    for other, message in (
+        ({"rank": 5}, r"should have rank 4 in group 0, .* Found 5"),
+        ({"density": 0.5}, r"should have density 1.0 in group 0, .* Found 0.5"),
+        ({"window_dtype": torch.bfloat16}, r"window_dtype torch.float32 in group 0.* Found torch.bfloat16"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            opt.load_state_dict(trained(**other).state_dict())
     for options, error, message in (
         ({"momentum": 2.0}, ValueError, r"`momentum` .* Found 2.0"),
         ({"lr": float("nan")}, ValueError, r"`lr` should be finite"),
         ({"weight_decay": ...}, KeyError, r"should have an entry 'weight_decay'"),
     ):
-        state = opt.state_dict()
-        group = {**state["param_groups"][0], **options}
-        state["param_groups"] = [{name: value for name, value in group.items() if value is not ...}]
+        group = {**saved["param_groups"][0], **options}
+        groups = [{name: value for name, value in group.items() if value is not ...}]
         with pytest.raises(error, match=message):
-            opt.load_state_dict(state)
-    with pytest.raises(TypeError, match=r"`state_dict` should have a tensor as 'momentum'. Found float"):
-        opt.load_state_dict({**opt.state_dict(), "momentum": 0.5})
+            opt.load_state_dict({**saved, "param_groups": groups})
+    for entry, value, error, message in (
+        ("momentum", torch.zeros(3), ValueError, r"'momentum' of shape \[32, 12\] .* parameter 0 of group 0"),
+        ("momentum", 0.5, TypeError, r"a tensor as 'momentum'. Found float"),
+        ("rows", ..., KeyError, r"parameter 0 of group 0 should have an entry 'rows'"),
+    ):
+        first = {**saved["state"][0], entry: value}
+        first = {name: value for name, value in first.items() if value is not ...}
+        with pytest.raises(error, match=message):
+            opt.load_state_dict({**saved, "state": {**saved["state"], 0: first}})
 
 
 @pytest.mark.parametrize(

@@ -215,9 +215,11 @@ def test_descend_moves_weights_along_the_average(dtype: torch.dtype, tall: bool)
     for g in normal(60 if tall else 2, 50, dtype=dtype):
         W.push(g)
     weights, before = torch.ones(50, dtype=dtype), normal(50, seed=3, dtype=dtype)
-    descent = Descent(before.clone())
-    descent.add(weights, 0, rate=0.1, momentum=0.9)
-    W.descend_(descent)
+    descent = Descent(before.clone(), momentum=0.9)
+    descent.add(weights, 0, rate=0.1)
+    newest = W.newest
+    c = W.algebra.newest_coefficients(newest)
+    W.descend_(descent, None if c is None else c[0], 3)
     average = 0.9 * before + 0.1 * W.precondition()
     torch.testing.assert_close(descent.average, average)
     torch.testing.assert_close(weights, 1 - 0.1 * average)
@@ -227,13 +229,14 @@ def test_columns_of_no_parameter_keep_their_average():
     W = mfac.GradientWindow(3, 50, 1e-2)
     W.push(normal(50, dtype=F32))
     before = normal(50, seed=3, dtype=F32)
-    descent = Descent(before.clone())
-    for column, momentum in ((5, 0.9), (30, 0.5)):
-        descent.add(torch.zeros(10), column, rate=1.0, momentum=momentum)
-    W.descend_(descent)
+    descent = Descent(before.clone(), momentum=0.9)
+    for column in (5, 30):
+        descent.add(torch.zeros(10), column, rate=1.0)
+    c = W.algebra.newest_coefficients(W.newest)
+    W.descend_(descent, c[0], 3)
     expected = before.clone()
-    for columns, momentum in ((slice(5, 15), 0.9), (slice(30, 40), 0.5)):
-        expected[columns] = momentum * before[columns] + (1 - momentum) * W.precondition()[columns]
+    for columns in (slice(5, 15), slice(30, 40)):
+        expected[columns] = 0.9 * before[columns] + 0.1 * W.precondition()[columns]
     torch.testing.assert_close(descent.average, expected)
     torch.testing.assert_close(descent.parameters[1], -expected[30:40])
 

@@ -36,6 +36,7 @@ class Rows(ABC):
 
     Attributes:
         density: Share of the entries that a row keeps.
+        total_dim: d over all processes, where each has some of the columns.
     """
 
     density = 1.0
@@ -44,6 +45,7 @@ class Rows(ABC):
         self.rank, self.dim = rank, dim
         self.dtype, self.vector_dtype = dtype, vector_dtype(dtype)
         self.device = device
+        self.total_dim = dim
 
     @property
     @abstractmethod

@@ -1,0 +1,68 @@
+"""Who trains, and on which grid of learning rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Muon, Optimizer
+
+import mfac
+
+_ADAM_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+_SGD_RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+
+
+class MuonAndAdamW(Optimizer):
+    """Muon for hidden matrices, AdamW for the rest, as Muon's authors use it; one learning rate."""
+
+    def __init__(self, model: nn.Module, lr: float) -> None:
+        embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+        trained = [p for p in model.parameters() if p.requires_grad]
+        heads = {id(p) for p in [q for q in trained if q.dim() == 2][-1:]}
+        hidden = [p for p in trained if p.dim() == 2 and id(p) not in embeddings | heads]
+        others = [p for p in trained if all(p is not q for q in hidden)]
+        self.parts: list[Optimizer] = [AdamW(others, lr=lr, weight_decay=0.01)]
+        self.parts.append(Muon(hidden, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+        super().__init__(trained, {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:
+        """Takes a step of both."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = self.param_groups[0]["lr"]
+            part.step()
+
+
+@dataclass(frozen=True)
+class Method:
+    """An optimizer and the learning rates it is tried with."""
+
+    make: Callable[..., Optimizer]
+    rates: tuple[float, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def optimizer(self, model: nn.Module, lr: float, **more: Any) -> Optimizer:
+        """For a model, with a learning rate."""
+        if self.make is MuonAndAdamW:
+            return MuonAndAdamW(model, lr)
+        parameters: Iterable[torch.Tensor] = [p for p in model.parameters() if p.requires_grad]
+        return self.make(parameters, lr=lr, **(self.options | more))
+
+
+def ours(rates: tuple[float, ...] = _ADAM_RATES, **options: Any) -> Method:
+    """`mfac.MFAC` with options."""
+    return Method(mfac.MFAC, rates, options)
+
+
+METHODS: dict[str, Method] = {
+    "SGD": Method(SGD, _SGD_RATES, {"momentum": 0.9}),
+    "AdamW": Method(AdamW, _ADAM_RATES),
+    "Muon": Method(MuonAndAdamW, _ADAM_RATES),
+    "MFAC": ours(),
+    "paper": ours(rule="paper", damping=1e-5, momentum=0.9, rank=64),
+    "leave-one-out": ours(_SGD_RATES, rule="leave_one_out"),
+}

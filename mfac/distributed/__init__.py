@@ -1,0 +1,1 @@
+"""Windows whose columns are spread over processes."""

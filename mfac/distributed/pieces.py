@@ -1,0 +1,44 @@
+"""Which piece of each parameter is this process's, and what processes say to one another in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+class Whole:
+    """One process holds every parameter whole, and says nothing to others."""
+
+    def of(self, parameter: Tensor, tensor: Tensor) -> Tensor:
+        """This process's piece of a tensor that is laid out as the parameter is; a view."""
+        return tensor
+
+    def published(self, parameter: Tensor, piece: Tensor) -> Tensor:
+        """A piece [..., *shape] of this process as what `state` holds: whole, or a DTensor."""
+        return piece
+
+    def taken(self, parameter: Tensor, value: object, like: Tensor) -> object:
+        """What a state holds, whole or a DTensor, as the piece of this process.
+
+        Args:
+            parameter: Whose.
+            value: What the state holds.
+            like: What `state` would hold now.
+        """
+        return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+    def key(self, name: str) -> str:
+        """The name in `state` of what every process has for itself alone."""
+        return name
+
+    def sum_(self, products: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        return products
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process."""
+        return flag
+
+    def exchange_(self, parameters: Sequence[Tensor]) -> None:
+        """Has every process see the weights that the others have moved."""

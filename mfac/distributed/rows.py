@@ -1,0 +1,71 @@
+"""Rows whose columns are spread over processes: each has a slice, and products are summed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mfac.distributed.pieces import Whole
+from mfac.window.descent import Descent
+from mfac.window.formats.base import Rows
+
+
+class SummedRows(Rows):
+    """This process's columns of every row, in some format; products with rows are of all columns.
+
+    A push sends m numbers to the other processes, whatever d is. A gradient that one process cannot
+    hold is refused by all: each puts back the row that it had.
+
+    Args:
+        inner: This process's columns.
+        pieces: What sums over processes.
+    """
+
+    def __init__(self, inner: Rows, pieces: Whole) -> None:
+        super().__init__(inner.rank, inner.dim, inner.dtype, inner.device)
+        self.inner, self.pieces = inner, pieces
+        self.density = inner.density
+        self.vector_dtype = inner.vector_dtype
+        whole = torch.tensor([float(inner.dim)], dtype=torch.float64, device=inner.device)
+        self.total_dim = int(pieces.sum_(whole))
+
+    @property
+    def nbytes(self) -> int:
+        return self.inner.nbytes
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.inner.tensors()
+
+    def as_dense(self, index: Tensor | slice = slice(None)) -> Tensor:
+        return self.inner.as_dense(index)
+
+    def push_(self, row: int, gradient: Tensor) -> Tensor:
+        before = {name: tensor[row].clone() for name, tensor in self.inner.tensors().items()}
+        products = self.pieces.sum_(self.inner.push_(row, gradient).contiguous())
+        if not bool(products[row].isfinite()):
+            for name, tensor in self.inner.tensors().items():
+                tensor[row].copy_(before[name])
+            products[row] = torch.nan
+        return products
+
+    def clear_(self, row: int, where: Tensor) -> None:
+        self.inner.clear_(row, where)
+
+    def dot(self, vectors: Tensor) -> Tensor:
+        return self.pieces.sum_(self.inner.dot(vectors).contiguous())
+
+    def combine_(self, out: Tensor, coefficients: Tensor, alpha: float, beta: float) -> Tensor:
+        return self.inner.combine_(out, coefficients, alpha, beta)
+
+    def descend_(self, descent: Descent, coefficients: Tensor, beta: float, newest: int) -> None:
+        self.inner.descend_(descent, coefficients, beta, newest)
+
+    def why_refused(self, gradient: Tensor) -> str:
+        if bool(gradient.isfinite().all()):
+            return "a gradient that another process cannot hold"
+        return self.inner.why_refused(gradient)
+
+    def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        self.inner.check_tensors(tensors)

@@ -1,0 +1,137 @@
+"""Which columns of a group's window belong to which parameter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mfac.distributed.pieces import Whole
+
+
+class Columns:
+    """The parameters of a group that train, flattened row-major, one after the other.
+
+    Args:
+        parameters: Of the group, those that train.
+        pieces: Which piece of each is this process's.
+        kept: For each, the entries of its piece that a mask keeps, [k] int64, or None for all: the
+            window has no columns for the others.
+
+    Attributes:
+        parameters: As given.
+        pieces: As given.
+        kept: As given.
+        widths: How many columns each has over all processes.
+        shapes: Of each parameter, whole.
+        local_shapes: Of the piece of each; [k] where a mask keeps k entries.
+        starts: The first column of each.
+        dim: d, how many columns there are in all.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], pieces: Whole, kept: Sequence[Tensor | None] = ()) -> None:
+        self.parameters, self.pieces = list(parameters), pieces
+        self.kept = list(kept) or [None] * len(self.parameters)
+        self.shapes = [tuple(parameter.shape) for parameter in self.parameters]
+        locals_ = [pieces.of(parameter, parameter) for parameter in self.parameters]
+        self.local_shapes = [
+            tuple(local.shape) if index is None else (len(index),)
+            for local, index in zip(locals_, self.kept, strict=True)
+        ]
+        self.widths = [
+            p.numel() if index is None else len(index) for p, index in zip(self.parameters, self.kept, strict=True)
+        ]
+        sizes = [math.prod(shape) for shape in self.local_shapes]
+        self.starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.dim = sum(sizes)
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def holds(self, parameters: Sequence[Tensor], kept: Sequence[Tensor | None]) -> bool:
+        """Whether these are the parameters and masks, in order and of the shapes of before."""
+        if len(parameters) != len(self.parameters):
+            return False
+        pairs = zip(self.parameters, parameters, self.shapes, self.kept, kept, strict=True)
+        return all(mine is p and shape == p.shape and old is new for mine, p, shape, old, new in pairs)
+
+    def shared(self, other: Columns) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+        """What two layouts have in common: the parameter's number in each, and columns in each."""
+        numbers = {id(parameter): i for i, parameter in enumerate(self.parameters)}
+        for j, parameter in enumerate(other.parameters):
+            i = numbers.get(id(parameter))
+            if i is not None:
+                mine, theirs = _in_both(self._entries(i), other._entries(j))
+                yield i, j, self.starts[i] + mine, other.starts[j] + theirs
+
+    def _entries(self, i: int) -> Tensor:
+        """The entries of a piece that have columns, [k] int64, ascending."""
+        index = self.kept[i]
+        return torch.arange(math.prod(self.local_shapes[i])) if index is None else index.cpu()
+
+    @property
+    def slices(self) -> list[slice]:
+        """The columns of each parameter."""
+        ends = [*self.starts[1:], self.dim]
+        return [slice(start, end) for start, end in zip(self.starts, ends, strict=True)]
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """[..., d] as a piece [..., *shape] for each parameter, by reference."""
+        return [
+            flat[..., columns].unflatten(-1, shape) if shape else flat[..., columns].squeeze(-1)
+            for columns, shape in zip(self.slices, self.local_shapes, strict=True)
+        ]
+
+    def local(self, of: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
+        """This process's piece of one tensor for each parameter; a copy where a mask keeps part."""
+        for parameter, tensor, index in zip(self.parameters, of, self.kept, strict=True):
+            piece = None if tensor is None else self.pieces.of(parameter, tensor)
+            if piece is not None and index is not None and not piece.is_sparse:
+                piece = piece.reshape(-1)[index]
+            yield piece
+
+    def put_back_(self, pieces: Sequence[Tensor | None]) -> None:
+        """Writes pieces that `local` has copied into their parameters."""
+        for parameter, piece, index in zip(self.parameters, pieces, self.kept, strict=True):
+            if index is not None and piece is not None:
+                whole = self.pieces.of(parameter, parameter)
+                whole.copy_(whole.flatten().index_copy_(0, index, piece).view(whole.shape))
+
+    def gather_(self, flat: Tensor, weight_decay: float, maximize: bool) -> list[bool]:
+        """Writes the gradients into flat [d], zero where a parameter has none.
+
+        Args:
+            flat: Overwritten.
+            weight_decay: What of the weights is added to their gradients.
+            maximize: Whether gradients count with the other sign.
+
+        Returns:
+            For each parameter, whether it has a gradient.
+
+        Raises:
+            TypeError: If a gradient is sparse.
+        """
+        gradients = list(self.local([parameter.grad for parameter in self.parameters]))
+        views = self.views(flat)
+        used = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        for view, gradient in zip(views, gradients, strict=True):
+            if gradient is None:
+                view.zero_()
+            elif gradient.is_sparse:
+                raise TypeError("Parameter `params` should have dense gradients. Found a sparse one.")
+        if used:
+            places = [views[i] for i in used]
+            torch._foreach_copy_(places, [gradients[i] for i in used])
+            if maximize:
+                torch._foreach_neg_(places)
+            if weight_decay:
+                weights = list(self.local(self.parameters))
+                torch._foreach_add_(places, [weights[i] for i in used], alpha=weight_decay)
+        return [gradient is not None for gradient in gradients]
+
+
+def _in_both(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the entries that two ascending lists share stand in each."""
+    return torch.isin(mine, theirs).nonzero()[:, 0], torch.isin(theirs, mine).nonzero()[:, 0]

@@ -1,0 +1,273 @@
+"""The window of one parameter group, and a step on it in two parts: take the gradient, then move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfac.core.devices import check_device, check_same_device
+from mfac.distributed.pieces import Whole
+from mfac.distributed.rows import SummedRows
+from mfac.optim.columns import Columns
+from mfac.optim.control import controlled
+from mfac.optim.metric import AdamMetric
+from mfac.optim.options import OPTIONS, number_of, rule_of
+from mfac.window.combination import Combination
+from mfac.window.descent import Descent
+from mfac.window.formats.base import Rows
+from mfac.window.formats.named import named_format
+from mfac.window.rounding import NARROW
+from mfac.window.window import GradientWindow
+
+
+class GroupWindow:
+    """What a group keeps from step to step: its window, its momentum, its metric.
+
+    Memory is the window, and per weight: 4 bytes for the gradient, 4 for the momentum of updates,
+    12 for Adam's metric, 2 for a compensated sum.
+
+    Args:
+        options: The group. Read in each step, so that schedulers may change it.
+        parameters: Those of its parameters that train.
+        pieces: Which piece of each is this process's.
+        kept: For each, the entries that a mask keeps, or None for all.
+
+    Attributes:
+        options: As given.
+        columns: Which columns of the window belong to which parameter.
+        window: The gradients.
+        average: The momentum of updates, [d]; None where there is none.
+        metric: Adam's metric, if the rule has one.
+        compensations: What rounding has left out of each narrow parameter, in a compensated sum.
+        last: The direction of the last step.
+        is_allocated: Whether there has been a step.
+        checked: The options as they were when last checked.
+    """
+
+    def __init__(
+        self,
+        options: dict[str, Any],
+        parameters: Sequence[Tensor],
+        pieces: Whole,
+        kept: Sequence[Tensor | None] = (),
+    ) -> None:
+        self.options = options
+        self.checked = {name: options[name] for name in OPTIONS}
+        self.rule = rule_of(options)
+        self.columns = Columns(parameters, pieces, kept)
+        self.window = self._make_window()
+        self.average: Tensor | None = None
+        self.metric: AdamMetric | None = None
+        self.compensations: list[Tensor | None] = [None] * len(self.columns)
+        self.last: Combination | None = None
+        self.is_allocated = False
+        self._has: list[bool] = []
+
+    def _make_window(self) -> GradientWindow:
+        parameters, pieces, options = self.columns.parameters, self.columns.pieces, self.options
+        device = parameters[0].device
+        for parameter in parameters:
+            check_device("params", parameter.device)
+            check_same_device("params", parameter.device, device)
+        made = options["window_format"] or named_format(options["window_dtype"], options["density"])
+        arguments = {"damping": options["damping"], "device": device, "normalize": options["normalize"]}
+        form: Callable[[int, int, torch.device], Rows] = made
+        if type(pieces) is not Whole:
+            form = lambda rank, dim, place: SummedRows(made(rank, dim, place), pieces)  # ruff: ignore[lambda-assignment]
+        # A process may hold no weight of any parameter: then its window has one column of zeros.
+        return GradientWindow(options["rank"], max(1, self.columns.dim), format=form, **arguments)
+
+    @cached_property
+    def _flat(self) -> Tensor:
+        """[d], of the gradient: memory that a step would otherwise ask the system for anew."""
+        return torch.zeros(self.window.dim, dtype=self.window.vector_dtype, device=self.window.device)
+
+    def follow(self, parameters: Sequence[Tensor], kept: Sequence[Tensor | None]) -> GroupWindow:
+        """The window of other parameters of the group, with what this one knows of those in both.
+
+        Each row is pushed anew: O(dm²), when parameters are frozen, unfrozen or reshaped.
+
+        Args:
+            parameters: Those that train now.
+            kept: For each, the entries that a mask keeps, or None for all.
+
+        Returns:
+            Another window.
+        """
+        other = GroupWindow(self.options, parameters, self.columns.pieces, kept)
+        if not self.is_allocated:
+            return other
+        other.start(momentum=self.average is not None)
+        shared = list(self.columns.shared(other.columns))
+        other.window.take_over(self.window, [(old, new) for _, _, old, new in shared])
+        for i, j, old, new in shared:
+            if self.average is not None and other.average is not None:
+                other.average[new] = self.average[old]
+            if self.metric is not None and other.metric is not None:
+                other.metric.square_average[new] = self.metric.square_average[old]
+                other.metric.steps[j] = self.metric.steps[i]
+            if self.columns.local_shapes[i] == other.columns.local_shapes[j]:
+                other.compensations[j] = self.compensations[i]
+        return other
+
+    def start(self, momentum: bool | None = None, compensated: bool | None = None) -> None:
+        """Allocates what a step writes.
+
+        Args:
+            momentum: Whether there is a momentum of updates; None for what the options say.
+            compensated: Whether there are compensations, likewise.
+        """
+        self.is_allocated = True
+        if momentum is None:
+            momentum = number_of("momentum", self.options["momentum"]) > 0
+        if compensated is None:
+            compensated = self.options["rounding"] == "compensated"
+        if not (self.rule.averages_updates and momentum):
+            self.average = None  # what it was is not taken up again later
+        elif self.average is None:
+            self.average = torch.zeros_like(self._flat)
+        if self.rule.metric and self.metric is None:
+            place = self.window.vector_dtype, self.window.device
+            self.metric = AdamMetric(self.columns.slices, self.window.dim, *place)
+        if compensated:
+            for i, piece in enumerate(self.columns.local(self.columns.parameters)):
+                if piece is not None and piece.dtype in NARROW and self.compensations[i] is None:
+                    self.compensations[i] = torch.zeros_like(piece)
+
+    def gather(self) -> bool:
+        """Reads the gradients; whether any parameter has one."""
+        options = self.options
+        decay = 0.0 if options["decoupled_weight_decay"] else number_of("weight_decay", options["weight_decay"])
+        self._has = self.columns.gather_(self._flat, decay, options["maximize"])
+        return any(self._has)
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether this is no step: nothing was pushed yet, the rate is 0 and so are all gradients.
+
+        Checkpointing tools take such a step to see which state there will be.
+        """
+        return self.window.ring.pushes == 0 and self.lr == 0 and not bool(self._flat.any())
+
+    @property
+    def lr(self) -> float:
+        """η as it stands now."""
+        return float(number_of("lr", self.options["lr"]))
+
+    def is_finite(self) -> bool:
+        """Whether the gradient that was read is."""
+        return bool(torch.linalg.vector_norm(self._flat, torch.inf).isfinite())
+
+    def take(self) -> None:
+        """Takes the gradient that was read into the window.
+
+        Raises:
+            ValueError: If it holds a NaN or infinity, or what the window cannot hold; nothing has
+                changed.
+            torch.linalg.LinAlgError: If λ is too small for float64; no weight has moved.
+        """
+        self.start()
+        options, algebra = self.options, self.window.algebra
+        if self.metric is not None:
+            self.metric.see_(self._flat, options["beta2"], options["eps"], self._has)
+        algebra.given_damping = options["damping"]
+        try:
+            self.window.push(self._flat)
+        except ValueError as error:
+            raise ValueError(f"{error}{self.where()}") from error
+        if self.metric is not None:
+            self.metric.take()
+        found = self.rule.combination(algebra, options)
+        self.last = None if found is None else controlled(found, algebra, options, self.lr, self.columns.dim)
+
+    def where(self) -> str:
+        """Which parameters hold a gradient that is not finite, for an error's message."""
+        names = self.options.get("param_names")
+        everything = self.options["params"]
+        found = []
+        for parameter, gradient in zip(
+            self.columns.parameters, self.columns.local([p.grad for p in self.columns.parameters]), strict=True
+        ):
+            if gradient is not None and not bool(gradient.isfinite().all()):
+                number = next(i for i, p in enumerate(everything) if p is parameter)
+                found.append(repr(names[number]) if names else f"number {number}, shape {list(parameter.shape)}")
+        return f" It is in the gradient of parameter {'; '.join(found)}." if found else ""
+
+    def move(self, seed: int) -> None:
+        """Moves the weights along the direction that `take` has found.
+
+        Args:
+            seed: Of stochastic rounding, with the number of the step.
+        """
+        options, columns = self.options, self.columns
+        decay = 1.0
+        if options["decoupled_weight_decay"]:
+            decay = 1 - self.lr * number_of("weight_decay", options["weight_decay"])
+        locals_ = list(columns.local(columns.parameters))
+        descent = Descent(
+            average=self.average,
+            momentum=0.0 if self.average is None else number_of("momentum", options["momentum"]),
+            nesterov=self.average is not None and options["nesterov"],
+            metric=None if self.metric is None else self.metric.scale,
+            generator=self._generator(seed, locals_),
+        )
+        for piece, start, has, compensation in zip(locals_, columns.starts, self._has, self.compensations, strict=True):
+            if has and piece is not None and piece.numel():
+                descent.add(piece, start, self.lr, decay, compensation)
+        if descent.parameters:
+            c = None if self.last is None else self.last.coefficients
+            self.window.descend_(descent, c, 1.0 if self.last is None else self.last.factor)
+        columns.put_back_(locals_)
+        columns.pieces.exchange_([p for p, has in zip(columns.parameters, self._has, strict=True) if has])
+
+    def _generator(self, seed: int, pieces: Sequence[Tensor | None]) -> torch.Generator | None:
+        """Of this step: a function of its number, so that a resumed run rounds as the first."""
+        if self.options["rounding"] != "stochastic" or not any(p is not None and p.dtype in NARROW for p in pieces):
+            return None
+        return torch.Generator(self.window.device).manual_seed(1_000_003 * self.window.ring.pushes + seed)
+
+    def diagnostics(self) -> dict[str, float]:
+        """What the last step was, O(m²); see `MFAC.diagnostics`."""
+        algebra, u = self.window.algebra, self.last
+        gram = self.window.capacitance.gram
+        trace = self.window.capacitance.trace
+        squares = 2 * float(gram.tril(-1).square().sum()) + float(gram.diagonal().square().sum())
+        found = {"rows": float(self.window.num_filled), "effective_rank": trace**2 / squares if squares else 0.0}
+        newest = self.window.newest
+        if trace == 0 or newest is None:
+            return found
+        found["damping"] = algebra.damping
+        found["gradient_norm"] = max(0.0, float(gram[newest, newest])) ** 0.5
+        found["largest_eigenvalue"] = _largest_eigenvalue(gram)
+        if u is not None:
+            found["update_norm"] = u.squared_norm**0.5
+            found["curvature"] = u.curvature(algebra.damping, algebra.num_terms)
+            found["slope"] = u.slope
+            found["gain"] = u.gain
+        return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GroupWindow:
+        """A copy whose options and parameters are those that `memo` has for them."""
+        from copy import deepcopy
+
+        other = object.__new__(type(self))
+        memo[id(self)] = other
+        pieces = self.columns.pieces
+        memo[id(pieces)] = pieces  # process groups are no more copied than processes
+        for name, value in self.__dict__.items():
+            setattr(other, name, deepcopy(value, memo))
+        return other
+
+
+def _largest_eigenvalue(gram: Tensor, steps: int = 10) -> float:
+    """Of K/1, by power iteration: a lower bound that is close where one eigenvalue stands out."""
+    full = gram.tril() + gram.tril(-1).T
+    v = full.diagonal().sqrt()
+    for _ in range(steps):
+        v = full @ v
+        v = v / v.norm()
+    return float(v @ full @ v)

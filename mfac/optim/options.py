@@ -1,0 +1,153 @@
+"""The options of a parameter group: their defaults, their checks, and how a state holds them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfac.core.checks.choices import check_choice, check_flag, check_storage
+from mfac.core.checks.numbers import check_count, check_number
+from mfac.core.named import resolve
+from mfac.curvature.damping import (
+    Damping,
+    RelativeDamping,
+    RowRelativeDamping,
+    check_damping,
+    relative,
+    row_relative,
+)
+from mfac.optim.rules.base import Rule
+from mfac.optim.rules.named import DEFAULT, RULES
+
+_OF_OTHERS = (
+    *("params", "param_names", "name", "lr_scale", "swa_lr", "initial_lr", "max_lr", "min_lr"),
+    *("base_momentum", "max_momentum"),
+)
+"""Keys of a group that torch, its schedulers and trainers write."""
+
+OPTIONS = (
+    *("lr", "rank", "damping", "momentum", "weight_decay", "window_dtype", "density", "rule", "normalize"),
+    *("decoupled_weight_decay", "nesterov", "maximize", "centred", "trust_region", "grafting", "update_rms"),
+    *("beta2", "eps", "rounding", "window_format"),
+)
+"""What may stand in a group, beside its parameters."""
+
+FIXED = ("rule", "rank", "window_dtype", "density", "normalize", "window_format")
+"""Options that a window is made with."""
+
+ROUNDINGS = ("stochastic", "compensated", "nearest")
+
+
+def rule_of(group: Mapping[str, Any]) -> Rule:
+    """The rule object of a group."""
+    return resolve("rule", group["rule"], RULES, Rule)  # type: ignore[type-abstract]
+
+
+def complete(group: dict[str, Any]) -> None:
+    """Gives the options that a group leaves open, None, the defaults of its rule."""
+    if group["rule"] == "auto":
+        group["rule"] = DEFAULT if not isinstance(group["damping"], float | int | RelativeDamping) else "paper"
+    for name, value in rule_of(group).defaults.items():
+        if group[name] is None:
+            group[name] = value
+
+
+def refuse_unknown(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raises a TypeError for a key that is no option, with the nearest that is."""
+    for key in group:
+        if key not in known and key not in _OF_OTHERS:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(
+                f"Parameter `params` should have groups with the options {sorted(known)}. Found {key!r}.{hint}"
+            )
+
+
+def check_options(group: Mapping[str, Any]) -> None:
+    """Raises for an option of a group that is missing or out of range."""
+    for name, check in _CHECKS.items():
+        if name not in group:
+            raise KeyError(f"Every parameter group should have an entry {name!r}. Found {sorted(group)}.")
+        check(name, group[name])
+    check_storage("window_dtype", group["window_dtype"], group["density"])
+    rule = rule_of(group)
+    if group["nesterov"] and group["momentum"] == 0:
+        raise ValueError("Parameter `nesterov` should be False where momentum is 0. Found True.")
+    if rule.averages_updates and group["centred"]:
+        raise ValueError(f"Parameter `centred` should be False for rule {group['rule']!r}. Found True.")
+    if rule.metric and group["update_rms"] is not None:
+        raise ValueError(
+            f"Parameter `update_rms` should be None for rule {group['rule']!r}, whose updates have the scale of "
+            f"Adam's. Found {group['update_rms']!r}."
+        )
+
+
+def _number(**bounds: float) -> Callable[[str, Any], Any]:
+    return lambda name, value: check_number(name, number_of(name, value), **bounds)
+
+
+def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _flag(name: str, value: Any) -> None:
+    check_flag(name, value)
+
+
+def number_of(name: str, value: Any) -> Any:
+    """A number given as a tensor of one element, as schedulers and compilers give learning rates."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"Parameter `{name}` should be one number. Found shape {list(value.shape)}.")
+        return float(value)
+    return value
+
+
+_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    "lr": _number(least=0),
+    "rank": lambda name, value: check_count(name, value, least=1),
+    "damping": lambda name, value: check_damping(value),
+    "momentum": _number(least=0, below=1),
+    "weight_decay": _number(least=0),
+    "rule": lambda name, value: resolve(name, value, RULES, Rule),  # type: ignore[type-abstract]
+    "normalize": lambda name, value: check_choice(name, value, ("rank", "filled")),
+    "decoupled_weight_decay": _flag,
+    "nesterov": _flag,
+    "maximize": _flag,
+    "centred": _flag,
+    "trust_region": _optional(_number(above=0)),
+    "grafting": _number(least=0, most=1),
+    "update_rms": _optional(_number(above=0)),
+    "beta2": _number(least=0, below=1),
+    "eps": _number(above=0),
+    "rounding": lambda name, value: check_choice(name, value, ROUNDINGS),
+}
+
+
+def packed(value: Any) -> Any:
+    """An option as a plain value, which `torch.load(weights_only=True)` accepts."""
+    if isinstance(value, RowRelativeDamping):
+        return f"row_relative({value.scale!r})"
+    if isinstance(value, RelativeDamping):
+        return f"relative({value.scale!r})"
+    return None if isinstance(value, Rule) else value
+
+
+def unpacked(value: Any) -> Any:
+    """The option that `packed` made plain."""
+    found = re.fullmatch(r"(row_relative|relative)\((.+)\)", value) if isinstance(value, str) else None
+    return _damping(*found.groups()) if found else value
+
+
+def _damping(kind: str, scale: str) -> Damping:
+    return row_relative(float(scale)) if kind == "row_relative" else relative(float(scale))
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values of an option are the same."""
+    return a is b or bool(type(a) is type(b) and a == b) or (isinstance(a, torch.dtype) and a == b)

@@ -1,0 +1,185 @@
+"""The state of windows as entries of parameters, where `torch.optim` and its tools look for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfac.core.checks.state import check_like
+from mfac.optim.group_window import GroupWindow
+from mfac.optim.options import check_options, same, unpacked
+from mfac.optim.version_1 import upgraded
+
+_SHAPING = ("rank", "window_dtype", "density")
+"""Options that decide which tensors a state has."""
+
+
+def published(mine: GroupWindow) -> dict[Tensor, dict[str, Any]]:
+    """What `state` holds of each parameter of a group, tensors by reference.
+
+    Of each parameter: "rows" of the window, [m, *shape]; "momentum", "square_average", "step" and
+    "compensation" where it has them; "columns", its size. The first parameter holds the parts of
+    the whole window: "window_gram" and "window_inverse", [m, m]; "window_shift"; "window_ages",
+    [m]; "window_counts": pushes, newest row, replaced rows.
+    """
+    columns, pieces, window = mine.columns, mine.columns.pieces, mine.window
+    found: dict[Tensor, dict[str, Any]] = {
+        p: {"columns": mine.columns.widths[j]} for j, p in enumerate(columns.parameters)
+    }
+    storage = dict(window.format.tensors())
+    flat = {"rows": storage.pop("rows", None), "momentum": mine.average}
+    if mine.metric is not None:
+        flat["square_average"] = mine.metric.square_average
+    for name, tensor in flat.items():
+        if tensor is not None:
+            for parameter, view in zip(columns.parameters, columns.views(tensor), strict=True):
+                found[parameter][name] = pieces.published(parameter, view)
+    for j, parameter in enumerate(columns.parameters):
+        if mine.metric is not None:
+            found[parameter]["step"] = torch.tensor(float(mine.metric.steps[j]), device="cpu")
+        compensation = mine.compensations[j]
+        if compensation is not None:
+            found[parameter]["compensation"] = pieces.published(parameter, compensation)
+    state = window.window_state()
+    newest = -1 if state["newest"] is None else state["newest"]
+    head = found[columns.parameters[0]]
+    head["window_gram"], head["window_inverse"] = state["gram"], state["inverse"]
+    head["window_shift"] = torch.tensor(state["shift"], dtype=torch.float64, device="cpu")
+    head["window_ages"] = state["ages"]
+    counts = [state["pushes"], newest, state["replaced"]]
+    head["window_counts"] = torch.tensor(counts, dtype=torch.int64, device="cpu")
+    for name, tensor in storage.items():
+        head[pieces.key(f"window_{name}")] = tensor
+    return found
+
+
+class Loaded:
+    """A state dict, checked against the groups that are to take it up.
+
+    Args:
+        state_dict: What `MFAC.state_dict` returned, of this version or of 0.1.
+        current: The groups.
+        defaults: All options.
+
+    Attributes:
+        groups: The options that each group will have.
+
+    Raises:
+        KeyError: If an entry or option is missing.
+        ValueError: If groups differ in number, size, order or what a window is made with, or an
+            option is out of range.
+    """
+
+    def __init__(
+        self, state_dict: Mapping[str, Any], current: list[dict[str, Any]], defaults: Mapping[str, Any]
+    ) -> None:
+        for name in ("state", "param_groups"):
+            if name not in state_dict:
+                raise KeyError(f"Parameter `state_dict` should have an entry {name!r}. Found {sorted(state_dict)}.")
+        old = "window" in state_dict
+        saved = state_dict["param_groups"]
+        if [len(group["params"]) for group in saved] != [len(group["params"]) for group in current]:
+            raise ValueError(
+                "Parameter `state_dict` should have the parameter groups of this optimizer, "
+                f"{[len(group['params']) for group in current]} parameters. "
+                f"Found {[len(group['params']) for group in saved]}."
+            )
+        self._current = current
+        self.groups: list[dict[str, Any]] = []
+        for i, (group, mine) in enumerate(zip(saved, current, strict=True)):
+            self.groups.append(_options(i, group, mine, defaults, old))
+        keys = chain.from_iterable(group["params"] for group in saved)
+        parameters = chain.from_iterable(group["params"] for group in current)
+        self._keys = {parameter: key for parameter, key in zip(parameters, keys, strict=True)}
+        self._state = upgraded(state_dict, current, self._keys) if old else state_dict["state"]
+
+    def restore(self, groups: list[dict[str, Any]]) -> None:
+        """Writes the options into groups."""
+        for group, options in zip(groups, self.groups, strict=True):
+            group.update(options)
+
+    def entries(self, parameter: Tensor) -> Mapping[str, Any]:
+        """What the state has of a parameter."""
+        found: Mapping[str, Any] = self._state.get(self._keys[parameter], {})
+        return found
+
+    def parameters(self, i: int) -> list[Tensor]:
+        """The parameters of group i that have columns in the window."""
+        return [p for p in self._current[i]["params"] if "columns" in self.entries(p)]
+
+    def fill(self, i: int, mine: GroupWindow) -> None:
+        """Copies the state of group i into a window made for `parameters(i)`.
+
+        Raises:
+            KeyError: If an entry is missing.
+            TypeError: If an entry is no tensor.
+            ValueError: If one is of another shape or dtype.
+        """
+        first = self.entries(mine.columns.parameters[0])
+        mine.start(momentum="momentum" in first, compensated="compensation" in first)
+        for parameter, expected in published(mine).items():
+            number = next(j for j, p in enumerate(self._current[i]["params"]) if p is parameter)
+            where = f"state_dict['state'] of parameter {number} of group {i}"
+            found = self.entries(parameter)
+            for name, tensor in expected.items():
+                if name not in found:
+                    raise KeyError(f"The {where} should have an entry {name!r}. Found {sorted(found)}.")
+                if name == "columns":
+                    if found[name] != tensor:
+                        raise ValueError(f"The {where} should have {tensor} columns. Found {found[name]}.")
+                    continue
+                _copy(where, name, mine.columns.pieces.taken(parameter, found[name], tensor), tensor)
+        self._set_numbers(mine, first)
+
+    def _set_numbers(self, mine: GroupWindow, first: Mapping[str, Any]) -> None:
+        pushes, newest, replaced = (int(n) for n in first["window_counts"])
+        ages = first["window_ages"]
+        if newest >= 0 and not (newest < len(ages) and int(ages[newest]) >= 0):
+            raise ValueError(f"Parameter `state_dict` should have a filled row as the newest. Found {newest}.")
+        window = mine.window
+        storage = window.format.tensors()
+        window.format.check_tensors(storage)
+        window.format.load_(storage)
+        window.ring.load_({"ages": ages, "pushes": pushes, "newest": newest if newest >= 0 else None})
+        window.capacitance.forget()
+        window.capacitance.shift, window.capacitance.replaced = float(first["window_shift"]), replaced
+        if mine.metric is not None:
+            mine.metric.steps = [int(self.entries(p)["step"]) for p in mine.columns.parameters]
+
+
+def _copy(where: str, name: str, found: object, into: Any) -> None:
+    local = into.to_local() if hasattr(into, "to_local") else into
+    try:
+        check_like("state_dict", name, found, local)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error} It is in the {where}.") from None
+    local.copy_(found)
+
+
+def _options(
+    i: int, saved: Mapping[str, Any], mine: Mapping[str, Any], defaults: Mapping[str, Any], old: bool
+) -> dict[str, Any]:
+    """The options of group i that a state gives, checked."""
+    names, own = saved.get("param_names"), mine.get("param_names")
+    if names and own and list(names) != list(own):
+        raise ValueError(
+            f"Parameter `state_dict` should have the parameters of group {i} in the order {list(own)}. "
+            f"Found {list(names)}."
+        )
+    found = {name: unpacked(value) for name, value in saved.items() if name not in ("params", "param_names")}
+    kept = set(defaults) - set(saved) if old else {"window_format"}
+    found |= {name: mine[name] for name in kept}
+    if found.get("rule") is None:  # of one's own, which no state holds
+        found["rule"] = mine["rule"]
+    check_options(found)
+    for name in _SHAPING:
+        if mine["window_format"] is None and not same(found[name], mine[name]):
+            raise ValueError(
+                f"Parameter `state_dict` should have {name} {mine[name]!r} in group {i}, as this optimizer has. "
+                f"Found {found[name]!r}."
+            )
+    return found
