@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
 from dataclasses import replace
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor

@@ -11,8 +11,8 @@ class Whole:
     """One process holds every parameter whole, and says nothing to others."""
 
     def of(self, parameter: Tensor, tensor: Tensor) -> Tensor:
-        """This process's piece of a tensor that is laid out as the parameter is; a view."""
-        return tensor
+        """This process's piece of a tensor laid out as the parameter is; a view, of >= 1 dimension."""
+        return tensor.view(1) if tensor.dim() == 0 else tensor
 
     def published(self, parameter: Tensor, piece: Tensor) -> Tensor:
         """A piece [..., *shape] of this process as what `state` holds: whole, or a DTensor."""
@@ -25,6 +25,9 @@ class Whole:
             parameter: Whose.
             value: What the state holds.
             like: What `state` would hold now.
+
+        Returns:
+            A tensor like this process's piece, if the state fits.
         """
         return value.full_tensor() if hasattr(value, "full_tensor") else value
 

@@ -92,10 +92,14 @@ class Columns:
                 piece = piece.reshape(-1)[index]
             yield piece
 
-    def put_back_(self, pieces: Sequence[Tensor | None]) -> None:
+    def weights(self) -> list[Tensor]:
+        """This process's piece of each parameter, as `local`."""
+        return [piece for piece in self.local(self.parameters) if piece is not None]
+
+    def put_back_(self, pieces: Sequence[Tensor]) -> None:
         """Writes pieces that `local` has copied into their parameters."""
         for parameter, piece, index in zip(self.parameters, pieces, self.kept, strict=True):
-            if index is not None and piece is not None:
+            if index is not None:
                 whole = self.pieces.of(parameter, parameter)
                 whole.copy_(whole.flatten().index_copy_(0, index, piece).view(whole.shape))
 
@@ -123,11 +127,11 @@ class Columns:
                 raise TypeError("Parameter `params` should have dense gradients. Found a sparse one.")
         if used:
             places = [views[i] for i in used]
-            torch._foreach_copy_(places, [gradients[i] for i in used])
+            torch._foreach_copy_(places, [gradient for gradient in gradients if gradient is not None])
             if maximize:
                 torch._foreach_neg_(places)
             if weight_decay:
-                weights = list(self.local(self.parameters))
+                weights = self.weights()
                 torch._foreach_add_(places, [weights[i] for i in used], alpha=weight_decay)
         return [gradient is not None for gradient in gradients]
 

@@ -134,8 +134,8 @@ class GroupWindow:
             place = self.window.vector_dtype, self.window.device
             self.metric = AdamMetric(self.columns.slices, self.window.dim, *place)
         if compensated:
-            for i, piece in enumerate(self.columns.local(self.columns.parameters)):
-                if piece is not None and piece.dtype in NARROW and self.compensations[i] is None:
+            for i, piece in enumerate(self.columns.weights()):
+                if piece.dtype in NARROW and self.compensations[i] is None:
                     self.compensations[i] = torch.zeros_like(piece)
 
     def gather(self) -> bool:
@@ -207,7 +207,7 @@ class GroupWindow:
         decay = 1.0
         if options["decoupled_weight_decay"]:
             decay = 1 - self.lr * number_of("weight_decay", options["weight_decay"])
-        locals_ = list(columns.local(columns.parameters))
+        locals_ = columns.weights()
         descent = Descent(
             average=self.average,
             momentum=0.0 if self.average is None else number_of("momentum", options["momentum"]),
@@ -216,7 +216,7 @@ class GroupWindow:
             generator=self._generator(seed, locals_),
         )
         for piece, start, has, compensation in zip(locals_, columns.starts, self._has, self.compensations, strict=True):
-            if has and piece is not None and piece.numel():
+            if has and piece.numel():
                 descent.add(piece, start, self.lr, decay, compensation)
         if descent.parameters:
             c = None if self.last is None else self.last.coefficients
@@ -224,9 +224,9 @@ class GroupWindow:
         columns.put_back_(locals_)
         columns.pieces.exchange_([p for p, has in zip(columns.parameters, self._has, strict=True) if has])
 
-    def _generator(self, seed: int, pieces: Sequence[Tensor | None]) -> torch.Generator | None:
+    def _generator(self, seed: int, pieces: Sequence[Tensor]) -> torch.Generator | None:
         """Of this step: a function of its number, so that a resumed run rounds as the first."""
-        if self.options["rounding"] != "stochastic" or not any(p is not None and p.dtype in NARROW for p in pieces):
+        if self.options["rounding"] != "stochastic" or not any(p.dtype in NARROW for p in pieces):
             return None
         return torch.Generator(self.window.device).manual_seed(1_000_003 * self.window.ring.pushes + seed)
 

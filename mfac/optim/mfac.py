@@ -328,6 +328,9 @@ class MFAC(Optimizer):
         `state` has for each parameter that trains "rows", [m, *shape], and what the rule keeps of
         it; the first parameter of a group has the m x m parts beside. "momentum" holds the momentum
         of updates of one group, [d], or the weights of its gradients, or None.
+
+        Returns:
+            What `load_state_dict` takes, also after `torch.load(weights_only=True)`.
         """
         self._publish()
         found = super().state_dict()

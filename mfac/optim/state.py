@@ -25,6 +25,9 @@ def published(mine: GroupWindow) -> dict[Tensor, dict[str, Any]]:
     "compensation" where it has them; "columns", its size. The first parameter holds the parts of
     the whole window: "window_gram" and "window_inverse", [m, m]; "window_shift"; "window_ages",
     [m]; "window_counts": pushes, newest row, replaced rows.
+
+    Returns:
+        Entries by parameter.
     """
     columns, pieces, window = mine.columns, mine.columns.pieces, mine.window
     found: dict[Tensor, dict[str, Any]] = {

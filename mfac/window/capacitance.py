@@ -107,7 +107,13 @@ class InverseCapacitance:
         return solutions
 
     def inverse_diagonal(self, shift: float) -> Tensor:
-        """diag(A), [m] float64, by reference. O(m³) where A has to be computed anew.
+        """diag(A), brought up to date.
+
+        Args:
+            shift: nλ.
+
+        Returns:
+            [m] float64, by reference. O(m), or O(m³) where A has to be computed anew.
 
         Raises:
             torch.linalg.LinAlgError: If C is not numerically positive definite.
