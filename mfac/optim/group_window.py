@@ -16,6 +16,7 @@ from mfac.optim.columns import Columns
 from mfac.optim.control import controlled
 from mfac.optim.metric import AdamMetric
 from mfac.optim.options import OPTIONS, number_of, rule_of
+from mfac.optim.orthogonal import is_matrix, orthogonalized
 from mfac.window.combination import Combination
 from mfac.window.descent import Descent
 from mfac.window.formats.base import Rows
@@ -213,6 +214,7 @@ class GroupWindow:
             momentum=0.0 if self.average is None else number_of("momentum", options["momentum"]),
             nesterov=self.average is not None and options["nesterov"],
             metric=None if self.metric is None else self.metric.scale,
+            finish=self._orthogonalize if options["orthogonal"] else None,
             generator=self._generator(seed, locals_),
         )
         for piece, start, has, compensation in zip(locals_, columns.starts, self._has, self.compensations, strict=True):
@@ -221,8 +223,29 @@ class GroupWindow:
         if descent.parameters:
             c = None if self.last is None else self.last.coefficients
             self.window.descend_(descent, c, 1.0 if self.last is None else self.last.factor)
+        elif descent.finish is not None:
+            descent.finish([])
         columns.put_back_(locals_)
         columns.pieces.exchange_([p for p, has in zip(columns.parameters, self._has, strict=True) if has])
+
+    def _orthogonalize(self, moves: list[Tensor]) -> list[Tensor]:
+        """The updates of all parameters that move, those of matrices orthogonalised whole."""
+        columns, left, results = self.columns, iter(moves), []
+        for i, has in enumerate(self._has):
+            if not has:
+                continue
+            parameter, index, local = columns.parameters[i], columns.kept[i], columns.local_shapes[i]
+            empty = 0 in local  # which does not move, but whose other pieces other processes have
+            move = self._flat.new_zeros(local) if empty else next(left)
+            if is_matrix(columns.shapes[i]):
+                if index is None:
+                    move = columns.pieces.of_whole(parameter, move, orthogonalized)
+                else:
+                    whole = move.new_zeros(parameter.numel()).index_copy_(0, index, move)
+                    move = orthogonalized(whole.view(parameter.shape)).reshape(-1)[index]
+            if not empty:
+                results.append(move)
+        return results
 
     def _generator(self, seed: int, pieces: Sequence[Tensor]) -> torch.Generator | None:
         """Of this step: a function of its number, so that a resumed run rounds as the first."""

@@ -62,6 +62,9 @@ class MFAC(Optimizer):
         grafting: θ in [0, 1]: u is multiplied by (‖g‖/‖u‖)^θ.
         update_rms: The root mean square that every u is scaled to, 0.2 for Muon's match to Adam;
             None for u as it is.
+        orthogonal: Whether the update of each matrix, a convolution's by output channels, is replaced
+            by its orthogonal factor, as Muon's are; each costs a few products of its size. None for
+            the rule's own: True for "spectral".
         beta2: Of Adam's average of squared gradients, in [0, 1).
         eps: ε of Adam's metric, > 0.
         rounding: Of bfloat16 and float16 weights. "stochastic" keeps the mean of updates below the
@@ -116,6 +119,7 @@ class MFAC(Optimizer):
         trust_region: float | None = None,
         grafting: float = 0.0,
         update_rms: float | None = None,
+        orthogonal: bool | None = None,
         beta2: float = 0.999,
         eps: float = 1e-8,
         rounding: Literal["stochastic", "compensated", "nearest"] = "stochastic",

@@ -33,7 +33,7 @@ _OF_OTHERS = (
 OPTIONS = (
     *("lr", "rank", "damping", "momentum", "weight_decay", "window_dtype", "density", "rule", "normalize"),
     *("decoupled_weight_decay", "nesterov", "maximize", "centred", "trust_region", "grafting", "update_rms"),
-    *("beta2", "eps", "rounding", "window_format"),
+    *("orthogonal", "beta2", "eps", "rounding", "window_format"),
 )
 """What may stand in a group, beside its parameters."""
 
@@ -120,6 +120,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "nesterov": _flag,
     "maximize": _flag,
     "centred": _flag,
+    "orthogonal": _flag,
     "trust_region": _optional(_number(above=0)),
     "grafting": _number(least=0, most=1),
     "update_rms": _optional(_number(above=0)),
