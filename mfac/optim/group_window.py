@@ -171,9 +171,9 @@ class GroupWindow:
         """Whether the gradient that was seen is finite and in the window's range."""
         return self.window.format.holds(self._flat)
 
-    def why_refused(self) -> str:
-        """What is wrong with the gradient that was seen, and of which parameter."""
-        return f"{self.window.format.why_refused(self._flat)}.{self.where()}"
+    def why_refused(self, place: str) -> str:
+        """What is wrong with the gradient that was seen, in which group and of which parameter."""
+        return f"{self.window.format.why_refused(self._flat)}{place}.{self.where()}"
 
     def take(self) -> None:
         """Takes the gradient that was seen into the window.

@@ -238,7 +238,7 @@ class MFAC(Optimizer):
         if probed and len(probed) == len(stepping):
             for mine in probed:
                 mine.start()
-        elif self._accepts([mine for _, mine in stepping]):
+        elif self._accepts(stepping):
             for _, mine in stepping:
                 mine.take()
             for i, mine in stepping:
@@ -247,18 +247,19 @@ class MFAC(Optimizer):
             self._publish()
         return loss
 
-    def _accepts(self, stepping: Sequence[GroupWindow]) -> bool:
+    def _accepts(self, stepping: Sequence[tuple[int, GroupWindow]]) -> bool:
         """Whether the step is taken; where one group alone steps, its window says whether it is."""
-        for mine in stepping:
+        for _, mine in stepping:
             mine.see()
         if self.nonfinite == "raise" and len(stepping) < 2:
             return True
-        bad = [mine for mine in stepping if not mine.holds_gradient()]
-        if stepping and stepping[0].columns.pieces.any(bool(bad)):
+        bad = [(i, mine) for i, mine in stepping if not mine.holds_gradient()]
+        if stepping and stepping[0][1].columns.pieces.any(bool(bad)):
             if self.nonfinite == "skip":
                 return False
-            found = "; ".join(mine.why_refused() for mine in bad) or "another in another process."
-            raise ValueError(f"Parameter `gradient` should be finite. Found {found}")
+            found = " ".join(f"Found {mine.why_refused(f' in group {i}')}" for i, mine in bad)
+            found = found or "Found another in another process."
+            raise ValueError(f"Parameter `gradient` should be finite. {found}")
         return True
 
     def _check_changes(self, group: dict[str, Any], mine: GroupWindow | None) -> None:

@@ -246,7 +246,9 @@ def test_a_state_of_version_0_1_goes_on_bit_by_bit(momentum: float, window_dtype
     again = Run(kind, 1, 1, momentum=0.3, lr=1.0)
     again.model.load_state_dict(run.model.state_dict())
     again.opt.load_state_dict(stored(of_version_1(run.opt)))
-    assert again.opt.param_groups[0]["momentum"] == momentum and again.opt.param_groups[0]["lr"] == run.kind.options["lr"]
+    assert (
+        again.opt.param_groups[0]["momentum"] == momentum and again.opt.param_groups[0]["lr"] == run.kind.options["lr"]
+    )
     assert_same(run.everything(), again.everything())
     assert_same(run.go(BEFORE, AFTER).everything(), again.go(BEFORE, AFTER).everything())
 
