@@ -62,6 +62,9 @@ class SummedRows(Rows):
     def descend_(self, descent: Descent, coefficients: Tensor, beta: float, newest: int) -> None:
         self.inner.descend_(descent, coefficients, beta, newest)
 
+    def holds(self, gradient: Tensor) -> bool:
+        return self.inner.holds(gradient)
+
     def why_refused(self, gradient: Tensor) -> str:
         if bool(gradient.isfinite().all()):
             return "a gradient that another process cannot hold"

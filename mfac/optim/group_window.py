@@ -19,7 +19,7 @@ from mfac.optim.options import OPTIONS, number_of, rule_of
 from mfac.optim.orthogonal import is_matrix, orthogonalized
 from mfac.window.combination import Combination
 from mfac.window.descent import Descent
-from mfac.window.formats.base import Rows
+from mfac.window.formats.base import Rows, in_range
 from mfac.window.formats.named import named_format
 from mfac.window.rounding import NARROW
 from mfac.window.window import GradientWindow
@@ -152,29 +152,39 @@ class GroupWindow:
 
         Checkpointing tools take such a step to see which state there will be.
         """
-        return self.window.ring.pushes == 0 and self.lr == 0 and not bool(self._flat.any())
+        if self.window.ring.pushes > 0 or self.lr != 0:
+            return False
+        gradients = self.columns.local([p.grad for p in self.columns.parameters])  # without decay
+        return not any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
     @property
     def lr(self) -> float:
         """η as it stands now."""
         return float(number_of("lr", self.options["lr"]))
 
-    def is_finite(self) -> bool:
-        """Whether the gradient that was read is."""
-        return bool(torch.linalg.vector_norm(self._flat, torch.inf).isfinite())
+    def see(self) -> None:
+        """Takes the gradient that was read into the metric's coordinates; no state has changed."""
+        self.start()
+        if self.metric is not None:
+            self.metric.see_(self._flat, self.options["beta2"], self.options["eps"], self._has)
+
+    def holds_gradient(self) -> bool:
+        """Whether the gradient that was seen is finite and in the window's range."""
+        return self.window.format.holds(self._flat)
+
+    def why_refused(self, place: str) -> str:
+        """What is wrong with the gradient that was seen, in which group and of which parameter."""
+        return f"{self.window.format.why_refused(self._flat)}{place}.{self.where()}"
 
     def take(self) -> None:
-        """Takes the gradient that was read into the window.
+        """Takes the gradient that was seen into the window.
 
         Raises:
             ValueError: If it holds a NaN or infinity, or what the window cannot hold; nothing has
                 changed.
             torch.linalg.LinAlgError: If λ is too small for float64; no weight has moved.
         """
-        self.start()
         options, algebra = self.options, self.window.algebra
-        if self.metric is not None:
-            self.metric.see_(self._flat, options["beta2"], options["eps"], self._has)
         algebra.given_damping = options["damping"]
         try:
             self.window.push(self._flat)
@@ -186,14 +196,12 @@ class GroupWindow:
         self.last = None if found is None else controlled(found, algebra, options, self.lr, self.columns.dim)
 
     def where(self) -> str:
-        """Which parameters hold a gradient that is not finite, for an error's message."""
+        """Which parameters hold a gradient out of the window's range, for an error's message."""
         names = self.options.get("param_names")
         everything = self.options["params"]
         found = []
-        for parameter, gradient in zip(
-            self.columns.parameters, self.columns.local([p.grad for p in self.columns.parameters]), strict=True
-        ):
-            if gradient is not None and not bool(gradient.isfinite().all()):
+        for parameter, gradient in zip(self.columns.parameters, self.columns.views(self._flat), strict=True):
+            if not in_range(gradient, self.window.dtype):
                 number = next(i for i, p in enumerate(everything) if p is parameter)
                 found.append(repr(names[number]) if names else f"number {number}, shape {list(parameter.shape)}")
         return f" It is in the gradient of parameter {'; '.join(found)}." if found else ""

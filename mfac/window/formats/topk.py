@@ -102,6 +102,9 @@ class TopKRows(Rows):
     def push_(self, row: int, gradient: Tensor) -> Tensor:
         return ops.topk_push_(self.values, self.indices, self.error, row, gradient, self.block_size, self.boundaries)
 
+    def holds(self, gradient: Tensor) -> bool:
+        return super().holds(gradient + self.error)
+
     def why_refused(self, gradient: Tensor) -> str:
         return super().why_refused(gradient + self.error)
 
