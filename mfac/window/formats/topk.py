@@ -102,6 +102,13 @@ class TopKRows(Rows):
     def push_(self, row: int, gradient: Tensor) -> Tensor:
         return ops.topk_push_(self.values, self.indices, self.error, row, gradient, self.block_size, self.boundaries)
 
+    def written_by_push(self, row: int) -> list[Tensor]:
+        # As int16: torch has few operations of uint16.
+        written = [self.values[row], self.indices[row].view(torch.int16), self.error]
+        if self.boundaries is not None:
+            written.append(self.boundaries[..., row].view(torch.int16))
+        return written
+
     def why_refused(self, gradient: Tensor) -> str:
         return super().why_refused(gradient + self.error)
 
