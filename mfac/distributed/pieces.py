@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from torch import Tensor
 
 
 class Whole:
-    """One process holds every parameter whole, and says nothing to others."""
+    """One process holds every parameter whole, and says nothing to others.
+
+    Attributes:
+        number: Of this process among those that have different columns.
+        among: Which processes those are; a key.
+    """
+
+    number = 0
+    among: Hashable = None
 
     def of(self, parameter: Tensor, tensor: Tensor) -> Tensor:
         """This process's piece of a tensor laid out as the parameter is; a view, of >= 1 dimension."""
@@ -36,7 +44,7 @@ class Whole:
         return function(piece)
 
     def key(self, name: str) -> str:
-        """The name in `state` of what every process has for itself alone."""
+        """The name in `state` of what is one process's alone; it tells of which columns it is."""
         return name
 
     def sum_(self, products: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mfac.core.devices import capabilities
 from mfac.distributed.pieces import Whole
 from mfac.window.descent import Descent
 from mfac.window.formats.base import Rows
@@ -21,15 +22,18 @@ class SummedRows(Rows):
     Args:
         inner: This process's columns.
         pieces: What sums over processes.
+        total_dim: d over all processes.
     """
 
-    def __init__(self, inner: Rows, pieces: Whole) -> None:
+    is_whole = False
+
+    def __init__(self, inner: Rows, pieces: Whole, total_dim: int) -> None:
         super().__init__(inner.rank, inner.dim, inner.dtype, inner.device)
         self.inner, self.pieces = inner, pieces
         self.density = inner.density
         self.vector_dtype = inner.vector_dtype
-        whole = torch.tensor([float(inner.dim)], dtype=torch.float64, device=inner.device)
-        self.total_dim = int(pieces.sum_(whole))
+        self.total_dim = total_dim
+        self._defers = capabilities(inner.device).defers
 
     @property
     def nbytes(self) -> int:
@@ -42,13 +46,18 @@ class SummedRows(Rows):
         return self.inner.as_dense(index)
 
     def push_(self, row: int, gradient: Tensor) -> Tensor:
-        before = {name: tensor[row].clone() for name, tensor in self.inner.tensors().items()}
+        written = self.inner.written_by_push(row)
+        before = [tensor.clone() for tensor in written]
         products = self.pieces.sum_(self.inner.push_(row, gradient).contiguous())
-        if not bool(products[row].isfinite()):
-            for name, tensor in self.inner.tensors().items():
-                tensor[row].copy_(before[name])
-            products[row] = torch.nan
+        refused = products[row].isfinite().logical_not()
+        if self._defers or bool(refused):  # the host does not wait for a GPU to see which it is
+            for tensor, old in zip(written, before, strict=True):
+                tensor.copy_(torch.where(refused, old, tensor))
+            products[row].masked_fill_(refused, torch.nan)
         return products
+
+    def written_by_push(self, row: int) -> list[Tensor]:
+        return self.inner.written_by_push(row)
 
     def clear_(self, row: int, where: Tensor) -> None:
         self.inner.clear_(row, where)
@@ -65,6 +74,9 @@ class SummedRows(Rows):
     def holds(self, gradient: Tensor) -> bool:
         return self.inner.holds(gradient)
 
+    def carried(self, row: int) -> Tensor | None:
+        return self.inner.carried(row)
+
     def why_refused(self, gradient: Tensor) -> str:
         if bool(gradient.isfinite().all()):
             return "a gradient that another process cannot hold"
@@ -72,3 +84,6 @@ class SummedRows(Rows):
 
     def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         self.inner.check_tensors(tensors)
+
+    def load_(self, tensors: Mapping[str, Tensor]) -> None:
+        self.inner.load_(tensors)

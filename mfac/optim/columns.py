@@ -28,7 +28,8 @@ class Columns:
         shapes: Of each parameter, whole.
         local_shapes: Of the piece of each; [k] where a mask keeps k entries.
         starts: The first column of each.
-        dim: d, how many columns there are in all.
+        dim: d, how many columns this process has in all.
+        total_dim: How many all processes have.
     """
 
     def __init__(self, parameters: Sequence[Tensor], pieces: Whole, kept: Sequence[Tensor | None] = ()) -> None:
@@ -43,6 +44,7 @@ class Columns:
         self.widths = [
             p.numel() if index is None else len(index) for p, index in zip(self.parameters, self.kept, strict=True)
         ]
+        self.total_dim = sum(self.widths)
         sizes = [math.prod(shape) for shape in self.local_shapes]
         self.starts = [sum(sizes[:i]) for i in range(len(sizes))]
         self.dim = sum(sizes)

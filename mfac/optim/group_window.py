@@ -78,7 +78,8 @@ class GroupWindow:
         arguments = {"damping": options["damping"], "device": device, "normalize": options["normalize"]}
         form: Callable[[int, int, torch.device], Rows] = made
         if type(pieces) is not Whole:
-            form = lambda rank, dim, place: SummedRows(made(rank, dim, place), pieces)  # ruff: ignore[lambda-assignment]
+            total = self.columns.total_dim
+            form = lambda rank, dim, place: SummedRows(made(rank, dim, place), pieces, total)  # ruff: ignore[lambda-assignment]
         # A process may hold no weight of any parameter: then its window has one column of zeros.
         return GradientWindow(options["rank"], max(1, self.columns.dim), format=form, **arguments)
 
@@ -152,10 +153,11 @@ class GroupWindow:
 
         Checkpointing tools take such a step to see which state there will be.
         """
-        if self.window.ring.pushes > 0 or self.lr != 0:
+        if self.window.ring.pushes or self.lr:
             return False
-        gradients = self.columns.local([p.grad for p in self.columns.parameters])  # without decay
-        return not any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+        gradients = self.columns.local([parameter.grad for parameter in self.columns.parameters])
+        found = [gradient is not None and bool(gradient.any()) for gradient in gradients]
+        return not self.columns.pieces.any(any(found))  # of another process a shard may be zero
 
     @property
     def lr(self) -> float:
@@ -193,7 +195,7 @@ class GroupWindow:
         if self.metric is not None:
             self.metric.take()
         found = self.rule.combination(algebra, options)
-        self.last = None if found is None else controlled(found, algebra, options, self.lr, self.columns.dim)
+        self.last = None if found is None else controlled(found, algebra, options, self.lr, self.columns.total_dim)
 
     def where(self) -> str:
         """Which parameters hold a gradient out of the window's range, for an error's message."""
@@ -259,7 +261,9 @@ class GroupWindow:
         """Of this step: a function of its number, so that a resumed run rounds as the first."""
         if self.options["rounding"] != "stochastic" or not any(p.dtype in NARROW for p in pieces):
             return None
-        return torch.Generator(self.window.device).manual_seed(1_000_003 * self.window.ring.pushes + seed)
+        seed += 1_000_003 * self.window.ring.pushes
+        seed = 65_536 * seed + self.columns.pieces.number  # of its own for every process with columns of its own
+        return torch.Generator(self.window.device).manual_seed(seed)
 
     def diagnostics(self) -> dict[str, float]:
         """What the last step was, O(m²); see `MFAC.diagnostics`."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -22,6 +21,9 @@ from mfac.optim.rules.named import RuleName
 from mfac.optim.state import Loaded, published
 from mfac.window.formats.named import Format
 from mfac.window.window import GradientWindow
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class MFAC(Optimizer):
@@ -167,7 +169,7 @@ class MFAC(Optimizer):
             return None
         kept = [self._kept.get(parameter) for parameter in trained]
         if known is None:
-            return GroupWindow(group, trained, pieces_for(trained, self._process_group), kept)
+            return GroupWindow(group, trained, pieces_for(group["params"], self._process_group), kept)
         return known if known.columns.holds(trained, kept) else known.follow(trained, kept)
 
     def keep_columns(self, parameter: Tensor, mask: Tensor | None) -> None:
@@ -206,7 +208,7 @@ class MFAC(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch._disable_dynamo  # as torch's own; torch.compiler.disable would import torch._dynamo with mfac, a second
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Takes one step; a group without any gradient takes none.
@@ -258,7 +260,11 @@ class MFAC(Optimizer):
         if self.nonfinite == "raise" and len(stepping) < 2:
             return True
         bad = [(i, mine) for i, mine in stepping if not mine.holds_gradient()]
-        if stepping and stepping[0][1].columns.pieces.any(bool(bad)):
+        any_bad = bool(bad)
+        spread = {mine.columns.pieces.among: mine.columns.pieces for _, mine in stepping}
+        for pieces in [*spread.values()] * min(2, len(spread)):  # twice: the first hear of the last as well
+            any_bad = pieces.any(any_bad)
+        if any_bad:
             if self.nonfinite == "skip":
                 return False
             found = " ".join(f"Found {mine.why_refused(f' in group {i}')}" for i, mine in bad)
@@ -402,7 +408,8 @@ class MFAC(Optimizer):
         if not trained:
             return None
         kept = [self._kept.get(parameter) for parameter in trained]
-        mine = GroupWindow(options, trained, pieces_for(trained, self._process_group), kept)
+        pieces = pieces_for(self.param_groups[i]["params"], self._process_group)
+        mine = GroupWindow(options, trained, pieces, kept)
         if parameters:
             loaded.fill(i, mine)
         return mine

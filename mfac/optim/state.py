@@ -126,19 +126,39 @@ class Loaded:
         first = self.entries(mine.columns.parameters[0])
         compensated = any("compensation" in self.entries(p) for p in mine.columns.parameters)
         mine.start(momentum="momentum" in first, compensated=compensated)
-        for parameter, expected in published(mine).items():
-            number = next(j for j, p in enumerate(self._current[i]["params"]) if p is parameter)
-            where = f"state_dict['state'] of parameter {number} of group {i}"
-            found = self.entries(parameter)
+        wanted = published(mine)
+        self._check_names(i, mine, wanted)
+        for parameter, expected in wanted.items():
+            where, found = self._where(i, parameter), self.entries(parameter)
             for name, tensor in expected.items():
-                if name not in found:
-                    raise KeyError(f"The {where} should have an entry {name!r}. Found {sorted(found)}.")
                 if name == "columns":
                     if found[name] != tensor:
                         raise ValueError(f"The {where} should have {tensor} columns. Found {found[name]}.")
                     continue
                 _copy(where, name, mine.columns.pieces.taken(parameter, found[name], tensor), tensor)
         self._set_numbers(mine, first)
+
+    def _check_names(self, i: int, mine: GroupWindow, wanted: Mapping[Tensor, Mapping[str, Any]]) -> None:
+        """Raises a KeyError for an entry that is missing, in all processes if in one."""
+        absent = [(p, name) for p, expected in wanted.items() for name in expected if name not in self.entries(p)]
+        if not mine.columns.pieces.any(bool(absent)):
+            return
+        if not absent:
+            raise KeyError(f"The state of group {i} should have all entries. Another process has not found its own.")
+        parameter, name = absent[0]
+        found = sorted(self.entries(parameter))
+        message = f"The {self._where(i, parameter)} should have an entry {name!r}. Found {found}."
+        stem = name.split(".")[0]
+        if any(other.split(".")[0] == stem for other in found):
+            message += (
+                " In 8 bits, or with a density below 1, each process has its own: such a window goes on with as many "
+                "processes as saved it, and the parameters spread in the same way."
+            )
+        raise KeyError(message)
+
+    def _where(self, i: int, parameter: Tensor) -> str:
+        number = next(j for j, p in enumerate(self._current[i]["params"]) if p is parameter)
+        return f"state_dict['state'] of parameter {number} of group {i}"
 
     def _set_numbers(self, mine: GroupWindow, first: Mapping[str, Any]) -> None:
         pushes, newest, replaced = (int(n) for n in first["window_counts"])

@@ -10,11 +10,10 @@ from dataclasses import replace
 from inspect import signature
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
-from torch.distributed import ProcessGroup
 
 from mfac.curvature.damping import Damping, relative
 from mfac.curvature.held_out import HeldOutDamping
@@ -37,6 +36,9 @@ from mfac.pruning.schedule import Schedule, ScheduleName
 from mfac.pruning.settings import Effort, GradientsIn, checked_settings
 from mfac.pruning.targets import ExistingZeros, choose_targets
 from mfac.pruning.torch_masks import update_torch_masks_
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def prune(

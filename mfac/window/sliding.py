@@ -80,7 +80,7 @@ class SlidingFisher:
         waits = not (self.capacitance.defers and isinstance(self.given_damping, float))
         if waits and not float(self.capacitance.gram[newest, newest]) > 0:
             return unit  # F⁻¹0 = 0, whatever λ is
-        if self.ring.num_filled >= self.rows.dim == self.rows.total_dim:
+        if self.rows.is_whole and self.ring.num_filled >= self.rows.dim:
             return None
         unit.narrow(1, newest, 1).fill_(1)
         return self.capacitance.solve_unread(unit, self.shift)

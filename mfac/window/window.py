@@ -248,7 +248,7 @@ class GradientWindow:
         vectors = self._vectors("v", v).double()
         check_count("refine", refine)
         self._check_filled()
-        if self.num_filled >= self.dim:
+        if self.format.is_whole and self.num_filled >= self.dim:
             return self.algebra.by_primal(vectors, refine).to(v.dtype).reshape(v.shape)
         result = self.algebra.solve(vectors)
         for _ in range(refine):

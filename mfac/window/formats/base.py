@@ -45,9 +45,11 @@ class Rows(ABC):
     Attributes:
         density: Share of the entries that a row keeps.
         total_dim: d over all processes, where each has some of the columns.
+        is_whole: Whether this process has all columns.
     """
 
     density = 1.0
+    is_whole = True
 
     def __init__(self, rank: int, dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self.rank, self.dim = rank, dim
@@ -71,6 +73,10 @@ class Rows(ABC):
     @abstractmethod
     def push_(self, row: int, gradient: Tensor) -> Tensor:
         """Writes a gradient [d]; its products with all rows, [m] float64, or NaN and no write."""
+
+    def written_by_push(self, row: int) -> list[Tensor]:
+        """What `push_` writes, by reference: a row of every tensor, or more where a format says so."""
+        return [tensor[row] for tensor in self.tensors().values()]
 
     @abstractmethod
     def clear_(self, row: int, where: Tensor) -> None:

@@ -105,6 +105,13 @@ class TopKRows(Rows):
     def holds(self, gradient: Tensor) -> bool:
         return super().holds(gradient + self.error)
 
+    def written_by_push(self, row: int) -> list[Tensor]:
+        # As int16: torch has few operations of uint16.
+        written = [self.values[row], self.indices[row].view(torch.int16), self.error]
+        if self.boundaries is not None:
+            written.append(self.boundaries[..., row].view(torch.int16))
+        return written
+
     def why_refused(self, gradient: Tensor) -> str:
         return super().why_refused(gradient + self.error)
 
