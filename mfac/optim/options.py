@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ def complete(group: dict[str, Any]) -> None:
             group[name] = value
 
 
-def refuse_unknown(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+def refuse_unknown(group: Mapping[str, Any], known: Collection[str]) -> None:
     """Raises a TypeError for a key that is no option, with the nearest that is."""
     for key in group:
         if key not in known and key not in _OF_OTHERS:
