@@ -42,6 +42,8 @@ class ReportData:
     left_dense: dict[str, str] = field(default_factory=dict)
     pattern: str | None = None
     dense_zeros: dict[str, int] | None = None
+    kept_zeros: dict[str, int] = field(default_factory=dict)
+    broken_units: dict[str, int] = field(default_factory=dict)
     measured: Measurement | None = None
 
     @property

@@ -182,7 +182,7 @@ class Run:
             of_each[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
         self.report.masks = of_each
         self.report.left_dense = self.targets.left_dense
-        self.report.record_(self.model, str(self.settings.rules.pattern))
+        self.report.record_(self.model, self.settings.rules.pattern, self.parameters)
 
     def _first_stage(self) -> None:
         """Collects the first gradients, and leaves out the weights that they say nothing of."""

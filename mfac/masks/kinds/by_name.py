@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
 from mfac.gradients.prunable import PrunableWeight
-from mfac.masks.kinds.base import Candidates, Pattern, Units
+from mfac.masks.kinds.base import Candidates, Pattern, Promise, Units
 
 
 class ByName(Pattern):
@@ -79,6 +80,15 @@ class ByName(Pattern):
         for pattern, indices in self._parts(weights):
             groups += [[indices[i] for i in group] for group in pattern.together([weights[index] for index in indices])]
         return sorted(groups, key=min)
+
+    def promises(self, weights: Sequence[PrunableWeight], kept: Tensor) -> list[Promise]:
+        """What each part says, with the names that it is of."""
+        pieces, found = kept.split([weight.size for weight in weights]), []
+        for pattern, indices in self._parts(weights):
+            key = self._key(weights[indices[0]].name)
+            of_part = pattern.promises([weights[i] for i in indices], torch.cat([pieces[i] for i in indices]))
+            found += [replace(promise, text=f"of {key!r} {promise.text}") for promise in of_part]
+        return found
 
     def units(self, candidates: Candidates) -> Units:
         """The units of all parts, in the order of the parameters."""
