@@ -142,7 +142,7 @@ class Pruner:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(settings.seed)
             stream = BatchStream(data)
-            mode = resolve_mode(model, loss_fn, stream, settings.mode) if settings.rules.needs_fisher else "eval"
+            mode = resolve_mode(model, loss_fn, stream, settings.mode) if settings.rules.needs_loss else "eval"
             self._random = torch.default_generator.get_state()
         rank = min(_NUM_GRADIENTS, stream.length or _NUM_GRADIENTS) if num_gradients is None else num_gradients
         settings = replace(settings, num_gradients=rank, stages=1, recomputations=1)

@@ -41,6 +41,11 @@ class Rules:
         return self.compensation.evaluations + (len(SCALES) if self.step_check else 0)
 
     @property
+    def needs_loss(self) -> bool:
+        """Whether a step calls the loss: for gradients, for activations or on held-out batches."""
+        return self.needs_fisher or self.saliency.needs_inputs or self.evaluations > 0
+
+    @property
     def needs_fisher(self) -> bool:
         """Whether a step needs gradients."""
         return self.saliency.needs_fisher or self.compensation.needs_fisher

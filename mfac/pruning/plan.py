@@ -143,6 +143,8 @@ class Planner:
             planned = self._plan(settled, None, ())
             if refuse:
                 check_memory(planned.bytes, settled, self.targets.vector)
+            if settings.rules.needs_loss:
+                self.mode = resolve_mode(self.model, self.loss_fn, self.stream, settings.mode)
             return settled, planned
         most = self._rows_of_a_pass()
         once = not self.stream.can_restart and settings.stages is None  # fresh gradients need data that is left

@@ -141,8 +141,12 @@ class Run:
         return StepContext(
             *(self.weights[self.live], self.fisher, self.parameters, self.live),
             self.evaluate if self.settings.rules.evaluations or self.settings.refits else None,
-            lambda: input_norms(self.model, islice(self.stream.rest(), INPUT_BATCHES), self.loss_fn),
+            self._input_norms,
         )
+
+    def _input_norms(self) -> dict[str, Tensor]:
+        """Norms of the input channels on the stream's next batches."""
+        return input_norms(self.model, islice(self.stream.rest(), INPUT_BATCHES), self.loss_fn, self.mode, "data")
 
     def _settle(self) -> None:
         """Lets an allocation by the first scores say how many weights are kept in the end."""

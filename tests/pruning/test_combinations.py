@@ -111,3 +111,41 @@ def test_a_checkpoint_of_other_weights_is_refused(tmp_path):
     run(0)
     with pytest.raises(ValueError, match="another params"):
         run(2)
+
+
+class Energy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(12, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        y = self.head(torch.tanh(self.body(input=x)))
+        return {"loss": y.square().mean()} if self.training else y
+
+
+def forces(model: nn.Module, batch) -> torch.Tensor:
+    x = batch[0].clone().requires_grad_(True)
+    return torch.autograd.grad(model(x).sum(), x, create_graph=True)[0].square().mean()
+
+
+@pytest.mark.parametrize("compensation", ["none", "auto"])
+@pytest.mark.parametrize(
+    ("loss_fn", "mode"),
+    [(forces, "auto"), (lambda m, b: m(b[0])["loss"], "auto"), (lambda m, b: m(b[0])["loss"], "train")],
+    ids=["forces", "training mode found", "training mode given"],
+)
+@pytest.mark.filterwarnings("ignore:`loss_fn` returns no loss in evaluation mode")
+def test_activations_are_seen_through_any_loss(loss_fn, mode: str, compensation: str):
+    options = {"saliency": "wanda", "compensation": compensation, "mode": mode, "sparsity": 0.5, **SETTINGS}
+    assert mfac.prune(Energy(), loss_fn, batches(20), **options).sparsity == 0.5
+    model = Energy()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    options = {name: options[name] for name in ("saliency", "compensation", "mode", "sparsity")}
+    pruner = mfac.Pruner(model, optimizer, loss_fn, batches(20), end=1, num_gradients=16, **options)
+    assert pruner.step().sparsity == 0.5
+
+
+def test_a_saliency_by_activations_wants_data():
+    with pytest.raises(ValueError, match=r"Parameter `data` should hold at least one batch"):
+        mfac.prune(classifier(), cross_entropy, [], saliency="wanda", compensation="none", sparsity=0.5)
