@@ -166,7 +166,11 @@ class Global(Allocation):
 
 
 class Uniform(Allocation):
-    """The same density for every parameter, as far as its pattern and its live weights allow."""
+    """The same density for every parameter, as far as its pattern and its live weights allow.
+
+    A parameter that is sparser already stays so. The others go to the sparsity that is asked for,
+    so that all together are sparser than that.
+    """
 
     def kept(self, context: AllocationContext) -> list[int]:
         """Counts on the way to a uniform density."""

@@ -27,6 +27,7 @@ from mfac.pruning.run import EVALUATED
 from mfac.pruning.settings import Settings
 from mfac.pruning.target import final_count
 from mfac.pruning.targets import Targets
+from mfac.pruning.torch_masks import live_weights
 
 _TIMED_BATCHES = 2  # after one that warms up
 
@@ -114,7 +115,7 @@ class Planner:
         self.targets, self.settings = targets, settings
         self.parameters = describe_weights(model, targets.vector.parameters)
         weights = targets.vector.flat()
-        live = torch.ones_like(weights, dtype=torch.bool) if settings.existing_zeros == "ignore" else weights != 0
+        live = live_weights(model, targets.vector, weights, settings.existing_zeros)
         self.live = int(live.sum())
         self.finally_kept = final_count(settings.rules, settings.sparsity, self.parameters, live)
         self.mode: Literal["eval", "train"] = "eval"

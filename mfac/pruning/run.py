@@ -33,7 +33,7 @@ from mfac.pruning.schedule import Schedule, check_schedule
 from mfac.pruning.settings import Settings
 from mfac.pruning.target import final_count
 from mfac.pruning.targets import Targets
-from mfac.pruning.torch_masks import torch_masks
+from mfac.pruning.torch_masks import live_weights
 
 INPUT_BATCHES = 32  # whose activations a saliency is given that asks for them
 NO_GRADIENT = "gets no gradient: the loss does not depend on it, or only in batches that were not seen"
@@ -82,12 +82,7 @@ class Run:
         self.weights = self.vector.flat()  # [d]
         if not bool(torch.isfinite(self.weights).all()):
             raise ValueError("Parameter `model` should have finite weights. Found a NaN or infinity.")
-        keep_zeros = self.settings.existing_zeros != "ignore"
-        self.live = self.weights != 0 if keep_zeros else torch.ones_like(self.weights, dtype=torch.bool)
-        masked = torch_masks(self.model)
-        for name, piece in self.vector.pieces(self.live):
-            if name in masked:
-                piece &= masked[name]
+        self.live = live_weights(self.model, self.vector, self.weights, self.settings.existing_zeros)
         self.finally_kept = final_count(self.settings.rules, self.settings.sparsity, self.parameters, self.live)
 
     def run(
@@ -102,12 +97,15 @@ class Run:
 
         Returns:
             The report; the model is pruned.
+
+        Raises:
+            ValueError: If no unit of the pattern is small enough to go.
         """
         settings, start = self.settings, time.perf_counter()
         if self.kept_after is None:
             self.plan_steps(settings.schedule, settings.total_steps)
         assert self.kept_after is not None
-        total = len(self.kept_after)
+        total, alive, anew = len(self.kept_after), int(self.live.sum()), not self.report.steps
         for step, kept in list(enumerate(self.kept_after, start=1))[len(self.report.steps) :]:
             damping, increase = self.step(kept, stage_goes_on=step % settings.recomputations != 0 and step < total)
             stage = (step - 1) // settings.recomputations + 1
@@ -119,6 +117,11 @@ class Run:
                 progress(done)
             if after_stage is not None and self.fisher is None:
                 after_stage(self)
+        if anew and self.kept_after and int(self.live.sum()) == alive:
+            raise ValueError(
+                f"Parameter `pattern` should have units small enough to go. Found {str(settings.rules.pattern)!r}, of "
+                f"which no unit fits into the {alive - self.finally_kept} weights that the run may drop."
+            )
         if not self.kept_after:
             self.reread_weights()  # under torch's pruning a weight that is masked need not be zero
         elif settings.rules.needs_fisher:
@@ -150,7 +153,8 @@ class Run:
 
     def _settle(self) -> None:
         """Lets an allocation by the first scores say how many weights are kept in the end."""
-        if isinstance(self.settings.rules.allocation, Budget):
+        budget = isinstance(self.settings.rules.allocation, Budget)
+        if budget and int(self.live.sum()) > self.finally_kept:
             context, rules = self._context(), self.settings.rules
             units = scored_units(rules, context, rules.saliency.scores(context))
             self.finally_kept = settle(rules.allocation, context, units) or self.finally_kept
@@ -311,7 +315,7 @@ class Run:
             "damping": self.damping if isinstance(self.damping, float) else None,
             "unused": sorted(self._unused),
             "kept_after": self.kept_after,
-            "levels": allocation.chosen if isinstance(allocation, Budget) else None,
+            "levels": (allocation.chosen, allocation.chosen_kept) if isinstance(allocation, Budget) else None,
             "steps": [list(vars(step).values()) for step in self.report.steps],
             "mode": self.mode,
             "stream": self.stream.state_dict(),
@@ -335,7 +339,7 @@ class Run:
                 f"Found {state['live'].numel()}."
             )
         if isinstance(self.settings.rules.allocation, Budget):
-            self.settings.rules.allocation.chosen = state["levels"]
+            self.settings.rules.allocation.chosen, self.settings.rules.allocation.chosen_kept = state["levels"]
         self.live, self.kept_after = state["live"].clone().to(self.live.device), state["kept_after"]
         steps: Sequence[Sequence[Any]] = state["steps"]
         self.report.steps = [PruningStep(*values) for values in steps]

@@ -227,5 +227,5 @@ def _described(value: object) -> str:
     name = getattr(value, "__qualname__", None)
     if name is not None:
         return str(name)
-    given = {name: item for name, item in vars(value).items() if name != "chosen"}  # a result of the run
+    given = {name: item for name, item in vars(value).items() if not name.startswith("chosen")}  # a result of the run
     return f"{type(value).__name__}({', '.join(f'{k}={_described(v)}' for k, v in sorted(given.items()))})"

@@ -149,3 +149,99 @@ def test_activations_are_seen_through_any_loss(loss_fn, mode: str, compensation:
 def test_a_saliency_by_activations_wants_data():
     with pytest.raises(ValueError, match=r"Parameter `data` should hold at least one batch"):
         mfac.prune(classifier(), cross_entropy, [], saliency="wanda", compensation="none", sparsity=0.5)
+
+
+def costs_of(model: nn.Module, *levels: float) -> dict[str, dict[float, float]]:
+    return {n: {s: (1 - s) * p.numel() for s in levels} for n, p in model.named_parameters() if p.dim() > 1}
+
+
+def left(report: mfac.PruningReport) -> int:
+    return sum(int(mask.sum()) for mask in report.masks.values())
+
+
+@pytest.mark.parametrize("pattern", ["rows", "8x1", "4x12", "channels"])
+def test_a_budget_holds_with_units_of_many_weights(pattern: str):
+    costs = costs_of(classifier(), 0.0, 0.25, 0.5)
+    for budget in (300, 350, 420):
+        allocation = mfac.Budget(costs, budget)
+        report = mfac.prune(
+            classifier(), cross_entropy, batches(20), pattern=pattern, allocation=allocation, **SETTINGS
+        )
+        assert left(report) <= budget and all(bool(mask.any()) for mask in report.masks.values())
+
+
+def test_a_budget_that_cannot_be_reached_is_refused_by_name():
+    costs = costs_of(classifier(), 0.0, 0.25, 0.5)
+
+    def run(allocation: mfac.Budget, model: nn.Module | None = None, **options) -> mfac.PruningReport:
+        options = {"allocation": allocation, **SETTINGS, **options}
+        return mfac.prune(classifier() if model is None else model, cross_entropy, batches(20), **options)
+
+    with pytest.raises(ValueError, match=r"`budget` should be at least 240, what the cheapest levels cost. Found 100"):
+        mfac.Budget(costs, 100)
+    with pytest.raises(ValueError, match=r"`budget` should be at least 43\d, what the cheapest levels cost. Found 300"):
+        run(mfac.Budget(costs, 300), pattern="32x12")  # the first layer is one block
+
+    class Fixed(mfac.masks.patterns.Unstructured):
+        def least_kept(self, weights, live):
+            return [weight.size for weight in weights]
+
+    with pytest.raises(ValueError, match=r"Found nothing to drop: 480 .* keep 240 of them, and pattern=.* least 480"):
+        run(mfac.Budget(costs, 300), pattern=Fixed())
+    attention = nn.MultiheadAttention(12, 4, batch_first=True)
+    with pytest.raises(ValueError, match=r"should not be a budget with pattern='heads of 1 attentions'"):
+        run(mfac.Budget(costs_of(attention, 0.0, 0.5), 500), attention, pattern=mfac.Heads(attention))
+    # what holds already needs no step, and no gradients
+    assert run(mfac.Budget(costs_of(classifier(), 0.0), 480)).steps == []
+    model = classifier()
+    with torch.no_grad():
+        model[0].weight[:, :8] = 0
+    assert left(run(mfac.Budget(costs, 450), model)) == 224
+    assert left(run(mfac.Budget(costs, 241), model)) == 128 + 48
+
+
+@pytest.mark.parametrize("pattern", ["64x64", {"0.*": "2:4", "*": "64x64"}])
+def test_blocks_larger_than_every_layer_are_refused(pattern):
+    with pytest.raises(
+        ValueError, match=r"should have blocks smaller than some weight .* Found '64x64', where outputs"
+    ):
+        mfac.prune(classifier(), cross_entropy, batches(20), 0.5, pattern=pattern, **SETTINGS)
+
+
+def test_units_of_which_none_may_go_are_no_silent_success():
+    model = classifier()
+    with pytest.raises(ValueError, match=r"Found '32x6', of which no unit fits into the 38 weights"):
+        mfac.prune(model, cross_entropy, batches(20), 0.1, pattern="32x6", params="0.weight", **SETTINGS)
+    assert bool((model[0].weight != 0).all())
+
+
+def partly_sparse() -> nn.Sequential:
+    model = classifier()
+    with torch.no_grad():
+        model[0].weight[:, :8] = 0
+    return model
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.6, 0.8])
+def test_uniform_takes_every_weight_to_the_sparsity_that_is_asked_for(sparsity: float):
+    options = {"sparsity": sparsity, "allocation": "uniform", **SETTINGS}
+    planned = mfac.plan(partly_sparse(), cross_entropy, batches(20), **options)
+    report = mfac.prune(partly_sparse(), cross_entropy, batches(20), **options)
+    first = max(sparsity, 2 / 3)
+    assert report.sparsity_by_parameter == {
+        "0.weight": pytest.approx(first, abs=0.01),
+        "2.weight": pytest.approx(sparsity, abs=0.01),
+    }
+    assert planned.kept == left(report)
+
+
+@pytest.mark.parametrize("options", [{"pattern": "2:4"}, {"sparsity": 0.1}, {"sparsity": 0.7}, {"pattern": "rows"}])
+def test_a_plan_counts_what_torch_pruning_masks(options):
+    def model() -> nn.Sequential:
+        model = classifier()
+        torch_prune.random_unstructured(model[0], "weight", 0.4)
+        return model
+
+    planned = mfac.plan(model(), cross_entropy, batches(20), **options, **SETTINGS)
+    report = mfac.prune(model(), cross_entropy, batches(20), **options, **SETTINGS)
+    assert left(report) - planned.kept in range(20)

@@ -134,6 +134,24 @@ class Blocks(Grouped):
     def __repr__(self) -> str:
         return f"{self.outputs}x{self.inputs}"
 
+    def check(self, weights: Sequence[PrunableWeight]) -> None:
+        """Refuses weights whose channels are not known, and blocks that no weight has two of.
+
+        Args:
+            weights: What is known of each.
+
+        Raises:
+            ValueError: If there is such a weight, or each weight is a single block.
+        """
+        super().check(weights)
+        shapes = {weight.name: list(as_matrix(weight).shape) for weight in weights}
+        if all(outs <= self.outputs and ins <= self.inputs and n == 1 for outs, ins, n in shapes.values()):
+            raise ValueError(
+                f"Parameter `pattern` should have blocks smaller than some weight that is pruned. Found "
+                f"{str(self)!r}, where outputs by inputs are at most "
+                f"{max(outs for outs, _, _ in shapes.values())}x{max(ins for _, ins, _ in shapes.values())}."
+            )
+
     def labels(self, weight: PrunableWeight) -> Tensor:
         """Blocks row by row, positions of a block's kernel after one another."""
         entries = as_matrix(weight)
