@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from mfac.core.checks.numbers import check_number
 
 
@@ -101,3 +103,20 @@ def resolve_damping(damping: Damping, trace: float, num_terms: float, dim: int) 
             f"Found relative({damping.scale:g}) = {value!r}."
         )
     return value
+
+
+def check_inverse_range(damping: float, dtype: torch.dtype) -> None:
+    """Refuses a λ whose inverse, the largest entry that F⁻¹ may have, is no number of the dtype.
+
+    Args:
+        damping: λ.
+        dtype: Of the results.
+
+    Raises:
+        ValueError: If 1/λ overflows.
+    """
+    if damping * torch.finfo(dtype).max < 1:
+        raise ValueError(
+            f"Parameter `damping` should be at least {1 / torch.finfo(dtype).max:.1e} with fewer gradients than "
+            f"weights in {str(dtype).removeprefix('torch.')}, as 1/λ overflows below. Found {damping:g}."
+        )

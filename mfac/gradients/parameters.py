@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from mfac.core.devices import check_device, check_same_device
 from mfac.gradients.naming import named_parameters
@@ -46,6 +47,35 @@ def select_parameters(model: nn.Module, params: Selection) -> dict[str, nn.Param
             )
     check_selected(selected)
     return selected
+
+
+def check_tensors(model: nn.Module) -> None:
+    """Refuses a model with tensors that hold no numbers, or that autograd cannot use.
+
+    Args:
+        model: Whose parameters and buffers are looked at.
+
+    Raises:
+        ValueError: If one has no shape yet, is on the meta device without a hook that loads it, or
+            was made in inference mode.
+    """
+    loads_itself = any(hasattr(module, "_hf_hook") for module in model.modules())  # of accelerate, layer by layer
+    for name, tensor in (*named_parameters(model).items(), *model.named_buffers()):
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            raise ValueError(
+                f"Parameter `model` should have parameters with shapes. Found {name!r} of a lazy layer, which has none "
+                f"yet: call the model with a batch first."
+            )
+        if tensor.device.type == "meta" and not loads_itself:
+            raise ValueError(
+                f"Parameter `model` should have its numbers in memory. Found {name!r} on the meta device: call "
+                f"model.to_empty(device=...) and load a state dict first."
+            )
+        if tensor.is_inference():
+            raise ValueError(
+                f"Parameter `model` should be made outside torch.inference_mode(). Found {name!r}, made inside: make "
+                f"the model anew and load the state dict."
+            )
 
 
 def check_selected(selected: Mapping[str, nn.Parameter]) -> None:

@@ -73,7 +73,8 @@ class ParameterVector:
             found = [g for g in (next(left) for _ in range(1 + len(aliases))) if g is not None]
             piece = torch.zeros(parameter.numel(), dtype=self.dtype, device=self.device)
             for gradient in found:
-                piece += gradient.detach().reshape(-1)
+                dense = gradient.to_dense() if gradient.is_sparse else gradient  # of embeddings with sparse=True
+                piece += dense.detach().reshape(-1)
             pieces.append(piece)
         return torch.cat(pieces)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from mfac.core.checks.numbers import check_count
 from mfac.curvature.fisher import EmpiricalFisher
 from mfac.gradients.threads import one_thread
-from mfac.pruning.blocks import fisher_blocks
+from mfac.pruning.blocks import factored, fisher_blocks
 from mfac.pruning.context import StepContext
 
 CompensationName = Literal["auto", "joint", "summed", "greedy", "none"]
@@ -118,7 +118,7 @@ class GreedyInBlocks(Compensation):
                 coupling = torch.bmm(blocks, lost[:, :, None]).masked_fill_(gone[:, :, None], 0)  # on S: F_SD w_D
                 blocks.masked_fill_(gone[:, :, None] | gone[:, None, :], 0)
                 blocks.diagonal(dim1=1, dim2=2).masked_fill_(gone, 1)
-                delta[columns] += torch.cholesky_solve(coupling, torch.linalg.cholesky(blocks)).view(-1)
+                delta[columns] += torch.cholesky_solve(coupling, factored(blocks, context.fisher.damping)).view(-1)
         return delta
 
 
