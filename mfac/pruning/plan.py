@@ -24,6 +24,7 @@ from mfac.pruning.effort import candidates, choose
 from mfac.pruning.memory import Activations, BatchSize, check_memory, run_bytes
 from mfac.pruning.probe import Probe
 from mfac.pruning.run import EVALUATED
+from mfac.pruning.schedule import kept_by
 from mfac.pruning.settings import Settings
 from mfac.pruning.target import final_count
 from mfac.pruning.targets import Targets
@@ -193,7 +194,7 @@ class Planner:
         """Weights that are left after each step."""
         if self.live <= self.finally_kept:
             return []
-        return settings.schedule.kept(self.live, self.finally_kept, settings.total_steps)
+        return kept_by(settings.schedule, self.live, self.finally_kept, settings.total_steps)
 
     def seconds(self, settings: Settings) -> float:
         """What a run takes: its batches, and its steps by the weights that are alive in each."""

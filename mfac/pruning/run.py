@@ -29,7 +29,7 @@ from mfac.pruning.counts import settle
 from mfac.pruning.obs import prune_step, scored_units
 from mfac.pruning.report import PruningReport, PruningStep
 from mfac.pruning.rows import StageGradients
-from mfac.pruning.schedule import Schedule, check_schedule
+from mfac.pruning.schedule import Schedule, kept_by
 from mfac.pruning.settings import Settings
 from mfac.pruning.target import final_count
 from mfac.pruning.targets import Targets
@@ -174,8 +174,7 @@ class Run:
         self._settle()
         live, self.kept_after = int(self.live.sum()), []
         if live > self.finally_kept:  # otherwise as sparse as asked for already
-            self.kept_after = schedule.kept(live, self.finally_kept, steps)
-            check_schedule(schedule, self.kept_after, live, self.finally_kept, steps)
+            self.kept_after = kept_by(schedule, live, self.finally_kept, steps)
 
     def reread_weights(self) -> None:
         """Takes over the model's weights, and sets dropped weights to zero in model and run."""

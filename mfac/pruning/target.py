@@ -12,6 +12,7 @@ from mfac.masks.patterns import Pattern
 from mfac.pruning.allocation import ByLayer, Uniform, apportion
 from mfac.pruning.budget import Budget
 from mfac.pruning.obs import Rules
+from mfac.pruning.returned import check_counts
 
 DEFAULT_SPARSITY = 0.9
 
@@ -38,7 +39,8 @@ def final_count(rules: Rules, sparsity: float | None, weights: Sequence[Prunable
     rules.pattern.check(weights)
     alive, total = int(live.sum()), sum(weight.size for weight in weights)
     of_each = [int(piece.sum()) for piece in live.split([weight.size for weight in weights])]
-    least = sum(rules.pattern.least_kept(weights, live))
+    least_of_each = rules.pattern.least_kept(weights, live)
+    least = sum(check_counts("pattern", rules.pattern, "least_kept", least_of_each, len(weights)))
     if rules.pattern.sparsity is not None and isinstance(rules.allocation, ByLayer | Budget):
         raise ValueError(
             f"Parameter `allocation` should be left out with pattern={str(rules.pattern)!r}, which fixes the sparsity "
@@ -75,7 +77,8 @@ def final_count(rules: Rules, sparsity: float | None, weights: Sequence[Prunable
         if isinstance(rules.allocation, Uniform):  # what is sparser already stays so, and the rest goes its way
             shares = apportion(kept, [float(w.size) for w in weights], [0] * len(weights), [w.size for w in weights])
             kept = sum(map(min, shares, of_each))
-        most = sum(rules.pattern.most_kept(weights, live))
+        most_of_each = rules.pattern.most_kept(weights, live)
+        most = sum(check_counts("pattern", rules.pattern, "most_kept", most_of_each, len(weights)))
         if kept > most and most < alive:
             raise ValueError(
                 f"Parameter `sparsity` should be at least {1 - most / total:.4f}, which the fixed parts of "
