@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from mfac.core.checks.choices import did_you_mean
 from mfac.masks.kinds.base import Candidates, Pattern, Units, Unstructured
 from mfac.masks.kinds.by_name import ByName
 from mfac.masks.kinds.grouped import Blocks, Channels, Rows
@@ -66,7 +67,8 @@ def resolve_pattern(pattern: str | Pattern | Mapping[str, str | Pattern]) -> Pat
     if not 1 <= keep < group <= MOST_IN_GROUP:
         raise ValueError(
             f"Parameter `pattern` should be 'unstructured', 'N:M' with 1 <= N < M <= {MOST_IN_GROUP}, 'AxB' for blocks "
-            f"of A outputs by B inputs, 'rows', 'channels', mfac.Heads(model), or a Pattern. Found {pattern!r}."
+            f"of A outputs by B inputs, 'rows', 'channels', mfac.Heads(model), or a Pattern. Found {pattern!r}"
+            f"{did_you_mean(pattern, PATTERNS)}"
         )
     return NM(keep, group)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mfac.core.checks.choices import did_you_mean
 from mfac.core.checks.numbers import check_count, check_number
 from mfac.core.named import resolve
 from mfac.gradients.backward import LossFunction
@@ -135,7 +136,9 @@ class Pruner:
         )
         defaults = {name: option.default for name, option in signature(prune).parameters.items()}
         for name in arguments.keys() - _SHARED:
-            raise TypeError(f"Parameter `arguments` should be of {sorted(_SHARED)}. Found {name!r}.")
+            raise TypeError(
+                f"Parameter `arguments` should be of {sorted(_SHARED)}. Found {name!r}{did_you_mean(name, _SHARED)}"
+            )
         given = {**defaults, **arguments, "sparsity": sparsity, "num_gradients": num_gradients}
         settings = checked_settings(given)
         targets = choose_targets(model, settings.params, settings.existing_zeros)

@@ -41,13 +41,28 @@ def final_count(rules: Rules, sparsity: float | None, weights: Sequence[Prunable
     of_each = [int(piece.sum()) for piece in live.split([weight.size for weight in weights])]
     least_of_each = rules.pattern.least_kept(weights, live)
     least = sum(check_counts("pattern", rules.pattern, "least_kept", least_of_each, len(weights)))
+    most_of_each = rules.pattern.most_kept(weights, live)
+    most = sum(check_counts("pattern", rules.pattern, "most_kept", most_of_each, len(weights)))
     if rules.pattern.sparsity is not None and isinstance(rules.allocation, ByLayer | Budget):
         raise ValueError(
             f"Parameter `allocation` should be left out with pattern={str(rules.pattern)!r}, which fixes the sparsity "
             f"of every weight. Found {type(rules.allocation).__name__}."
         )
     if isinstance(rules.allocation, ByLayer):
-        kept = sum(map(min, rules.allocation.final(weights), of_each))
+        rules.allocation.check(weights)
+        final = list(map(min, rules.allocation.final(weights), of_each))
+        for i, weight in enumerate(weights):
+            if most_of_each[i] == of_each[i]:
+                continue
+            entry, given = rules.allocation.entry_of(weight.name)
+            if entry != "*" and final[i] != most_of_each[i]:
+                raise ValueError(
+                    f"Parameter `allocation` should leave out {weight.name!r}, or give it the sparsity "
+                    f"{1 - most_of_each[i] / weight.size:g} that pattern={str(rules.pattern)!r} fixes for it. Found "
+                    f"{entry!r}: {given:g}."
+                )
+            final[i] = most_of_each[i]
+        kept = sum(final)
         if sparsity is not None and abs(sparsity - (1 - kept / total)) > 1e-6:
             raise ValueError(
                 f"Parameter `sparsity` should be left out where `allocation` gives one for each weight, which make "
@@ -77,12 +92,16 @@ def final_count(rules: Rules, sparsity: float | None, weights: Sequence[Prunable
         if isinstance(rules.allocation, Uniform):  # what is sparser already stays so, and the rest goes its way
             shares = apportion(kept, [float(w.size) for w in weights], [0] * len(weights), [w.size for w in weights])
             kept = sum(map(min, shares, of_each))
-        most_of_each = rules.pattern.most_kept(weights, live)
-        most = sum(check_counts("pattern", rules.pattern, "most_kept", most_of_each, len(weights)))
         if kept > most and most < alive:
             raise ValueError(
                 f"Parameter `sparsity` should be at least {1 - most / total:.4f}, which the fixed parts of "
                 f"pattern={str(rules.pattern)!r} make on their own. Found {sparsity!r}."
+            )
+        free = sum(alone for alone, of in zip(most_of_each, of_each, strict=True) if alone == of)
+        if kept <= most - free and free and most < alive:
+            raise ValueError(
+                f"Parameter `sparsity` should be below {1 - (most - free) / total:.4f}, where nothing is left of the "
+                f"weights that pattern={str(rules.pattern)!r} leaves open. Found {sparsity!r}."
             )
     return min(alive, max(least, kept))
 

@@ -245,3 +245,93 @@ def test_a_plan_counts_what_torch_pruning_masks(options):
     planned = mfac.plan(model(), cross_entropy, batches(20), **options, **SETTINGS)
     report = mfac.prune(model(), cross_entropy, batches(20), **options, **SETTINGS)
     assert left(report) - planned.kept in range(20)
+
+
+def of_one_memory() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 3))
+    model[2].weight.data = model[0].weight.data
+    return model
+
+
+@pytest.mark.parametrize(("frozen", "trained"), [(0, 2), (2, 0)])
+def test_a_weight_that_shares_its_memory_with_a_frozen_one_is_left_dense(frozen: int, trained: int):
+    def net() -> nn.Sequential:
+        model = of_one_memory()
+        model[frozen].weight.requires_grad_(False)
+        return model
+
+    report = mfac.prune(net(), cross_entropy, batches(20), 0.5, **SETTINGS)
+    assert list(report.masks) == ["4.weight"]
+    assert report.left_dense[f"{trained}.weight"] == f"shares its memory with '{frozen}.weight', which is frozen"
+    with pytest.raises(ValueError, match=rf"Found '{trained}.weight': it shares its memory with '{frozen}.weight'"):
+        mfac.prune(net(), cross_entropy, batches(20), 0.5, params=[f"{trained}.weight"], **SETTINGS)
+    rows = mfac.collect_gradients(net(), cross_entropy, batches(4), 4, params=[f"{trained}.weight"])
+    for row, batch in zip(rows, batches(4), strict=True):
+        model = net()
+        cross_entropy(model, batch).backward()
+        torch.testing.assert_close(row.view(12, 12), model[trained].weight.grad)
+
+
+def tied() -> nn.Sequential:
+    model = of_one_memory()
+    model[2].weight = model[0].weight
+    return model
+
+
+def test_any_name_of_a_parameter_that_stands_in_several_places():
+    report = mfac.prune(tied(), cross_entropy, batches(20), 0.5, params="2.weight", **SETTINGS)
+    assert list(report.masks) == ["0.weight"]
+    rows = [mfac.collect_gradients(tied(), cross_entropy, batches(4), 4, params=[f"{i}.weight"]) for i in (0, 2)]
+    assert torch.equal(*rows)
+    model = tied()
+    model[0].weight.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"Found '0.weight': it is frozen"):
+        mfac.prune(model, cross_entropy, batches(20), 0.5, params="2.weight", **SETTINGS)
+    assert list(mfac.prune(tied(), cross_entropy, batches(20), 0.5, params="*.weight", **SETTINGS).masks) == [
+        "0.weight",
+        "4.weight",
+    ]
+
+
+def test_a_sparsity_by_name_beside_a_pattern_that_fixes_one():
+    pattern = {"0.*": "2:4", "*": "unstructured"}
+
+    def run(**options) -> mfac.PruningReport:
+        return mfac.prune(classifier(), cross_entropy, batches(20), pattern=pattern, **options, **SETTINGS)
+
+    with pytest.raises(
+        ValueError, match=r"leave out '0.weight', or give it the sparsity 0.5 that pattern=.*'0.\*': 0.8"
+    ):
+        run(allocation={"0.*": 0.8, "*": 0.5})
+    assert densities(run(allocation={"0.*": 0.5, "*": 0.25})) == {"0.weight": 0.5, "2.weight": 0.75}
+    assert densities(run(allocation={"*": 0.75})) == {"0.weight": 0.5, "2.weight": 0.25}
+    with pytest.raises(ValueError, match=r"`sparsity` should be below 0.6000, where nothing is left of the weights"):
+        run(sparsity=0.6)
+
+
+@pytest.mark.parametrize("run", [mfac.prune, mfac.plan])
+def test_the_generator_of_a_loader_is_put_back(run):
+    generator = torch.Generator().manual_seed(3)
+    samples = list(zip(*(torch.cat(parts) for parts in zip(*batches(20), strict=True)), strict=True))
+    loader = torch.utils.data.DataLoader(samples, batch_size=8, shuffle=True, generator=generator)
+    before = generator.get_state()
+    run(classifier(), cross_entropy, loader, 0.5, num_gradients=16, stages=2)
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"saliency": "greddy"}, r"or a Saliency. Found 'greddy'. Did you mean 'greedy'\?$"),
+        ({"effort": "fats"}, r"Found 'fats'. Did you mean 'fast'\?$"),
+        ({"pattern": "unstrctured"}, r"Found 'unstrctured'. Did you mean 'unstructured'\?$"),
+        ({"params": "0.weigh"}, r"Found '0.weigh', which matches none of .*\]. Did you mean '0.weight'\?$"),
+        ({"allocation": {"0.weigh": 0.5}}, r"Did you mean '0.weight'\?$"),
+        ({"pattern": {"0.weigh": "rows", "*": "unstructured"}}, r"Did you mean '0.weight'\?$"),
+        ({"saliency": "zzz"}, r"Found 'zzz'\.$"),
+    ],
+)
+def test_a_mistyped_name_is_answered_with_the_nearest(options, message: str):
+    with pytest.raises(ValueError, match=message):
+        mfac.prune(classifier(), cross_entropy, batches(20), **options, **SETTINGS)

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
+from mfac.core.checks.choices import did_you_mean
 from mfac.gradients.prunable import PrunableWeight
 from mfac.masks.kinds.base import Candidates, Pattern, Promise, Units
 
@@ -59,9 +60,10 @@ class ByName(Pattern):
                 )
             used.add(key)
         if unused := [key for key in self.patterns if key not in used and key != "*"]:
+            names = [weight.name for weight in weights]
             raise ValueError(
                 f"Parameter `pattern` should name weights that are pruned. Found {unused[0]!r}, which is the "
-                f"first to match none of {[weight.name for weight in weights]}."
+                f"first to match none of {names}{did_you_mean(unused[0], names)}"
             )
         for pattern, indices in self._parts(weights):
             pattern.check([weights[i] for i in indices])
