@@ -190,9 +190,10 @@ class Pruner:
             assert run.kept_after is not None
             done = None
             if number < len(run.kept_after):
-                damping, increase = run.step(run.kept_after[number], stage_goes_on=False)
+                found = run.step(run.kept_after[number], stage_goes_on=False)
                 reached = 1 - int(run.live.sum()) / run.vector.dim
-                done = PruningStep(number + 1, len(self.events), number + 1, reached, damping, increase, 0.0)
+                numbers = (reached, found.damping, found.predicted_increase)
+                done = PruningStep(number + 1, len(self.events), number + 1, *numbers, 0.0)
                 run.report.steps.append(done)
             self._random = torch.default_generator.get_state()
         return done

@@ -59,13 +59,14 @@ class Outcome:
         dropped: Which go, [n] bool.
         delta: δ, [n] float64.
         predicted_increase: ½ δᵀFδ, or None without a Fisher.
-        scale: What the change of the kept weights was scaled with by the step-size check.
+        scale: What the change of the kept weights was scaled with by the step-size check; None
+            without one.
     """
 
     dropped: Tensor
     delta: Tensor
     predicted_increase: float | None
-    scale: float = 1.0
+    scale: float | None = None
 
 
 def prune_step(rules: Rules, context: StepContext, kept: int, finally_kept: int) -> Outcome:
@@ -98,7 +99,7 @@ def prune_step(rules: Rules, context: StepContext, kept: int, finally_kept: int)
     context.decide(check_choice_of("saliency", rules.saliency, "select", dropped, size, wanted))
     release_freed()  # vectors that were sorted, before the gradients of the kept weights are copied
     delta = check_update(rules.compensation, rules.compensation.update(context), size)
-    scale = 1.0
+    scale: float | None = None
     if rules.step_check:
         delta, scale = checked_update(context, delta)
     increase = predicted_increase(context.fisher, delta) if context.has_fisher else None

@@ -31,6 +31,7 @@ class PruningReport(ReportData):
     Attributes:
         masks: Parameter name to mask of its shape, True = kept.
         steps: Every pruning step in order.
+        refits: Of each solve after the last stage what it was scaled by; 0 changed nothing.
         left_dense: Name of every other weight tensor, of two dimensions or more, and why it was not
             pruned.
         pattern: The pattern's name, as "unstructured" or "2:4"; None where it is not known.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,14 @@ from mfac.pruning.torch_masks import live_weights
 INPUT_BATCHES = 32  # whose activations a saliency is given that asks for them
 NO_GRADIENT = "gets no gradient: the loss does not depend on it, or only in batches that were not seen"
 EVALUATED = 8  # batches that the loss is measured on
+
+
+class StepNumbers(NamedTuple):
+    """What the report says of a step: λ and ½ δᵀFδ, None without a Fisher, and the step's scale."""
+
+    damping: float | None
+    predicted_increase: float | None
+    scale: float | None
 
 
 class Run:
@@ -107,11 +115,14 @@ class Run:
         assert self.kept_after is not None
         total, alive, anew = len(self.kept_after), int(self.live.sum()), not self.report.steps
         for step, kept in list(enumerate(self.kept_after, start=1))[len(self.report.steps) :]:
-            damping, increase = self.step(kept, stage_goes_on=step % settings.recomputations != 0 and step < total)
+            found = self.step(kept, stage_goes_on=step % settings.recomputations != 0 and step < total)
             stage = (step - 1) // settings.recomputations + 1
             reached = 1 - int(self.live.sum()) / self.vector.dim
             seconds, start = time.perf_counter() - start, time.perf_counter()
-            done = PruningStep(step, settings.total_steps, stage, reached, damping, increase, seconds)
+            done = PruningStep(
+                *(step, settings.total_steps, stage, reached, found.damping, found.predicted_increase, seconds),
+                found.scale,
+            )
             self.report.steps.append(done)
             if progress is not None:
                 progress(done)
@@ -135,8 +146,9 @@ class Run:
             self._evaluation = None
             assert not isinstance(self.damping, HeldOutDamping)  # the first stage has chosen
             self.fisher = self._gradients().fisher(self.damping)
-            delta, _scale = refit_update(self._context())
+            delta, scale = refit_update(self._context())
             self._apply(delta, torch.zeros_like(delta, dtype=torch.bool))
+            self.report.refits.append(scale)
         self.fisher = None
 
     def _context(self) -> StepContext:
@@ -219,7 +231,7 @@ class Run:
         self._unused = set(names)
         self._take(self.targets.without(names, NO_GRADIENT))
 
-    def step(self, kept: int, *, stage_goes_on: bool) -> tuple[float | None, float | None]:
+    def step(self, kept: int, *, stage_goes_on: bool) -> StepNumbers:
         """Drops all but `kept` of the live weights, and moves the kept ones.
 
         Gradients are collected where a stage begins.
@@ -229,7 +241,7 @@ class Run:
             stage_goes_on: Whether the next step takes the same gradients.
 
         Returns:
-            λ and ½ δᵀFδ; None without a Fisher.
+            Numbers for the report.
         """
         rules = self.settings.rules
         if rules.needs_fisher and self.fisher is None:
@@ -246,7 +258,7 @@ class Run:
         self.fisher = context.kept_fisher if self.fisher is not None and stage_goes_on else None
         self.ranks.agree_(outcome.delta, outcome.dropped)
         self._apply(outcome.delta, outcome.dropped)
-        return damping, outcome.predicted_increase
+        return StepNumbers(damping, outcome.predicted_increase, outcome.scale)
 
     def _gradients(self, *, or_fewer: bool = False) -> StageGradients:
         """Fresh gradients at the weights as they are, of the live weights alone."""

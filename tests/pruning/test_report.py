@@ -210,3 +210,14 @@ def test_a_sparsity_that_was_reported_wrongly_is_seen():
         parameter_named(model, "0.weight")[place] = 0
     with pytest.raises(ValueError, match=r"The sparsity should be 0.7\d+, as reported. Found 0.7"):
         mfac.verify(model, report)
+
+
+def test_scales_and_refits_are_in_text_and_json():
+    _, report = pruned(step_check=True, refits=2)
+    assert all(step.scale in {1.0, 0.5, 0.25, 0.0} for step in report.steps)
+    assert len(report.refits) == 2 and set(report.refits) <= {1.0, 0.5, 0.25, 0.0}
+    again = mfac.PruningReport.from_json(report.to_json())
+    assert (again.steps, again.refits) == (report.steps, report.refits)
+    assert "step-size check: updates scaled by" in str(again) and "2 refits after the last stage, scaled" in str(again)
+    _, plain = pruned()
+    assert plain.refits == [] and plain.steps[0].scale is None and "scaled" not in str(plain)
