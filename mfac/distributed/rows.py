@@ -62,6 +62,10 @@ class SummedRows(Rows):
     def descend_(self, descent: Descent, coefficients: Tensor, beta: float, newest: int) -> None:
         self.inner.descend_(descent, coefficients, beta, newest)
 
+    @property
+    def residue(self) -> Tensor | None:
+        return self.inner.residue
+
     def holds(self, gradient: Tensor) -> bool:
         return self.inner.holds(gradient)
 

@@ -229,9 +229,11 @@ class MFAC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         stepping: list[tuple[int, GroupWindow]] = []
+        for group, known in zip(self.param_groups, self._windows, strict=True):
+            self._check_changes(group, known)
+        before = list(self._windows)
         for i, group in enumerate(self.param_groups):
-            self._check_changes(group, self._windows[i])
-            self._windows[i] = mine = self._window_of(group, self._windows[i])
+            self._windows[i] = mine = self._window_of(group, before[i])
             if mine is not None and mine.gather():
                 stepping.append((i, mine))
         probed = [mine for _, mine in stepping if mine.is_probe]
@@ -243,7 +245,8 @@ class MFAC(Optimizer):
                 mine.take()
             for i, mine in stepping:
                 mine.move(i)
-        if stepping and any(not self.state.get(mine.columns.parameters[0]) for _, mine in stepping):
+        changed = any(mine is not known for mine, known in zip(self._windows, before, strict=True))
+        if changed or any(not self.state.get(mine.columns.parameters[0]) for _, mine in stepping):
             self._publish()
         return loss
 

@@ -101,6 +101,11 @@ class Rows(ABC):
         """Columns of the entries that a row carries, [k] int64, ascending; None for all."""
         return None
 
+    @property
+    def residue(self) -> Tensor | None:
+        """What of the gradients has not entered the rows yet, [d], by reference; None for nothing."""
+        return None
+
     def holds(self, gradient: Tensor) -> bool:
         """Whether the entries of a gradient [d] are such as `push_` writes; the host waits."""
         return in_range(gradient, self.dtype)

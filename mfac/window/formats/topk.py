@@ -102,6 +102,10 @@ class TopKRows(Rows):
     def push_(self, row: int, gradient: Tensor) -> Tensor:
         return ops.topk_push_(self.values, self.indices, self.error, row, gradient, self.block_size, self.boundaries)
 
+    @property
+    def residue(self) -> Tensor:
+        return self.error
+
     def holds(self, gradient: Tensor) -> bool:
         return super().holds(gradient + self.error)
 
