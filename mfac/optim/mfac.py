@@ -16,8 +16,8 @@ from mfac.core.checks.choices import check_choice
 from mfac.curvature.damping import Damping
 from mfac.distributed.sharding import pieces_for
 from mfac.optim.group_window import GroupWindow
-from mfac.optim.options import FIXED, OPTIONS, check_options, complete, number_of, packed, refuse_unknown, same
-from mfac.optim.rules.base import Rule, gradient_weights
+from mfac.optim.options import FIXED, OPTIONS, check_options, complete, packed, refuse_unknown, same
+from mfac.optim.rules.base import Rule
 from mfac.optim.rules.named import RuleName
 from mfac.optim.state import Loaded, published
 from mfac.window.formats.named import Format
@@ -142,7 +142,7 @@ class MFAC(Optimizer):
             TypeError: If a parameter is not real floating-point, or an option is unknown.
             ValueError: If a value is out of range.
         """
-        refuse_unknown(param_group, OPTIONS)
+        refuse_unknown(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -349,20 +349,10 @@ class MFAC(Optimizer):
             self._optimizer_state_dict_post_hooks = hooks
         for group in found["param_groups"]:
             group.update({name: packed(value) for name, value in group.items()}, window_format=None)
-        found["momentum"] = self._momentum()
+        found["momentum"] = mine.momentum if len(self._windows) == 1 and (mine := self._windows[0]) else None
         for hook in hooks.values():  # of what is returned, as torch has it
             found = hook(self, found) or found
         return found
-
-    def _momentum(self) -> Tensor | None:
-        mine = self._windows[0] if len(self._windows) == 1 else None
-        started = mine is not None and mine.window.ring.pushes > 0
-        if mine is None or not started or not number_of("momentum", mine.options["momentum"]):
-            return None
-        if mine.rule.averages_updates:
-            return mine.average
-        beta, nesterov = number_of("momentum", mine.options["momentum"]), mine.options["nesterov"]
-        return gradient_weights(mine.window.ring, beta, nesterov, mine.rule.metric)
 
     @torch._disable_dynamo  # as torch's own
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

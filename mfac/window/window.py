@@ -195,7 +195,6 @@ class GradientWindow:
         if other.ring.pushes == 0:
             return
         flat = torch.zeros(self.dim, dtype=self.vector_dtype, device=self.device)
-        mine_left, left = self.format.residue, other.format.residue
         for row, filled in enumerate(other.ring.filled):
             if not filled:
                 continue
@@ -203,13 +202,10 @@ class GradientWindow:
             for theirs, mine in columns:
                 flat[mine] = dense[theirs].to(flat.dtype)
             products = self.format.push_(row, flat)
-            if mine_left is not None:
-                mine_left.zero_()  # what does not fit into this row is no part of the next
+            self.format.take_residue_(other.format, [])  # what this row leaves out is no part of the next
             self.capacitance.gram[row] = products
             self.capacitance.gram[:, row] = products
-        if mine_left is not None and left is not None:
-            for theirs, mine in columns:
-                mine_left[mine] = left[theirs]
+        self.format.take_residue_(other.format, columns)
         self.ring.load_(other.ring.state())
         self.capacitance.shift = other.capacitance.shift
         self.capacitance.replaced = -1

@@ -312,9 +312,7 @@ def test_the_memory_of_a_frozen_parameter_is_given_back(rule: str):
 
 @pytest.mark.parametrize("density", [1.0, 0.2])
 @pytest.mark.parametrize("window_dtype", [torch.float32, torch.bfloat16])
-def test_what_a_window_knows_of_the_others_is_kept_when_a_parameter_is_frozen(
-    density: float, window_dtype: torch.dtype
-):
+def test_what_a_window_knows_of_the_others_is_kept_as_one_is_frozen(density: float, window_dtype: torch.dtype):
     kind = Kind("leave_one_out", window_dtype, density)
     run = Run(kind, groups=1).go(0, 6)
     wide = run.model.wide.numel()

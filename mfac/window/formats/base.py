@@ -101,10 +101,9 @@ class Rows(ABC):
         """Columns of the entries that a row carries, [k] int64, ascending; None for all."""
         return None
 
-    @property
-    def residue(self) -> Tensor | None:
-        """What of the gradients has not entered the rows yet, [d], by reference; None for nothing."""
-        return None
+    def take_residue_(self, other: Rows, columns: list[tuple[Tensor, Tensor]]) -> None:
+        """Takes over what another's rows have left out so far, in some columns; zero in the rest."""
+        return
 
     def holds(self, gradient: Tensor) -> bool:
         """Whether the entries of a gradient [d] are such as `push_` writes; the host waits."""
