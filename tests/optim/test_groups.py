@@ -148,10 +148,10 @@ def test_a_bad_value_in_a_group_is_refused_at_once(name: str, value: Any, error:
 
 
 @pytest.mark.parametrize(("name", "value", "error"), [*BAD, *((n, v, ValueError) for n, v in FIXED)])
-@pytest.mark.parametrize("number", [0, 1])
 def test_a_bad_value_in_the_midst_of_training_is_refused_and_nothing_has_changed(
-    name: str, value: Any, error: type[Exception], number: int
+    name: str, value: Any, error: type[Exception]
 ):
+    number = 1  # after a group that could have stepped already
     run, calm = Run(Kind("leave_one_out")).go(0, 4), Run(Kind("leave_one_out")).go(0, 4)
     give_gradients(run.model, 4)
     run.opt.param_groups[number][name], was = value, run.opt.param_groups[number][name]

@@ -102,7 +102,7 @@ class Rows(ABC):
         return None
 
     def take_residue_(self, other: Rows, columns: list[tuple[Tensor, Tensor]]) -> None:
-        """Takes over what another's rows have left out so far, in some columns; zero in the rest."""
+        """Takes over what another's rows have left out, in some columns; zero in the rest."""
         return
 
     def holds(self, gradient: Tensor) -> bool:
