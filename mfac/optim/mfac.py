@@ -346,7 +346,7 @@ class MFAC(Optimizer):
 
     def _momentum(self) -> Tensor | None:
         mine = self._windows[0] if len(self._windows) == 1 else None
-        if mine is None or not number_of("momentum", mine.options["momentum"]):
+        if mine is None or not mine.window.ring.pushes or not number_of("momentum", mine.options["momentum"]):
             return None
         if mine.rule.averages_updates:
             return mine.average

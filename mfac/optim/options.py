@@ -130,7 +130,9 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 
 
 def packed(value: Any) -> Any:
-    """An option as a plain value, which `torch.load(weights_only=True)` accepts."""
+    """An option as a plain value, which `torch.load(weights_only=True)` and torch's checkpoints accept."""
+    if isinstance(value, torch.dtype):
+        return str(value)
     if isinstance(value, RowRelativeDamping):
         return f"row_relative({value.scale!r})"
     if isinstance(value, RelativeDamping):
@@ -140,6 +142,8 @@ def packed(value: Any) -> Any:
 
 def unpacked(value: Any) -> Any:
     """The option that `packed` made plain."""
+    if isinstance(value, str) and value.startswith("torch."):
+        return getattr(torch, value.removeprefix("torch."), value)
     found = re.fullmatch(r"(row_relative|relative)\((.+)\)", value) if isinstance(value, str) else None
     return _damping(*found.groups()) if found else value
 
