@@ -21,7 +21,9 @@ from mfac.masks.export import export_onnx, load_compact_, plain_state_dict, save
 from mfac.masks.masks import Masks
 from mfac.masks.patterns import NM, Candidates, Heads, Pattern, Units
 from mfac.masks.shrink import shrink
+from mfac.optim.grouping import group_parameters
 from mfac.optim.mfac import MFAC
+from mfac.optim.rules.base import Rule
 from mfac.pruning.allocation import Allocation, AllocationContext, Global
 from mfac.pruning.batchnorm import reestimate_batchnorm
 from mfac.pruning.budget import Budget, allocate
@@ -61,6 +63,7 @@ __all__ = [
     "PruningStep",
     "RelativeDamping",
     "RowRelativeDamping",
+    "Rule",
     "Saliency",
     "Schedule",
     "StepContext",
@@ -71,6 +74,7 @@ __all__ = [
     "collect_gradients",
     "cost_table",
     "export_onnx",
+    "group_parameters",
     "held_out",
     "ihvp",
     "load_compact_",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
@@ -49,8 +48,12 @@ class Method:
         """For a model, with a learning rate."""
         if self.make is MuonAndAdamW:
             return MuonAndAdamW(model, lr)
-        parameters: Iterable[torch.Tensor] = [p for p in model.parameters() if p.requires_grad]
-        return self.make(parameters, lr=lr, **(self.options | more))
+        options = self.options | more
+        by = options.pop("by", None)
+        parameters: Any = [p for p in model.parameters() if p.requires_grad]
+        if by is not None:
+            parameters = mfac.group_parameters(model, by)
+        return self.make(parameters, lr=lr, **options)
 
 
 def ours(rates: tuple[float, ...] = _ADAM_RATES, **options: Any) -> Method:

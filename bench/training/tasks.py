@@ -148,10 +148,10 @@ class CharacterTransformer(nn.Module):
 
 @cache
 def _paragraphs() -> Data:
-    """Paragraphs of articles, 48 tokens each; every fourth paragraph of an article is held out."""
+    """Paragraphs of articles, 32 tokens each; every fourth paragraph of an article is held out."""
     pairs = load_paragraphs(most=16)
     _, tokenizer = load_minilm()
-    tokens = to_tokens(tokenizer, [text for _, text in pairs], 48)
+    tokens = to_tokens(tokenizer, [text for _, text in pairs], 32)
     labels = torch.tensor([number for number, _ in pairs])
     held_out = torch.arange(len(pairs)) % 4 == 3
     return Data((tokens[~held_out], labels[~held_out]), (tokens[held_out], labels[held_out]))
@@ -180,6 +180,6 @@ TASKS = {
         _characters, CharacterTransformer, 32, 3, False, "Wikipedia's characters, transformer, batch 32, 3 epochs"
     ),
     "paragraphs": Task(
-        _paragraphs, ParagraphClassifier, 16, 3, True, "Wikipedia paragraph to article, MiniLM, batch 16, 3 epochs"
+        _paragraphs, ParagraphClassifier, 16, 2, True, "Wikipedia paragraph to article, MiniLM, batch 16, 2 epochs"
     ),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from torch import Tensor
 
@@ -38,6 +38,10 @@ class Whole:
             A tensor like this process's piece, if the state fits.
         """
         return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+    def of_whole(self, parameter: Tensor, piece: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """This process's piece of a function of the whole; `piece` is its piece of the argument."""
+        return function(piece)
 
     def key(self, name: str) -> str:
         """The name in `state` of what is one process's alone; it tells of which columns it is."""

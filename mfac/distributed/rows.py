@@ -74,6 +74,9 @@ class SummedRows(Rows):
     def descend_(self, descent: Descent, coefficients: Tensor, beta: float, newest: int) -> None:
         self.inner.descend_(descent, coefficients, beta, newest)
 
+    def holds(self, gradient: Tensor) -> bool:
+        return self.inner.holds(gradient)
+
     def carried(self, row: int) -> Tensor | None:
         return self.inner.carried(row)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -108,6 +108,13 @@ class Spread(Whole):
             return value  # which the check refuses
         value = value.to(like.device)
         return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+    def of_whole(self, parameter: Tensor, piece: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        like = self.published(parameter, piece)
+        assert isinstance(like, DTensor)
+        result = self.taken(parameter, function(like.full_tensor()), like)
+        assert isinstance(result, Tensor)
+        return result
 
     def key(self, name: str) -> str:
         return f"{name}.{self.number}_of_{self._size}_{self._layout:08x}"

@@ -20,7 +20,8 @@ class MaskHandle:
 
     Before each step the gradients of dropped weights are set to zero, so that no momentum, second
     moment or window sees them; after it the weights, and what the optimizer keeps for them. What a
-    closure computes within a step is treated in the same way. The model holds nothing of it, so
+    closure computes within a step is treated in the same way. The window of `mfac.MFAC` stores the
+    columns of kept weights alone, from the next step on. The model holds nothing of it, so
     that its copies and its `state_dict` are as ever.
     As a context manager it removes itself at the end.
 
@@ -57,6 +58,7 @@ class MaskHandle:
                 f"Found none of {list(located)} among its {len(known)}."
             )
         self._clear()
+        self._keep_columns(self._masks)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -65,6 +67,8 @@ class MaskHandle:
 
     def remove(self) -> None:
         """Takes the hooks away; weights are free to come back. A second call does nothing."""
+        if self._hooks:
+            self._keep_columns(dict.fromkeys(self._masks))
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -74,6 +78,13 @@ class MaskHandle:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+    def _keep_columns(self, masks: Mapping[str, Tensor | None]) -> None:
+        """Tells an optimizer that stores columns of weights, as `mfac.MFAC`, which are kept."""
+        keep = getattr(self._optimizer, "keep_columns", None)
+        if keep is not None:
+            for name, parameter in self._places():
+                keep(parameter, masks[name])
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Clears weights and gradients; a closure clears the gradients that it computes."""

@@ -16,9 +16,10 @@ from mfac.optim.columns import Columns
 from mfac.optim.control import controlled
 from mfac.optim.metric import AdamMetric
 from mfac.optim.options import OPTIONS, number_of, rule_of
+from mfac.optim.orthogonal import is_matrix, orthogonalized
 from mfac.window.combination import Combination
 from mfac.window.descent import Descent
-from mfac.window.formats.base import Rows
+from mfac.window.formats.base import Rows, in_range
 from mfac.window.formats.named import named_format
 from mfac.window.rounding import NARROW
 from mfac.window.window import GradientWindow
@@ -163,22 +164,29 @@ class GroupWindow:
         """η as it stands now."""
         return float(number_of("lr", self.options["lr"]))
 
-    def is_finite(self) -> bool:
-        """Whether the gradient that was read is."""
-        return bool(torch.linalg.vector_norm(self._flat, torch.inf).isfinite())
+    def see(self) -> None:
+        """Takes the gradient that was read into the metric's coordinates; no state has changed."""
+        self.start()
+        if self.metric is not None:
+            self.metric.see_(self._flat, self.options["beta2"], self.options["eps"], self._has)
+
+    def holds_gradient(self) -> bool:
+        """Whether the gradient that was seen is finite and in the window's range."""
+        return self.window.format.holds(self._flat)
+
+    def why_refused(self, place: str) -> str:
+        """What is wrong with the gradient that was seen, in which group and of which parameter."""
+        return f"{self.window.format.why_refused(self._flat)}{place}.{self.where()}"
 
     def take(self) -> None:
-        """Takes the gradient that was read into the window.
+        """Takes the gradient that was seen into the window.
 
         Raises:
             ValueError: If it holds a NaN or infinity, or what the window cannot hold; nothing has
                 changed.
             torch.linalg.LinAlgError: If λ is too small for float64; no weight has moved.
         """
-        self.start()
         options, algebra = self.options, self.window.algebra
-        if self.metric is not None:
-            self.metric.see_(self._flat, options["beta2"], options["eps"], self._has)
         algebra.given_damping = options["damping"]
         try:
             self.window.push(self._flat)
@@ -190,14 +198,12 @@ class GroupWindow:
         self.last = None if found is None else controlled(found, algebra, options, self.lr, self.columns.total_dim)
 
     def where(self) -> str:
-        """Which parameters hold a gradient that is not finite, for an error's message."""
+        """Which parameters hold a gradient out of the window's range, for an error's message."""
         names = self.options.get("param_names")
         everything = self.options["params"]
         found = []
-        for parameter, gradient in zip(
-            self.columns.parameters, self.columns.local([p.grad for p in self.columns.parameters]), strict=True
-        ):
-            if gradient is not None and not bool(gradient.isfinite().all()):
+        for parameter, gradient in zip(self.columns.parameters, self.columns.views(self._flat), strict=True):
+            if not in_range(gradient, self.window.dtype):
                 number = next(i for i, p in enumerate(everything) if p is parameter)
                 found.append(repr(names[number]) if names else f"number {number}, shape {list(parameter.shape)}")
         return f" It is in the gradient of parameter {'; '.join(found)}." if found else ""
@@ -218,6 +224,7 @@ class GroupWindow:
             momentum=0.0 if self.average is None else number_of("momentum", options["momentum"]),
             nesterov=self.average is not None and options["nesterov"],
             metric=None if self.metric is None else self.metric.scale,
+            finish=self._orthogonalize if options["orthogonal"] else None,
             generator=self._generator(seed, locals_),
         )
         for piece, start, has, compensation in zip(locals_, columns.starts, self._has, self.compensations, strict=True):
@@ -226,8 +233,29 @@ class GroupWindow:
         if descent.parameters:
             c = None if self.last is None else self.last.coefficients
             self.window.descend_(descent, c, 1.0 if self.last is None else self.last.factor)
+        elif descent.finish is not None:
+            descent.finish([])
         columns.put_back_(locals_)
         columns.pieces.exchange_([p for p, has in zip(columns.parameters, self._has, strict=True) if has])
+
+    def _orthogonalize(self, moves: list[Tensor]) -> list[Tensor]:
+        """The updates of all parameters that move, those of matrices orthogonalised whole."""
+        columns, left, results = self.columns, iter(moves), []
+        for i, has in enumerate(self._has):
+            if not has:
+                continue
+            parameter, index, local = columns.parameters[i], columns.kept[i], columns.local_shapes[i]
+            empty = 0 in local  # which does not move, but whose other pieces other processes have
+            move = self._flat.new_zeros(local) if empty else next(left)
+            if is_matrix(columns.shapes[i]):
+                if index is None:
+                    move = columns.pieces.of_whole(parameter, move, orthogonalized)
+                else:
+                    whole = move.new_zeros(parameter.numel()).index_copy_(0, index, move)
+                    move = orthogonalized(whole.view(parameter.shape)).reshape(-1)[index]
+            if not empty:
+                results.append(move)
+        return results
 
     def _generator(self, seed: int, pieces: Sequence[Tensor]) -> torch.Generator | None:
         """Of this step: a function of its number, so that a resumed run rounds as the first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -64,14 +65,18 @@ class MFAC(Optimizer):
         grafting: θ in [0, 1]: u is multiplied by (‖g‖/‖u‖)^θ.
         update_rms: The root mean square that every u is scaled to, 0.2 for Muon's match to Adam;
             None for u as it is.
+        orthogonal: Whether the update of each matrix, a convolution's by output channels, is replaced
+            by its orthogonal factor, as Muon's are; each costs a few products of its size. None for
+            the rule's own: True for "spectral".
         beta2: Of Adam's average of squared gradients, in [0, 1).
         eps: ε of Adam's metric, > 0.
         rounding: Of bfloat16 and float16 weights. "stochastic" keeps the mean of updates below the
             last digit; "compensated" keeps what rounding leaves out, 2 bytes a weight; "nearest".
         window_format: A format of your own, as `format` of `mfac.GradientWindow`, in place of dtype
             and density.
-        nonfinite: What a gradient with a NaN or infinity does. "raise": a ValueError that names
-            the parameter; "skip": no step. Neither stores anything or moves a weight.
+        nonfinite: What a gradient with a NaN, an infinity or an entry that the window cannot hold
+            does. "raise": a ValueError that names the parameter; "skip": no step. Neither stores
+            anything or moves a weight.
         process_group: Of `torch.distributed`: the window's columns are spread over its processes,
             which hold the same parameters and gradients, as under DistributedDataParallel. Of
             DTensor parameters, as `fully_shard` makes them, each process has its own shard's
@@ -118,6 +123,7 @@ class MFAC(Optimizer):
         trust_region: float | None = None,
         grafting: float = 0.0,
         update_rms: float | None = None,
+        orthogonal: bool | None = None,
         beta2: float = 0.999,
         eps: float = 1e-8,
         rounding: Literal["stochastic", "compensated", "nearest"] = "stochastic",
@@ -142,7 +148,7 @@ class MFAC(Optimizer):
             TypeError: If a parameter is not real floating-point, or an option is unknown.
             ValueError: If a value is out of range.
         """
-        refuse_unknown(param_group, self.defaults)
+        refuse_unknown(param_group, OPTIONS)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -238,7 +244,7 @@ class MFAC(Optimizer):
         if probed and len(probed) == len(stepping):
             for mine in probed:
                 mine.start()
-        elif self._accepts([mine for _, mine in stepping]):
+        elif self._accepts(stepping):
             for _, mine in stepping:
                 mine.take()
             for i, mine in stepping:
@@ -247,26 +253,31 @@ class MFAC(Optimizer):
             self._publish()
         return loss
 
-    def _accepts(self, stepping: Sequence[GroupWindow]) -> bool:
+    def _accepts(self, stepping: Sequence[tuple[int, GroupWindow]]) -> bool:
         """Whether the step is taken; where one group alone steps, its window says whether it is."""
+        for _, mine in stepping:
+            mine.see()
         if self.nonfinite == "raise" and len(stepping) < 2:
             return True
-        bad = any([not mine.is_finite() for mine in stepping])
-        spread = {mine.columns.pieces.among: mine.columns.pieces for mine in stepping}
+        bad = [(i, mine) for i, mine in stepping if not mine.holds_gradient()]
+        any_bad = bool(bad)
+        spread = {mine.columns.pieces.among: mine.columns.pieces for _, mine in stepping}
         for pieces in [*spread.values()] * min(2, len(spread)):  # twice: the first hear of the last as well
-            bad = pieces.any(bad)
-        if bad:
+            any_bad = pieces.any(any_bad)
+        if any_bad:
             if self.nonfinite == "skip":
                 return False
-            found = "".join([mine.where() for mine in stepping])
-            raise ValueError(f"Parameter `gradient` should be finite. Found a NaN or infinity.{found}")
+            found = " ".join(f"Found {mine.why_refused(f' in group {i}')}" for i, mine in bad)
+            found = found or "Found another in another process."
+            raise ValueError(f"Parameter `gradient` should be finite. {found}")
         return True
 
     def _check_changes(self, group: dict[str, Any], mine: GroupWindow | None) -> None:
         """Checks the options of a group where any has changed since the last step."""
         if mine is None:
             return
-        if all(group[name] is value for name, value in mine.checked.items()):
+        # A number in a tensor may have been changed in place.
+        if all(group[name] is value and not isinstance(value, Tensor) for name, value in mine.checked.items()):
             return
         check_options(group)
         for name in FIXED:
@@ -275,7 +286,7 @@ class MFAC(Optimizer):
                     f"Parameter `{name}` of a group should stay as it was made, {mine.checked[name]!r}: the window "
                     f"depends on it. Found {group[name]!r}."
                 )
-        mine.checked = {name: group[name] for name in self.defaults}
+        mine.checked = {name: group[name] for name in OPTIONS}
 
     def diagnostics(self) -> dict[str, float]:
         """What the last step was, for any logger; O(m²) a group.
@@ -338,15 +349,22 @@ class MFAC(Optimizer):
             What `load_state_dict` takes, also after `torch.load(weights_only=True)`.
         """
         self._publish()
-        found = super().state_dict()
+        hooks, self._optimizer_state_dict_post_hooks = self._optimizer_state_dict_post_hooks, OrderedDict()
+        try:
+            found = super().state_dict()
+        finally:
+            self._optimizer_state_dict_post_hooks = hooks
         for group in found["param_groups"]:
-            group.pop("window_format")
-            group.update({name: packed(value) for name, value in group.items()})
-        return {**found, "momentum": self._momentum()}
+            group.update({name: packed(value) for name, value in group.items()}, window_format=None)
+        found["momentum"] = self._momentum()
+        for hook in hooks.values():  # of what is returned, as torch has it
+            found = hook(self, found) or found
+        return found
 
     def _momentum(self) -> Tensor | None:
         mine = self._windows[0] if len(self._windows) == 1 else None
-        if mine is None or not mine.window.ring.pushes or not number_of("momentum", mine.options["momentum"]):
+        started = mine is not None and mine.window.ring.pushes > 0
+        if mine is None or not started or not number_of("momentum", mine.options["momentum"]):
             return None
         if mine.rule.averages_updates:
             return mine.average
@@ -368,6 +386,7 @@ class MFAC(Optimizer):
             ValueError: If groups, shapes, rank or format differ or an option is out of range. After
                 any of these the optimizer is as it was.
         """
+        state_dict = state_dict.copy()  # as torch, before hooks see it
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
         loaded = Loaded(state_dict, self.param_groups, self.defaults)
@@ -376,7 +395,7 @@ class MFAC(Optimizer):
         for mine, group in zip(windows, self.param_groups, strict=True):
             if mine is not None:
                 mine.options = group
-                mine.checked = {name: group[name] for name in self.defaults}
+                mine.checked = {name: group[name] for name in OPTIONS}
         self._windows = windows
         self._publish()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ _OF_OTHERS = (
 OPTIONS = (
     *("lr", "rank", "damping", "momentum", "weight_decay", "window_dtype", "density", "rule", "normalize"),
     *("decoupled_weight_decay", "nesterov", "maximize", "centred", "trust_region", "grafting", "update_rms"),
-    *("beta2", "eps", "rounding", "window_format"),
+    *("orthogonal", "beta2", "eps", "rounding", "window_format"),
 )
 """What may stand in a group, beside its parameters."""
 
@@ -57,7 +57,7 @@ def complete(group: dict[str, Any]) -> None:
             group[name] = value
 
 
-def refuse_unknown(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+def refuse_unknown(group: Mapping[str, Any], known: Collection[str]) -> None:
     """Raises a TypeError for a key that is no option, with the nearest that is."""
     for key in group:
         if key not in known and key not in _OF_OTHERS:
@@ -120,6 +120,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "nesterov": _flag,
     "maximize": _flag,
     "centred": _flag,
+    "orthogonal": _flag,
     "trust_region": _optional(_number(above=0)),
     "grafting": _number(least=0, most=1),
     "update_rms": _optional(_number(above=0)),

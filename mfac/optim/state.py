@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from itertools import chain
 from typing import Any
 
@@ -89,7 +90,7 @@ class Loaded:
             if name not in state_dict:
                 raise KeyError(f"Parameter `state_dict` should have an entry {name!r}. Found {sorted(state_dict)}.")
         old = "window" in state_dict
-        saved = state_dict["param_groups"]
+        saved = deepcopy(state_dict["param_groups"])  # a rate may be a tensor
         if [len(group["params"]) for group in saved] != [len(group["params"]) for group in current]:
             raise ValueError(
                 "Parameter `state_dict` should have the parameter groups of this optimizer, "
@@ -128,7 +129,8 @@ class Loaded:
             ValueError: If one is of another shape or dtype.
         """
         first = self.entries(mine.columns.parameters[0])
-        mine.start(momentum="momentum" in first, compensated="compensation" in first)
+        compensated = any("compensation" in self.entries(p) for p in mine.columns.parameters)
+        mine.start(momentum="momentum" in first, compensated=compensated)
         wanted = published(mine)
         self._check_names(i, mine, wanted)
         for parameter, expected in wanted.items():
@@ -208,6 +210,11 @@ def _options(
         raise ValueError(
             f"Parameter `state_dict` should have the parameters of group {i} in the order {list(own)}. "
             f"Found {list(names)}."
+        )
+    if old and mine["rule"] != "paper":
+        raise ValueError(
+            f"Parameter `rule` should be 'paper' in group {i}, or `damping` a number, to take up a state of version "
+            f"0.1, which had no other. Found {mine['rule']!r}."
         )
     found = {name: unpacked(value) for name, value in saved.items() if name not in ("params", "param_names")}
     kept = set(defaults) - set(saved) if old else {"window_format"}

@@ -50,11 +50,11 @@ def upgraded(
         first, begin = True, column
         for p in group["params"]:
             entries = found[keys[p]] = {"columns": p.numel()}
-            place = slice(column, column + p.numel())
+            place, shape = slice(column, column + p.numel()), p.shape or (1,)
             if rows is not None:
-                entries["rows"] = rows[:, place].reshape(rows.shape[0], *p.shape)
+                entries["rows"] = rows[:, place].reshape(rows.shape[0], *shape)
             if momentum is not None:
-                entries["momentum"] = momentum[place].reshape(p.shape)
+                entries["momentum"] = momentum[place].reshape(shape)
             column += p.numel()
             if first:
                 entries |= _head(window, rows if len(groups) > 1 else None, slice(begin, begin + width))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -29,6 +30,7 @@ class Descent:
         momentum: β, in [0, 1).
         nesterov: Whether weights move along βv + (1 - β)u.
         metric: What u is multiplied by first, [d]; None for one.
+        finish: What replaces the updates of all parameters before weights move; None for nothing.
         generator: For stochastic rounding of weights narrower than u; None for rounding to nearest.
         parameters: Each w, in the order of their columns.
         columns: The first column of u, [d], for each; the others follow, row-major.
@@ -41,6 +43,7 @@ class Descent:
     momentum: float = 0.0
     nesterov: bool = False
     metric: Tensor | None = None
+    finish: Callable[[list[Tensor]], list[Tensor]] | None = None
     generator: torch.Generator | None = None
     parameters: list[Tensor] = field(default_factory=list)
     columns: list[int] = field(default_factory=list)
@@ -60,7 +63,9 @@ class Descent:
 
     def fuses(self, dim: int, dtype: torch.dtype) -> bool:
         """Whether the pass for u, [d] in `dtype`, may move them: pieces of vectors, all or no v."""
-        if self.nesterov or self.metric is not None or any(c is not None for c in self.compensations):
+        if self.nesterov or self.metric is not None or self.finish is not None:
+            return False
+        if any(compensation is not None for compensation in self.compensations):
             return False
         of_all = sum(p.numel() for p in self.parameters) == dim
         return (self.average is None or of_all) and all(p.dtype == dtype and p.is_contiguous() for p in self.parameters)
@@ -85,6 +90,8 @@ class Descent:
         if self.average is not None:
             move = self._averaged(self.average, move, pieces, carried)
         moves = [move[piece].view(p.shape) for piece, p in zip(pieces, self.parameters, strict=True)]
+        if self.finish is not None:
+            moves = self.finish(moves)
         wide = [i for i, p in enumerate(self.parameters) if p.dtype not in NARROW]
         for (rate, decay), places in groupby(wide, key=lambda i: (self.rates[i], self.decays[i])):
             chosen = list(places)

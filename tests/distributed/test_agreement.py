@@ -30,7 +30,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adam, bfloat16 window, relative": {"window_dtype": torch.bfloat16, "damping": mfac.relative(2.0)},
     "adam, trust region, decay": {"trust_region": 1e-3, "weight_decay": 0.1, "decoupled_weight_decay": True},
     "leave one out": {"rule": "leave_one_out", "update_rms": 0.2, "lr": 0.01, "damping": 0.3},
-    "leave one out, centred": {"rule": "leave_one_out", "centred": True, "damping": mfac.row_relative(3.0), "nesterov": True},
+    "leave one out, centred": {
+        "rule": "leave_one_out",
+        "centred": True,
+        "damping": mfac.row_relative(3.0),
+        "nesterov": True,
+    },
     "paper": {**PAPER, "weight_decay": 0.01},
     "paper, momentum": {**PAPER, "momentum": 0.9, "damping": mfac.relative(1.0), "grafting": 0.5},
     "paper, nesterov": {**PAPER, "momentum": 0.9, "nesterov": True, "normalize": "filled", "maximize": True},

@@ -25,7 +25,13 @@ class LeaveOneOut(Rule):
     Derived in docs/derivation.md, "Rules of a step".
     """
 
-    defaults: ClassVar[Mapping[str, Any]] = {"lr": 0.03, "rank": 64, "damping": row_relative(1.0), "momentum": 0.9}
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "lr": 0.03,
+        "rank": 64,
+        "damping": row_relative(1.0),
+        "momentum": 0.9,
+        "orthogonal": False,
+    }
 
     def combination(self, fisher: SlidingFisher, options: Mapping[str, Any]) -> Combination | None:
         newest = fisher.ring.newest
@@ -52,8 +58,29 @@ class Adam(LeaveOneOut):
     so that this rule tends to AdamW's step as ρ grows, up to the drift of D within a window.
     """
 
-    defaults: ClassVar[Mapping[str, Any]] = {"lr": 3e-3, "rank": 64, "damping": row_relative(1.0), "momentum": 0.9}
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "lr": 3e-3,
+        "rank": 64,
+        "damping": row_relative(1.0),
+        "momentum": 0.9,
+        "orthogonal": False,
+    }
     metric = True
+
+
+class Spectral(Adam):
+    """The rule "adam", and of each matrix's update the orthogonal factor, as Muon's updates are.
+
+    A gradient that is one of many steps' noise has small singular values made large by that; the
+    window has taken the noise out before. Vectors move as under "adam".
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        **Adam.defaults,
+        "lr": 0.02,
+        "damping": row_relative(10.0),
+        "orthogonal": True,
+    }
 
 
 def centred_solve(fisher: SlidingFisher, b: Tensor, shift: float, w: Tensor) -> tuple[Tensor, Tensor]:

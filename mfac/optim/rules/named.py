@@ -6,10 +6,15 @@ from collections.abc import Callable
 from typing import Literal
 
 from mfac.optim.rules.base import Rule
-from mfac.optim.rules.leave_one_out import Adam, LeaveOneOut
+from mfac.optim.rules.leave_one_out import Adam, LeaveOneOut, Spectral
 from mfac.optim.rules.paper import Paper
 
-RuleName = Literal["auto", "paper", "leave_one_out", "adam"]
+RuleName = Literal["auto", "paper", "leave_one_out", "adam", "spectral"]
 
-RULES: dict[str, Callable[[], Rule]] = {"paper": Paper, "leave_one_out": LeaveOneOut, "adam": Adam}
+RULES: dict[str, Callable[[], Rule]] = {
+    "paper": Paper,
+    "leave_one_out": LeaveOneOut,
+    "adam": Adam,
+    "spectral": Spectral,
+}
 DEFAULT = "adam"

@@ -19,7 +19,13 @@ class Paper(Rule):
     Source: M-FAC (Frantar, Kurtic, Alistarh, NeurIPS 2021), section 4 and its Algorithm 2.
     """
 
-    defaults: ClassVar[Mapping[str, Any]] = {"lr": 1e-3, "rank": 32, "damping": 1e-2, "momentum": 0.0}
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "lr": 1e-3,
+        "rank": 32,
+        "damping": 1e-2,
+        "momentum": 0.0,
+        "orthogonal": False,
+    }
     averages_updates = True
 
     def combination(self, fisher: SlidingFisher, options: Mapping[str, Any]) -> Combination | None:

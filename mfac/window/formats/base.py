@@ -25,6 +25,14 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     return torch.zeros(shape, dtype=dtype, device=device)
 
 
+def in_range(vector: Tensor, dtype: torch.dtype) -> bool:
+    """Whether every entry is finite, also in the dtype of rows; the host waits."""
+    if vector.numel() == 0:
+        return True
+    largest = torch.linalg.vector_norm(vector, torch.inf)
+    return bool(largest.isfinite()) and (not dtype.is_floating_point or bool(largest.to(dtype).isfinite()))
+
+
 class Rows(ABC):
     """Rows g_1 ... g_m of length d in some format. Vectors are float32, or float64 as the rows are.
 
@@ -98,6 +106,10 @@ class Rows(ABC):
     def carried(self, row: int) -> Tensor | None:
         """Columns of the entries that a row carries, [k] int64, ascending; None for all."""
         return None
+
+    def holds(self, gradient: Tensor) -> bool:
+        """Whether the entries of a gradient [d] are such as `push_` writes; the host waits."""
+        return in_range(gradient, self.dtype)
 
     def why_refused(self, gradient: Tensor) -> str:
         """What is wrong with a gradient that `push_` did not write, for an error's message."""

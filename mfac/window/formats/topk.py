@@ -102,6 +102,9 @@ class TopKRows(Rows):
     def push_(self, row: int, gradient: Tensor) -> Tensor:
         return ops.topk_push_(self.values, self.indices, self.error, row, gradient, self.block_size, self.boundaries)
 
+    def holds(self, gradient: Tensor) -> bool:
+        return super().holds(gradient + self.error)
+
     def written_by_push(self, row: int) -> list[Tensor]:
         # As int16: torch has few operations of uint16.
         written = [self.values[row], self.indices[row].view(torch.int16), self.error]
