@@ -81,7 +81,7 @@ class SummedRows(Rows):
         return self.inner.carried(row)
 
     def why_refused(self, gradient: Tensor) -> str:
-        if bool(self._has_refused):
+        if bool(self._has_refused) or not self.inner.holds(gradient):
             return self.inner.why_refused(gradient)
         return "a gradient that another process cannot hold"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, distributed
 
@@ -75,3 +75,11 @@ def pieces_for(parameters: Sequence[Tensor], group: Group) -> Whole:
             "mesh a group of its own."
         )
     return Spread(parameters, meshes.pop())
+
+
+def local_like(whole: Tensor, sharded: Any) -> Tensor:
+    """This process's part of a tensor that all have whole, laid out as a DTensor of its shape."""
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh = sharded.device_mesh
+    return distribute_tensor(whole.to(sharded.device), mesh, sharded.placements, src_data_rank=None).to_local()

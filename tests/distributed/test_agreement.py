@@ -109,7 +109,7 @@ def two_kinds(dtype: torch.dtype, options: Sequence[dict[str, Any]], steps: int)
     return trained("copies" if dist.get_rank() < 2 else "shards", "two", dtype, options, steps)
 
 
-STEPS = 40  # five times the window's rows; 200 steps of fewer options are in test_wrappers.py
+STEPS = 24  # three times the window's rows; 200 steps of fewer options are in test_wrappers.py
 
 
 def check(found: Sequence[list[Tensor]], dtype: torch.dtype) -> None:
