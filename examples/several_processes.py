@@ -47,20 +47,20 @@ def train(model: nn.Module, opt: mfac.MFAC, data: Iterator[tuple[Tensor, Tensor]
     return loss.item()
 
 
-def run(mesh: DeviceMesh, folder: str) -> tuple[float, float]:
+def run(mesh: DeviceMesh, folder: str, steps: int = 100) -> tuple[float, float]:
     """The last loss of a run that is saved on its way, and of another that goes on from there."""
     group = mesh.get_group()
     model, opt = sharded_run(mesh)
-    train(model, opt, batches(mesh, 0, 100))
+    train(model, opt, batches(mesh, 0, steps))
     weights, state = get_state_dict(model, opt)
     dcp.save({"model": weights, "opt": state}, checkpoint_id=folder, process_group=group)
-    last = train(model, opt, batches(mesh, 100, 150))
+    last = train(model, opt, batches(mesh, steps, steps + steps // 2))
 
     model, opt = sharded_run(mesh)
     weights, state = get_state_dict(model, opt)
     dcp.load({"model": weights, "opt": state}, checkpoint_id=folder, process_group=group)
     set_state_dict(model, opt, model_state_dict=weights, optim_state_dict=state)
-    return last, train(model, opt, batches(mesh, 100, 150))
+    return last, train(model, opt, batches(mesh, steps, steps + steps // 2))
 
 
 def main() -> None:

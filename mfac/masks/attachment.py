@@ -125,7 +125,8 @@ class MaskHandle:
         """
         kind, place, mask = _INTEGERS[tensor.element_size()], getattr(tensor, "placements", None), self._masks[name]
         if place is not None:
-            mask, tensor = local_like(mask, tensor), tensor.to_local()
+            sharded: Any = tensor
+            mask, tensor = local_like(mask, sharded), sharded.to_local()
         known = self._bits.setdefault(name, {})
         bits = known.get((kind, place))
         if bits is None or bits.device != tensor.device:

@@ -80,7 +80,7 @@ class MFAC(Optimizer):
         process_group: Of `torch.distributed`: the window's columns are spread over its processes,
             which hold the same parameters and gradients, as under DistributedDataParallel. Of
             DTensor parameters, as `fully_shard` makes them, each process has its own shard's
-            columns, and no group is given.
+            columns, and no group is given. 8 bits and `density` then go by each process's columns.
 
     Raises:
         TypeError: If a type or dtype is wrong, or an option is unknown.
