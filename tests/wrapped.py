@@ -99,7 +99,8 @@ class Trained:
         return torch.cat([whole(p).detach().reshape(-1) for p in self.unwrapped.parameters()])
 
     def state(self) -> Iterator[Tensor]:
-        """This process's part of everything that a step changes, by reference."""
+        """This process's part of everything that a step changes."""
+        self.opt.state_dict()  # which has counts written anew
         for parameter in self.model.parameters():
             yield local(parameter.detach())
             yield from (local(v) for v in self.opt.state.get(parameter, {}).values() if isinstance(v, Tensor))

@@ -34,6 +34,7 @@ class SummedRows(Rows):
         self.vector_dtype = inner.vector_dtype
         self.total_dim = total_dim
         self._defers = capabilities(inner.device).defers
+        self._has_refused = torch.zeros(())
 
     @property
     def nbytes(self) -> int:
@@ -48,7 +49,9 @@ class SummedRows(Rows):
     def push_(self, row: int, gradient: Tensor) -> Tensor:
         written = self.inner.written_by_push(row)
         before = [tensor.clone() for tensor in written]
-        products = self.pieces.sum_(self.inner.push_(row, gradient).contiguous())
+        products = self.inner.push_(row, gradient).contiguous()
+        self._has_refused = products[row].isnan()
+        products = self.pieces.sum_(products)
         refused = products[row].isfinite().logical_not()
         if self._defers or bool(refused):  # the host does not wait for a GPU to see which it is
             for tensor, old in zip(written, before, strict=True):
@@ -82,9 +85,9 @@ class SummedRows(Rows):
         return self.inner.carried(row)
 
     def why_refused(self, gradient: Tensor) -> str:
-        if bool(gradient.isfinite().all()):
-            return "a gradient that another process cannot hold"
-        return self.inner.why_refused(gradient)
+        if bool(self._has_refused) or not self.inner.holds(gradient):
+            return self.inner.why_refused(gradient)
+        return "a gradient that another process cannot hold"
 
     def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         self.inner.check_tensors(tensors)

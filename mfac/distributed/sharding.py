@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, distributed
 
@@ -13,12 +13,26 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-def pieces_for(parameters: Sequence[Tensor], process_group: ProcessGroup | None) -> Whole:
+class Group:
+    """A process group or None; copies of an optimizer share it.
+
+    Args:
+        found: The group.
+    """
+
+    def __init__(self, found: ProcessGroup | None) -> None:
+        self.found = found
+
+    def __deepcopy__(self, memo: object) -> Group:
+        return self
+
+
+def pieces_for(parameters: Sequence[Tensor], group: Group) -> Whole:
     """Which piece of each parameter is this process's.
 
     Args:
         parameters: DTensors, or plain tensors that every process holds whole.
-        process_group: Of the processes that spread plain tensors; None for one process, or where
+        group: Of the processes that spread plain tensors; of None for one process, or where
             DTensors say which they are.
 
     Returns:
@@ -34,6 +48,7 @@ def pieces_for(parameters: Sequence[Tensor], process_group: ProcessGroup | None)
             "Parameter `params` should be sharded by torch.distributed.fsdp.fully_shard, whose parameters know their "
             "shards. Found parameters of FullyShardedDataParallel."
         )
+    process_group = group.found
     sharded = [parameter for parameter in parameters if hasattr(parameter, "device_mesh")]
     if not sharded and process_group is None:
         return Whole()
@@ -60,3 +75,11 @@ def pieces_for(parameters: Sequence[Tensor], process_group: ProcessGroup | None)
             "mesh a group of its own."
         )
     return Spread(parameters, meshes.pop())
+
+
+def local_like(whole: Tensor, sharded: Any) -> Tensor:
+    """This process's part of a tensor that all have whole, laid out as a DTensor of its shape."""
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh = sharded.device_mesh
+    return distribute_tensor(whole.to(sharded.device), mesh, sharded.placements, src_data_rank=None).to_local()

@@ -107,7 +107,8 @@ class ParameterVector:
 
 def memory_of(tensor: Tensor) -> object:
     """A key that two tensors share if and only if they are the same numbers in the same memory."""
-    if isinstance(tensor, UninitializedParameter) or tensor.numel() == 0 or tensor.device.type == "meta":
+    nowhere = isinstance(tensor, UninitializedParameter) or tensor.numel() == 0 or tensor.device.type == "meta"
+    if nowhere or hasattr(tensor, "to_local"):  # of a DTensor this process may have no number
         return id(tensor)
     place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
     return (tensor.device, *place)

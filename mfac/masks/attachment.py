@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mfac.distributed.sharding import local_like
 from mfac.masks.located import locate, same_memory
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -46,7 +47,7 @@ class MaskHandle:
             )
         self._model, self._optimizer, self._keep_state = model, optimizer, frozenset(keep_state)
         self._masks = {name: mask for name, mask in masks.items() if not bool(mask.all())}
-        self._bits: dict[str, dict[torch.dtype, Tensor]] = {}  # on the device where each parameter was last seen
+        self._bits: dict[str, dict[Any, Tensor]] = {}  # on the device where each parameter was last seen
         located = locate(model, masks)
         self._aliases = {name: same_memory(model, located[name])[1:] for name in self._masks}
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -122,12 +123,15 @@ class MaskHandle:
 
         A product with zero would leave a NaN as it is, and `masked_fill_` is twenty times as slow.
         """
-        kind = _INTEGERS[tensor.element_size()]
+        kind, place, mask = _INTEGERS[tensor.element_size()], getattr(tensor, "placements", None), self._masks[name]
+        if place is not None:
+            sharded: Any = tensor
+            mask, tensor = local_like(mask, sharded), sharded.to_local()
         known = self._bits.setdefault(name, {})
-        bits = known.get(kind)
+        bits = known.get((kind, place))
         if bits is None or bits.device != tensor.device:
-            kept = self._masks[name].to(tensor.device)
-            bits = known[kind] = torch.empty_like(tensor, dtype=kind).copy_(kept).neg_()  # all ones, or none
+            bits = torch.empty_like(tensor, dtype=kind).copy_(mask.to(tensor.device)).neg_()  # all ones, or none
+            known[kind, place] = bits
         tensor.detach().view(kind).bitwise_and_(bits)
 
     @torch.no_grad()

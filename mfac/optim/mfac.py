@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from mfac.core.checks.choices import check_choice
 from mfac.curvature.damping import Damping
-from mfac.distributed.sharding import pieces_for
+from mfac.distributed.sharding import Group, pieces_for
 from mfac.optim.group_window import GroupWindow
 from mfac.optim.options import FIXED, OPTIONS, check_options, complete, packed, refuse_unknown, same
 from mfac.optim.rules.base import Rule
@@ -80,7 +80,7 @@ class MFAC(Optimizer):
         process_group: Of `torch.distributed`: the window's columns are spread over its processes,
             which hold the same parameters and gradients, as under DistributedDataParallel. Of
             DTensor parameters, as `fully_shard` makes them, each process has its own shard's
-            columns, and no group is given.
+            columns, and no group is given. 8 bits and `density` then go by each process's columns.
 
     Raises:
         TypeError: If a type or dtype is wrong, or an option is unknown.
@@ -134,7 +134,7 @@ class MFAC(Optimizer):
         self._windows: list[GroupWindow | None] = []
         self._kept: dict[Tensor, Tensor] = {}  # which entries of a parameter have columns
         self.nonfinite = check_choice("nonfinite", nonfinite, ("raise", "skip"))
-        self._process_group = process_group
+        self._process_group = Group(process_group)
         options = {name: value for name, value in locals().items() if name in OPTIONS}
         super().__init__(params, options)
 
@@ -181,7 +181,7 @@ class MFAC(Optimizer):
                 DTensor, and of a parameter whose columns are spread over processes, the window
                 stores all.
         """
-        whole = self._process_group is None and not hasattr(parameter, "to_local")
+        whole = self._process_group.found is None and not hasattr(parameter, "to_local")
         if mask is None or not whole:
             self._kept.pop(parameter, None)
         else:

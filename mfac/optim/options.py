@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -131,7 +131,9 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 
 
 def packed(value: Any) -> Any:
-    """An option as a plain value, which `torch.load(weights_only=True)` accepts."""
+    """An option as a plain value, which `torch.load(weights_only=True)` and torch's checkpoints accept."""
+    if isinstance(value, torch.dtype):
+        return str(value)
     if isinstance(value, RowRelativeDamping):
         return f"row_relative({value.scale!r})"
     if isinstance(value, RelativeDamping):
@@ -141,6 +143,8 @@ def packed(value: Any) -> Any:
 
 def unpacked(value: Any) -> Any:
     """The option that `packed` made plain."""
+    if isinstance(value, str) and value.startswith("torch."):
+        return getattr(torch, value.removeprefix("torch."), value)
     found = re.fullmatch(r"(row_relative|relative)\((.+)\)", value) if isinstance(value, str) else None
     return _damping(*found.groups()) if found else value
 

@@ -18,6 +18,11 @@ from mfac.optim.version_1 import upgraded
 _SHAPING = ("rank", "window_dtype", "density")
 """Options that decide which tensors a state has."""
 
+_OWN = (
+    " Of a window in 8 bits or with a density below 1 each process saves parts of its own: it goes on with as many "
+    "processes as saved it, with parameters spread in the same way, and not from a whole state."
+)
+
 
 def published(mine: GroupWindow) -> dict[Tensor, dict[str, Any]]:
     """What `state` holds of each parameter of a group, tensors by reference.
@@ -147,14 +152,24 @@ class Loaded:
             raise KeyError(f"The state of group {i} should have all entries. Another process has not found its own.")
         parameter, name = absent[0]
         found = sorted(self.entries(parameter))
-        message = f"The {self._where(i, parameter)} should have an entry {name!r}. Found {found}."
         stem = name.split(".")[0]
-        if any(other.split(".")[0] == stem for other in found):
-            message += (
-                " In 8 bits, or with a density below 1, each process has its own: such a window goes on with as many "
-                "processes as saved it, and the parameters spread in the same way."
+        own = any(other.split(".")[0] == stem for other in found)
+        raise KeyError(
+            f"The {self._where(i, parameter)} should have an entry {name!r}. Found {found}.{_OWN if own else ''}"
+        )
+
+    def _check_norms(self, mine: GroupWindow, gram: Tensor) -> None:
+        """Refuses rows that are not those of K: parts of them may be other processes'."""
+        rows = mine.window.format
+        norms = [rows.as_dense(slice(i, i + 1)).double().square().sum() for i in range(rows.rank)]
+        squares = mine.columns.pieces.sum_(torch.stack(norms))
+        wanted = gram.diagonal().to(squares)
+        # Far beyond rounding, of products in float32 at worst.
+        if not bool(((squares - wanted).abs() <= 1e-3 * wanted).all()):
+            raise ValueError(
+                "Parameter `state_dict` should have rows whose squared norms are the diagonal of 'window_gram', up to "
+                f"{float(wanted.max()):.3g}. Found {float(squares.max()):.3g}.{_OWN}"
             )
-        raise KeyError(message)
 
     def _where(self, i: int, parameter: Tensor) -> str:
         number = next(j for j, p in enumerate(self._current[i]["params"]) if p is parameter)
@@ -170,6 +185,7 @@ class Loaded:
         window.format.check_tensors(storage)
         window.format.load_(storage)
         window.ring.load_({"ages": ages, "pushes": pushes, "newest": newest if newest >= 0 else None})
+        self._check_norms(mine, first["window_gram"])
         window.capacitance.forget()
         window.capacitance.shift, window.capacitance.replaced = float(first["window_shift"]), replaced
         if mine.metric is not None:

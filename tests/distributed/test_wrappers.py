@@ -10,7 +10,9 @@ import torch.distributed as dist
 from several import Processes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from wrapped import Trained
+from wrapped import Trained, whole
+
+import mfac
 
 pytestmark = pytest.mark.cpu_only("processes that speak gloo")
 
@@ -48,19 +50,34 @@ def test_two_hundred_steps_of_two_processes_are_those_of_one(four: Processes):
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_four_processes_take_the_steps_of_one(four: Processes, kind: str):
-    check(four.run(weights, kind, "four", RULES, 40), RULES, 40)
+    check(four.run(weights, kind, "four", RULES, 12), RULES, 12)
 
 
 def test_sharded_copies_take_the_steps_of_one_process(four: Processes):
-    check(four.run(weights, "hsdp", "square", RULES, 20), RULES, 20)
+    check(four.run(weights, "hsdp", "square", RULES, 12), RULES, 12)
 
 
 def test_tensor_parallel_layers_beside_plain_ones_take_the_steps_of_one_process(four: Processes):
-    check(four.run(in_pairs, "tensor", "tensor", None, 40), None, 40)
+    check(four.run(in_pairs, "tensor", "tensor", None, 12), None, 12)
 
 
 def test_shards_of_tensor_parallel_layers_take_the_steps_of_one_process(four: Processes):
-    check(four.run(weights, "fsdp and tensor", "square", MESHES_APART, 40), MESHES_APART, 40)
+    check(four.run(weights, "fsdp and tensor", "square", MESHES_APART, 12), MESHES_APART, 12)
+
+
+def masked(kind: str) -> Tensor:
+    trained = Trained(kind, "four", rule="paper", momentum=0.9)
+    mask = torch.rand(10, 6, generator=torch.Generator().manual_seed(0)) > 0.5
+    mfac.Masks({"up.weight": mask}).attach(trained.unwrapped, trained.opt)
+    trained.steps(10)
+    assert not bool(whole(trained.unwrapped.up.weight)[~mask].any())
+    return trained.weights()
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_masks_hold(four: Processes, kind: str):
+    for mine in four.run(masked, kind):
+        torch.testing.assert_close(mine, masked("one"), rtol=0, atol=1e-12)
 
 
 class Sent(TorchDispatchMode):
@@ -84,7 +101,7 @@ class Sent(TorchDispatchMode):
 def sent_by_steps(kind: str, options: dict[str, Any]) -> list[Any]:
     trained = Trained(kind, "four", **options)
     found = []
-    for _ in range(20):
+    for _ in range(6):
         trained.backward()
         with Sent() as sent:
             trained.opt.step()
@@ -106,6 +123,6 @@ def test_a_step_sends_m_numbers_and_the_weights_of_copies(four: Processes, optio
     slices = sum(-(-shape[0] // 4) * (shape[1] if len(shape) > 1 else 1) for shape in shapes)  # rows rounded up
     weights = ("_allgather_base_", [(slices, torch.float64)])
     for found in four.run(sent_by_steps, "ddp", options):
-        assert found == [[products, weights]] * 20
+        assert found == [[products, weights]] * 6
     for found in four.run(sent_by_steps, "fsdp", options):
-        assert found == [[products]] * 20
+        assert found == [[products]] * 6

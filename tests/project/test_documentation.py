@@ -44,7 +44,15 @@ def test_code_of_guides_runs(page: Path):
     "name",
     sorted(
         set(mfac.__all__)
-        - {"HeldOutDamping", "PruningPlan", "PruningReport", "PruningStep", "RelativeDamping", "RowRelativeDamping", "build_info"}
+        - {
+            "HeldOutDamping",
+            "PruningPlan",
+            "PruningReport",
+            "PruningStep",
+            "RelativeDamping",
+            "RowRelativeDamping",
+            "build_info",
+        }
     ),
 )
 def test_docstring_examples_run(name):
