@@ -11,7 +11,7 @@ from torch.optim import SGD, AdamW, Muon, Optimizer
 
 import mfac
 
-_ADAM_RATES = (3e-3, 1e-2, 3e-2, 1e-1)
+_ADAM_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 _SGD_RATES = (1e-2, 3e-2, 1e-1, 3e-1)
 FINE_TUNING = 0.03
 """What all rates are multiplied by where a trained network is trained on."""
@@ -66,10 +66,11 @@ def ours(rates: tuple[float, ...] = _ADAM_RATES, **options: Any) -> Method:
 METHODS: dict[str, Method] = {
     "SGD": Method(SGD, _SGD_RATES, {"momentum": 0.9}),
     "AdamW": Method(AdamW, _ADAM_RATES),
-    "Muon": Method(MuonAndAdamW, _ADAM_RATES),
+    "Muon": Method(MuonAndAdamW, (3e-3, 1e-2, 3e-2, 1e-1)),
     "MFAC": ours(),
     "adam": ours(rule="adam"),
-    "adam, grafted": ours(rule="adam", grafting=1.0),
+    "adam, not grafted": ours(rule="adam", grafting=0.0),
+    "adam, centred": ours(rule="adam", centred=True),
     "leave-one-out": ours(_SGD_RATES, rule="leave_one_out"),
     "paper": ours((3e-4, 1e-3, 3e-3, 1e-2), rule="paper", damping=1e-5, momentum=0.9, rank=64),
 }

@@ -38,11 +38,12 @@ class MFAC(Optimizer):
     Args:
         params: Parameters or groups of them. Every option but `nonfinite` and `process_group` may
             stand in a group. Frozen parameters take no memory.
-        lr: Learning rate η, >= 0. None for the rule's own: 3e-3 for "adam", 0.03 for
-            "leave_one_out", 1e-3 for "paper".
+        lr: Learning rate η, >= 0. None for the rule's own: 0.01 for "spectral", 3e-3 for "adam",
+            0.03 for "leave_one_out", 1e-3 for "paper".
         rank: m, gradients in a window. None for the rule's own: 64, or 32 for "paper".
         damping: `mfac.row_relative(ρ)`: nλ is ρ times the mean squared norm of the gradients; or
-            `mfac.relative(c)`, or λ > 0. None for the rule's own: row_relative(1), or λ = 0.01.
+            `mfac.relative(c)`, or λ > 0. None for the rule's own: row_relative(3) for "spectral",
+            λ = 0.01 for "paper", otherwise row_relative(1).
         momentum: β, in [0, 1). None for the rule's own: 0.9, or 0 for "paper".
         weight_decay: >= 0.
         window_dtype: float32, float64, bfloat16, float16 or int8, the last with a scale for every
@@ -50,11 +51,12 @@ class MFAC(Optimizer):
         density: Share of each gradient that enters the window, its largest entries, in (0, 1]; the
             rest is added to the next gradient (error feedback).
         rule: Which combination of the window's gradients a step moves along.
-            "adam": the leave-one-out rule in Adam's metric; learning rates are like AdamW's.
+            "spectral": "adam" with the orthogonal factor of each matrix's update. "adam": the
+            leave-one-out rule in Adam's metric; learning rates of both are like AdamW's.
             "leave_one_out": each gradient preconditioned by the others; SGD's learning rate is an
             upper bound. "paper": F⁻¹g, as published; λ and m scale the step. "auto": "paper" where
             `damping` is a number or `mfac.relative(c)`, as code for the paper's rule has it,
-            otherwise "adam". Or a `mfac.Rule` of your own.
+            otherwise "spectral". Or a `mfac.Rule` of your own.
         normalize: The n of the paper's rule. "rank": m from the first step on, as the paper has
             it; "filled": the gradients seen so far, which makes the first m steps smaller.
         decoupled_weight_decay: Whether weight decay stays out of the window, as AdamW's.
@@ -62,12 +64,13 @@ class MFAC(Optimizer):
         maximize: Whether to ascend.
         centred: Whether the window is centred at the mean of its gradients: a covariance.
         trust_region: κ > 0: steps with η²·uᵀFu above κ are shortened to it; None for no bound.
-        grafting: θ in [0, 1]: u is multiplied by (‖g‖/‖u‖)^θ.
+        grafting: θ in [0, 1]: u is multiplied by (‖g‖/‖u‖)^θ, with g the momentum of gradients that
+            u answers. None for the rule's own: 1 for "spectral" and "adam", or 0.
         update_rms: The root mean square that every u is scaled to, 0.2 for Muon's match to Adam;
             None for u as it is.
-        orthogonal: Whether the update of each matrix, a convolution's by output channels, is replaced
-            by its orthogonal factor, as Muon's are; each costs a few products of its size. None for
-            the rule's own: True for "spectral".
+        orthogonal: Whether the update of each matrix, a convolution's by output channels, is
+            replaced by its orthogonal factor with its norm; each costs a few products of its size.
+            None for the rule's own: True for "spectral".
         beta2: Of Adam's average of squared gradients, in [0, 1).
         eps: ε of Adam's metric, > 0.
         rounding: Of bfloat16 and float16 weights. "stochastic" keeps the mean of updates below the
@@ -121,7 +124,7 @@ class MFAC(Optimizer):
         maximize: bool = False,
         centred: bool = False,
         trust_region: float | None = None,
-        grafting: float = 0.0,
+        grafting: float | None = None,
         update_rms: float | None = None,
         orthogonal: bool | None = None,
         beta2: float = 0.999,

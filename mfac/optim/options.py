@@ -40,6 +40,16 @@ OPTIONS = (
 FIXED = ("rule", "rank", "window_dtype", "density", "normalize", "window_format")
 """Options that a window is made with."""
 
+_PLAIN = {
+    "lr": 1e-3,
+    "rank": 32,
+    "damping": row_relative(1.0),
+    "momentum": 0.0,
+    "grafting": 0.0,
+    "orthogonal": False,
+}
+"""What a rule that has no default of its own leaves to."""
+
 ROUNDINGS = ("stochastic", "compensated", "nearest")
 
 
@@ -52,7 +62,7 @@ def complete(group: dict[str, Any]) -> None:
     """Gives the options that a group leaves open, None, the defaults of its rule."""
     if group["rule"] == "auto":
         group["rule"] = DEFAULT if not isinstance(group["damping"], float | int | RelativeDamping) else "paper"
-    for name, value in rule_of(group).defaults.items():
+    for name, value in {**_PLAIN, **rule_of(group).defaults}.items():
         if group[name] is None:
             group[name] = value
 

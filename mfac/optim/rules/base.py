@@ -20,7 +20,8 @@ class Rule(ABC):
     docs/extending/rule.md shows one from end to end.
 
     Attributes:
-        defaults: The options that a group has where it gives none: lr, rank, damping and momentum.
+        defaults: The options that a group has where it gives none: lr, rank, damping, momentum,
+            grafting and orthogonal, or some of them.
         averages_updates: Whether momentum is an exponential average of the updates, [d] numbers; if
             not, a rule takes its weights of the window's gradients from `gradient_weights`.
         metric: Whether gradients enter the window divided by the root of Adam's √v̂, and updates

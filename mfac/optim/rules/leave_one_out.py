@@ -30,6 +30,7 @@ class LeaveOneOut(Rule):
         "rank": 64,
         "damping": row_relative(1.0),
         "momentum": 0.9,
+        "grafting": 0.0,
         "orthogonal": False,
     }
 
@@ -55,7 +56,8 @@ class Adam(LeaveOneOut):
     """The leave-one-out rule in Adam's metric: u = D^(-1/2) Hᵀc over a window of h = D^(-1/2) g.
 
     D = √v̂ + ε with Adam's average v̂ of squared gradients. Momentum weights are averaged as Adam's,
-    so that this rule tends to AdamW's step as ρ grows, up to the drift of D within a window.
+    so that this rule tends to AdamW's step as ρ grows, up to the drift of D within a window. By
+    default an update has the length of Adam's (`grafting=1`), and so AdamW's learning rates hold.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -63,21 +65,22 @@ class Adam(LeaveOneOut):
         "rank": 64,
         "damping": row_relative(1.0),
         "momentum": 0.9,
+        "grafting": 1.0,
         "orthogonal": False,
     }
     metric = True
 
 
 class Spectral(Adam):
-    """The rule "adam", and of each matrix's update the orthogonal factor, as Muon's updates are.
+    """The rule "adam", and the orthogonal factor of each matrix's update, with the update's norm.
 
-    A gradient that is one of many steps' noise has small singular values made large by that; the
-    window has taken the noise out before. Vectors move as under "adam".
+    Vectors move as under "adam", so that learning rates are AdamW's or a little larger.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {
         **Adam.defaults,
-        "lr": 0.02,
+        "lr": 0.01,
+        "damping": row_relative(3.0),
         "orthogonal": True,
     }
 

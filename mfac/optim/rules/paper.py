@@ -24,6 +24,7 @@ class Paper(Rule):
         "rank": 32,
         "damping": 1e-2,
         "momentum": 0.0,
+        "grafting": 0.0,
         "orthogonal": False,
     }
     averages_updates = True
