@@ -39,9 +39,20 @@ class Whole:
         """
         return value.full_tensor() if hasattr(value, "full_tensor") else value
 
-    def of_whole(self, parameter: Tensor, piece: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """This process's piece of a function of the whole; `piece` is its piece of the argument."""
-        return function(piece)
+    def of_whole(
+        self, parameters: Sequence[Tensor], pieces: Sequence[Tensor], function: Callable[[list[Tensor]], list[Tensor]]
+    ) -> list[Tensor]:
+        """This process's pieces of a function of whole tensors, laid out as parameters are.
+
+        Args:
+            parameters: As which the tensors are laid out.
+            pieces: Of the function's arguments, this process's.
+            function: Of all tensors at once.
+
+        Returns:
+            Like `pieces`.
+        """
+        return function(list(pieces))
 
     def key(self, name: str) -> str:
         """The name in `state` of what is one process's alone; it tells of which columns it is."""

@@ -109,12 +109,13 @@ class Spread(Whole):
         value = value.to(like.device)
         return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).to_local()
 
-    def of_whole(self, parameter: Tensor, piece: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        like = self.published(parameter, piece)
-        assert isinstance(like, DTensor)
-        result = self.taken(parameter, function(like.full_tensor()), like)
-        assert isinstance(result, Tensor)
-        return result
+    def of_whole(
+        self, parameters: Sequence[Tensor], pieces: Sequence[Tensor], function: Callable[[list[Tensor]], list[Tensor]]
+    ) -> list[Tensor]:
+        likes = [self.published(parameter, piece) for parameter, piece in zip(parameters, pieces, strict=True)]
+        found = function([like.full_tensor() for like in likes if isinstance(like, DTensor)])
+        taken = [self.taken(p, whole, like) for p, whole, like in zip(parameters, found, likes, strict=True)]
+        return [tensor for tensor in taken if isinstance(tensor, Tensor)]
 
     def key(self, name: str) -> str:
         return f"{name}.{self.number}_of_{self._size}_{self._layout:08x}"

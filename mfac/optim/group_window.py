@@ -16,7 +16,7 @@ from mfac.optim.columns import Columns
 from mfac.optim.control import controlled
 from mfac.optim.metric import AdamMetric
 from mfac.optim.options import OPTIONS, number_of, rule_of
-from mfac.optim.orthogonal import is_matrix, orthogonalized
+from mfac.optim.orthogonal import is_matrix, orthogonalized, orthogonalized_alike
 from mfac.optim.rules.base import gradient_weights
 from mfac.window.combination import Combination
 from mfac.window.descent import Descent
@@ -251,22 +251,23 @@ class GroupWindow:
 
     def _orthogonalize(self, moves: list[Tensor]) -> list[Tensor]:
         """The updates of all parameters that move, those of matrices orthogonalised whole."""
-        columns, left, results = self.columns, iter(moves), []
+        columns, left = self.columns, iter(moves)
+        results: dict[int, Tensor] = {}
         for i, has in enumerate(self._has):
-            if not has:
-                continue
-            parameter, index, local = columns.parameters[i], columns.kept[i], columns.local_shapes[i]
-            empty = 0 in local  # which does not move, but whose other pieces other processes have
-            move = self._flat.new_zeros(local) if empty else next(left)
-            if is_matrix(columns.shapes[i]):
-                if index is None:
-                    move = columns.pieces.of_whole(parameter, move, orthogonalized)
-                else:
-                    whole = move.new_zeros(parameter.numel()).index_copy_(0, index, move)
-                    move = orthogonalized(whole.view(parameter.shape)).reshape(-1)[index]
-            if not empty:
-                results.append(move)
-        return results
+            if has:
+                empty = 0 in columns.local_shapes[i]  # which does not move, but other processes have more of it
+                results[i] = self._flat.new_zeros(columns.local_shapes[i]) if empty else next(left)
+        matrices = [i for i in results if is_matrix(columns.shapes[i])]
+        whole = [i for i in matrices if columns.kept[i] is None]
+        found = columns.pieces.of_whole(
+            [columns.parameters[i] for i in whole], [results[i] for i in whole], orthogonalized_alike
+        )
+        results.update(zip(whole, found, strict=True))
+        for i in matrices:
+            if (index := columns.kept[i]) is not None:
+                flat = results[i].new_zeros(columns.parameters[i].numel()).index_copy_(0, index, results[i])
+                results[i] = orthogonalized(flat.view(columns.shapes[i])).reshape(-1)[index]
+        return [move for i, move in results.items() if 0 not in columns.local_shapes[i]]
 
     def _generator(self, seed: int, pieces: Sequence[Tensor]) -> torch.Generator | None:
         """Of this step: a function of its number, so that a resumed run rounds as the first."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,15 +31,32 @@ def orthogonalized(update: Tensor) -> Tensor:
     Returns:
         Like `update`. O(rows · columns · min(rows, columns)).
     """
-    x = update.reshape(update.shape[0], -1)
-    tall = x.shape[0] > x.shape[1]
+    return orthogonalized_alike([update])[0]
+
+
+def orthogonalized_alike(updates: Sequence[Tensor]) -> list[Tensor]:
+    """`orthogonalized` of several updates; those of one shape together, as small products wait."""
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for i, update in enumerate(updates):
+        by_shape.setdefault(tuple(update.shape), []).append(i)
+    results = list(updates)
+    for places in by_shape.values():
+        stacked = torch.stack([updates[i].reshape(updates[i].shape[0], -1) for i in places])
+        for i, found in zip(places, _orthogonal_factors(stacked), strict=True):
+            results[i] = found.reshape(updates[i].shape)
+    return results
+
+
+def _orthogonal_factors(x: Tensor) -> Tensor:
+    """Of each matrix [k, rows, columns], with its norm."""
+    tall = x.shape[1] > x.shape[2]
     if tall:
-        x = x.T
-    norm = x.norm()
-    x = x / norm.clamp(min=torch.finfo(x.dtype).tiny)
+        x = x.mT
+    norms, least = x.norm(dim=(1, 2), keepdim=True), torch.finfo(x.dtype).tiny
+    x = x / norms.clamp(min=least)
     a, b, c = _QUINTIC
     for _ in range(_STEPS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    x = x * (norm / x.norm().clamp(min=torch.finfo(x.dtype).tiny))
-    return (x.T if tall else x).reshape(update.shape)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x * (norms / x.norm(dim=(1, 2), keepdim=True).clamp(min=least))
+    return x.mT if tall else x
