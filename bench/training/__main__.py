@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from bench.training.methods import METHODS, Method, ours
+from bench.training.methods import FINE_TUNING, METHODS, Method, ours
 from bench.training.report import Results, report
 from bench.training.tasks import TASKS, loss_fn
 from demo.training import cosine
@@ -90,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name, method in methods.items():
                 if task == "fashion" and name == "Muon":
                     continue  # torch's takes matrices alone
-                for lr in arguments.rates or method.rates:
+                scale = FINE_TUNING if task == "paragraphs" else 1.0
+                for lr in arguments.rates or [float(f"{scale * rate:g}") for rate in method.rates]:
                     if str(seed) not in results.get(task, {}).get(name, {}).get(f"{lr:g}", {}):
                         wanted.append((task, name, method, lr, seed))
     with get_context("fork").Pool(arguments.jobs) as pool:

@@ -11,8 +11,10 @@ from torch.optim import SGD, AdamW, Muon, Optimizer
 
 import mfac
 
-_ADAM_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-_SGD_RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+_ADAM_RATES = (3e-3, 1e-2, 3e-2, 1e-1)
+_SGD_RATES = (1e-2, 3e-2, 1e-1, 3e-1)
+FINE_TUNING = 0.03
+"""What all rates are multiplied by where a trained network is trained on."""
 
 
 class MuonAndAdamW(Optimizer):
@@ -66,6 +68,8 @@ METHODS: dict[str, Method] = {
     "AdamW": Method(AdamW, _ADAM_RATES),
     "Muon": Method(MuonAndAdamW, _ADAM_RATES),
     "MFAC": ours(),
-    "paper": ours(rule="paper", damping=1e-5, momentum=0.9, rank=64),
+    "adam": ours(rule="adam"),
+    "adam, grafted": ours(rule="adam", grafting=1.0),
     "leave-one-out": ours(_SGD_RATES, rule="leave_one_out"),
+    "paper": ours((3e-4, 1e-3, 3e-3, 1e-2), rule="paper", damping=1e-5, momentum=0.9, rank=64),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from mfac.cli.loading import load_data, load_model, load_object
 from mfac.cli.progress import shown_progress
+from mfac.curvature.damping import RelativeDamping, relative
 from mfac.masks.export import plain_state_dict, save_compact
 from mfac.masks.masks import Masks
 from mfac.pruning import pruner
@@ -83,9 +85,36 @@ def prune_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `mfac.prune` beside model, loss and data; without the options not given."""
     names = (
         "sparsity", "params", "pattern", "saliency", "compensation", "allocation", "schedule", "seed",
-        "num_gradients", "stages", "recomputations",
+        "num_gradients", "stages", "recomputations", "block_size", "effort", "time_budget", "gradients", "per_sample",
     )  # fmt: skip
-    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    options = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if arguments.damping is not None:
+        options["damping"] = damping_of(arguments.damping)
+    return options
+
+
+def damping_of(text: str) -> float | RelativeDamping | str:
+    """What `--damping` means.
+
+    Args:
+        text: A number, "relative:" and a number, or "auto".
+
+    Returns:
+        A value for the argument `damping` of `mfac.prune`.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    kind, colon, number = text.rpartition(":")
+    if text == "auto":
+        return text
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value) or (colon and kind != "relative"):
+        raise ValueError(f"Parameter `--damping` should be a number, relative:C or auto. Found {text!r}.")
+    return relative(value) if colon else value
 
 
 def plan_text(model: nn.Module, loss_fn: Any, data: Any, options: dict[str, Any]) -> str:

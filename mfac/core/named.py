@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from mfac.core.checks.choices import names_of
+from mfac.core.checks.choices import did_you_mean, names_of
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ def resolve(name: str, value: object, known: Mapping[str, Callable[[], T]], kind
         found = repr(value) if isinstance(value, type) else type(value).__name__
         raise TypeError(f"Parameter `{name}` should be {choices}. Found {found}.")
     if value not in known:
-        raise ValueError(f"Parameter `{name}` should be {choices}. Found {value!r}.")
+        raise ValueError(f"Parameter `{name}` should be {choices}. Found {value!r}{did_you_mean(value, known)}")
     return known[value]()
 
 

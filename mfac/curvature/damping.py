@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from mfac.core.checks.numbers import check_number
 
 
@@ -142,3 +144,20 @@ def resolve_damping(damping: Damping, trace: float, num_terms: float, dim: int, 
     if not 1e-150 <= value <= 1e150:
         raise ValueError(f"Parameter `damping` should give a λ between 1e-150 and 1e150. Found {found} = {value!r}.")
     return value
+
+
+def check_inverse_range(damping: float, dtype: torch.dtype) -> None:
+    """Refuses a λ whose inverse, the largest entry that F⁻¹ may have, is no number of the dtype.
+
+    Args:
+        damping: λ.
+        dtype: Of the results.
+
+    Raises:
+        ValueError: If 1/λ overflows.
+    """
+    if damping * torch.finfo(dtype).max < 1:
+        raise ValueError(
+            f"Parameter `damping` should be at least {1 / torch.finfo(dtype).max:.1e} with fewer gradients than "
+            f"weights in {str(dtype).removeprefix('torch.')}, as 1/λ overflows below. Found {damping:g}."
+        )

@@ -13,7 +13,7 @@ from mfac.core import ops
 from mfac.core.checks.numbers import check_count
 from mfac.core.checks.tensors import check_finite_rows, check_vectors, check_window
 from mfac.curvature.block_diagonal import BlockDiagonalFisher
-from mfac.curvature.damping import Damping, check_damping, resolve_damping
+from mfac.curvature.damping import Damping, check_damping, check_inverse_range, resolve_damping
 from mfac.curvature.dual import DualFisher, window_dot
 from mfac.curvature.primal import PrimalFisher
 
@@ -108,6 +108,9 @@ class EmpiricalFisher:
         check_finite_rows("grads", window, squared_norms)
         trace = float(squared_norms.sum()) if not isinstance(damping, float) else 0.0
         self.damping = resolve_damping(damping, trace, num_terms, self.dim)
+
+        if self.rank < min(self.dim, self.dim if self.block_size is None else self.block_size):
+            check_inverse_range(self.damping, self.dtype)
 
         self._form: _Form
         if gram is not None:

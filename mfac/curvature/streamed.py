@@ -11,7 +11,7 @@ from torch import Tensor
 from mfac.core import ops
 from mfac.core.checks.tensors import check_finite_rows
 from mfac.core.memory import release_freed
-from mfac.curvature.damping import Damping, check_damping, resolve_damping
+from mfac.curvature.damping import Damping, check_damping, check_inverse_range, resolve_damping
 from mfac.curvature.diagonal import whitened_norms
 from mfac.curvature.dual import DualFisher, window_combine_, window_dot
 from mfac.curvature.fisher import EmpiricalFisher
@@ -57,6 +57,7 @@ class StreamedFisher(EmpiricalFisher):
         damping = check_damping(damping)
         trace = float(gram.diagonal().sum()) if not isinstance(damping, float) else 0.0
         self.damping = resolve_damping(damping, trace, float(self.rank), self.dim)
+        check_inverse_range(self.damping, self.dtype)
         self._dual = _StreamedDual(store, live, self.dim, self.damping, gram)
         self._form = self._dual
 

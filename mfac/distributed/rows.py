@@ -74,6 +74,10 @@ class SummedRows(Rows):
     def descend_(self, descent: Descent, coefficients: Tensor, beta: float, newest: int) -> None:
         self.inner.descend_(descent, coefficients, beta, newest)
 
+    def take_residue_(self, other: Rows, columns: list[tuple[Tensor, Tensor]]) -> None:
+        assert isinstance(other, SummedRows)
+        self.inner.take_residue_(other.inner, columns)
+
     def holds(self, gradient: Tensor) -> bool:
         return self.inner.holds(gradient)
 

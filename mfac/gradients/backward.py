@@ -144,7 +144,15 @@ class GradientSource:
     def _computed(self, batch: Any, number: int) -> Tensor:
         leaves = self.vector.leaves()
         with torch.enable_grad():
-            loss = check_loss(self.loss_fn(self.model, batch))
+            try:
+                loss = check_loss(self.loss_fn(self.model, batch))
+            except RuntimeError as error:
+                if "Inference tensors" not in str(error):
+                    raise
+                raise ValueError(
+                    f"Parameter `data` should yield tensors made outside torch.inference_mode(). Found others in batch "
+                    f"{number} of the data (counted from 0)."
+                ) from error
             if not bool(torch.isfinite(loss)):
                 raise ValueError(
                     f"Parameter `loss_fn` should return a finite loss. Found {float(loss.detach())} in batch {number} "

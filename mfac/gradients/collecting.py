@@ -16,7 +16,7 @@ from mfac.gradients.batches import BatchStream, DataEndedError
 from mfac.gradients.modes import Mode, model_mode
 from mfac.gradients.naming import named_parameters
 from mfac.gradients.nested import num_samples
-from mfac.gradients.parameters import Selection, select_parameters
+from mfac.gradients.parameters import Selection, check_tensors, select_parameters
 from mfac.gradients.ranks import Ranks
 from mfac.gradients.vector import ParameterVector
 
@@ -96,6 +96,7 @@ def check_model_and_loss(model: nn.Module, loss_fn: LossFunction) -> None:
 
     Raises:
         TypeError: If either is of another type.
+        ValueError: If a tensor of the model holds no numbers, or none that autograd can use.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Parameter `model` should be a torch.nn.Module. Found {type(model).__name__}.")
@@ -106,6 +107,7 @@ def check_model_and_loss(model: nn.Module, loss_fn: LossFunction) -> None:
         )
     if not callable(loss_fn):
         raise TypeError(f"Parameter `loss_fn` should be a function of model and batch. Found {type(loss_fn).__name__}.")
+    check_tensors(model)
 
 
 def resolve_mode(model: nn.Module, loss_fn: LossFunction, stream: BatchStream, mode: Mode) -> Literal["eval", "train"]:
@@ -119,7 +121,12 @@ def resolve_mode(model: nn.Module, loss_fn: LossFunction, stream: BatchStream, m
 
     Returns:
         "eval" or "train".
+
+    Raises:
+        RuntimeError: In `torch.inference_mode()`, where nothing has a gradient.
     """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("Gradients should be taken outside torch.inference_mode(). Found it enabled.")
     if mode != "auto":
         return mode
     batch = stream.peek()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,21 @@ from mfac.gradients.prunable import layout_of, parameter_behind, weight_names
 
 
 def input_norms(
-    model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] | None = None
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    mode: Literal["eval", "train"] = "eval",
+    name: str = "batches",
 ) -> dict[str, Tensor]:
     """The norm of each weight's input channel, over all samples and positions.
 
     Args:
-        model: Run in evaluation mode, and put back in its own.
+        model: Put back in its own mode.
         batches: A finite iterable.
         forward: Calls the model with a batch; by default `model(batch)`, or `model(batch[0])` for a
-            tuple or list.
+            tuple or list. It may differentiate within, as losses of forces do.
+        mode: Of the model meanwhile, as for `collect_gradients`.
+        name: Of the parameter that the batches are of, for the message.
 
     Returns:
         Name of a weight to norms of its shape, expanded where channels repeat, for every layer with
@@ -36,25 +42,25 @@ def input_norms(
     handles = []
 
     def watch(name: str, layer: nn.Module, parameter: nn.Parameter) -> None:
-        def add(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-            x = arguments[0].detach()
+        def add(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            x = (arguments[0] if arguments else next(iter(named.values()))).detach()
             spatial = parameter.dim() - 2
             channels = -1 - spatial if isinstance(getattr(layer, "kernel_size", None), tuple) else -1
             found = x.movedim(channels, -1).reshape(-1, x.shape[channels]).double().square().sum(0)
             squares[name] = squares[name] + found if name in squares else found
 
-        handles.append(layer.register_forward_pre_hook(add))
+        handles.append(layer.register_forward_pre_hook(add, with_kwargs=True))
 
     shapes: dict[str, tuple[nn.Module, torch.Size]] = {}
     for layer_name, layer in named_layers(model):
         if weight_names(layer) == ["weight"] and (parameter := parameter_behind(layer, "weight")) is not None:
-            own = next(name for name, value in layer._parameters.items() if value is parameter)
-            name = f"{layer_name}.{own}" if layer_name else own
-            shapes[name] = (layer, parameter.shape)
-            watch(name, layer, parameter)
+            own = next(key for key, value in layer._parameters.items() if value is parameter)
+            full = f"{layer_name}.{own}" if layer_name else own
+            shapes[full] = (layer, parameter.shape)
+            watch(full, layer, parameter)
     seen = False
     try:
-        with model_mode(model, "eval"), torch.no_grad():
+        with model_mode(model, mode), torch.set_grad_enabled(forward is not None):
             for batch in batches:
                 seen = True
                 if forward is not None:
@@ -65,8 +71,8 @@ def input_norms(
         for handle in handles:
             handle.remove()
     if not seen:
-        raise ValueError("Parameter `batches` should hold at least one batch. Found none.")
-    return {name: _as_weight(squares[name].sqrt(), *shapes[name]) for name in squares}
+        raise ValueError(f"Parameter `{name}` should hold at least one batch. Found none.")
+    return {full: _as_weight(squares[full].sqrt(), *shapes[full]) for full in squares}
 
 
 def _as_weight(norms: Tensor, layer: nn.Module, shape: torch.Size) -> Tensor:

@@ -55,6 +55,27 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
+def other_names(model: nn.Module) -> dict[str, str]:
+    """Further names of parameters that stand in several places, each with the parameter's first."""
+    first = {id(parameter): name for name, parameter in named_parameters(model).items()}
+    found: dict[str, str] = {}
+
+    def walk(module: nn.Module, name: str, above: tuple[nn.Module, ...]) -> None:
+        module = inner_module(module)
+        if module in above:  # a module within itself has names without end
+            return
+        for own, parameter in module._parameters.items():
+            full = f"{name}.{own}" if name else own
+            if parameter is not None and first[id(parameter)] != full:
+                found[full] = first[id(parameter)]
+        for child_name, child in module._modules.items():
+            if child is not None:
+                walk(child, f"{name}.{child_name}" if name else child_name, (*above, module))
+
+    walk(model, "", ())
+    return found
+
+
 def parameter_named(model: nn.Module, name: str) -> nn.Parameter:
     """The parameter of a name, whether the model is wrapped or not.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,24 @@ class Randomness:
     def from_state(cls, state: dict[str, Any]) -> Randomness:
         """What `state_dict` gave."""
         return cls(state["torch"], tuple(state["python"]), tuple(state["numpy"]), state["of_data"])
+
+
+@contextmanager
+def generators_kept(data: object) -> Generator[None]:
+    """The torch generators that the data holds, afterwards as they were before.
+
+    Args:
+        data: As for `Randomness.of`.
+
+    Yields:
+        Nothing.
+    """
+    before = [(generator, generator.get_state()) for generator in _generators(data)]
+    try:
+        yield
+    finally:
+        for generator, state in before:
+            generator.set_state(state)
 
 
 def _generators(data: object) -> Iterator[torch.Generator]:

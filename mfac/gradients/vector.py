@@ -14,7 +14,7 @@ class ParameterVector:
     """Named parameters, each flattened row-major, one after the other.
 
     Two parameters that share the same memory are one weight: the first stands for both, and its
-    gradient is the sum of theirs.
+    gradient is the sum of theirs, without that of a frozen one.
 
     Args:
         parameters: Name to parameter, in order.
@@ -34,7 +34,7 @@ class ParameterVector:
         chosen = {id(parameter) for parameter in self.parameters.values()}
         by_memory: dict[object, list[nn.Parameter]] = {}
         for other in others:
-            if id(other) not in chosen:
+            if id(other) not in chosen and other.requires_grad:
                 by_memory.setdefault(memory_of(other), []).append(other)
         self.aliases = [by_memory.get(memory_of(parameter), []) for parameter in self.parameters.values()]
         self.dim = sum(parameter.numel() for parameter in self.parameters.values())
@@ -73,7 +73,8 @@ class ParameterVector:
             found = [g for g in (next(left) for _ in range(1 + len(aliases))) if g is not None]
             piece = torch.zeros(parameter.numel(), dtype=self.dtype, device=self.device)
             for gradient in found:
-                piece += gradient.detach().reshape(-1)
+                dense = gradient.to_dense() if gradient.is_sparse else gradient  # of embeddings with sparse=True
+                piece += dense.detach().reshape(-1)
             pieces.append(piece)
         return torch.cat(pieces)
 

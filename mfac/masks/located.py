@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from mfac.core.checks.choices import did_you_mean
 from mfac.gradients.naming import named_parameters, parameter_named
 from mfac.gradients.vector import memory_of
 
@@ -52,9 +53,10 @@ def locate(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, nn.Parame
         try:
             parameter = masked_parameter(model, name)
         except AttributeError:
+            names = list(named_parameters(model))
             raise ValueError(
                 f"Parameter `model` should have every parameter that there is a mask for. Found no {name!r} among "
-                f"{list(named_parameters(model))}."
+                f"{names}{did_you_mean(name, names)}"
             ) from None
         if parameter.shape != mask.shape:
             raise ValueError(

@@ -194,8 +194,8 @@ class Masks(Mapping[str, Tensor]):
 
         State tensors of a parameter's shape are taken for one value a weight, as in every optimizer
         of torch. Name other tensors in `keep_state`, such as a preconditioner that is as large as a
-        square weight. Gradients that a window of `mfac.MFAC` holds from before stay there until
-        newer ones replace them; dropped weights are zero at once.
+        square weight. The window of `mfac.MFAC` has columns for kept weights alone from the next
+        step on, also of the gradients that it holds from before.
 
         Args:
             model: The masked model. Its dropped weights are set to zero at once.

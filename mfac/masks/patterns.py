@@ -6,8 +6,12 @@ To add one, derive from `Pattern` and give `prune` the object (docs/extending/pa
 from __future__ import annotations
 
 import re
+from ast import literal_eval
 from collections.abc import Callable, Mapping
 
+from torch import nn
+
+from mfac.core.checks.choices import did_you_mean
 from mfac.masks.kinds.base import Candidates, Pattern, Units, Unstructured
 from mfac.masks.kinds.by_name import ByName
 from mfac.masks.kinds.grouped import Blocks, Channels, Rows
@@ -63,6 +67,33 @@ def resolve_pattern(pattern: str | Pattern | Mapping[str, str | Pattern]) -> Pat
     if not 1 <= keep < group <= MOST_IN_GROUP:
         raise ValueError(
             f"Parameter `pattern` should be 'unstructured', 'N:M' with 1 <= N < M <= {MOST_IN_GROUP}, 'AxB' for blocks "
-            f"of A outputs by B inputs, 'rows', 'channels', mfac.Heads(model), or a Pattern. Found {pattern!r}."
+            f"of A outputs by B inputs, 'rows', 'channels', mfac.Heads(model), or a Pattern. Found {pattern!r}"
+            f"{did_you_mean(pattern, PATTERNS)}"
         )
     return NM(keep, group)
+
+
+def pattern_of_text(text: str, model: nn.Module) -> Pattern | None:
+    """The pattern whose name a report holds.
+
+    Args:
+        text: The pattern as text, `str(pattern)`.
+        model: Where the attentions are looked for that heads belong to.
+
+    Returns:
+        The pattern; None where the text does not say enough, as of a pattern of the caller's own.
+    """
+    if text.startswith("heads of "):
+        try:
+            found: Pattern = Heads(model)
+        except ValueError:
+            return None
+        return found if str(found) == text else None
+    if text.startswith("{"):
+        entries = re.findall(r"""('[^']*'|"[^"]*"): ([^,{}]+)[,}]""", text)
+        parts = {literal_eval(key): pattern_of_text(value, model) or Unstructured() for key, value in entries}
+        return ByName(parts) if parts else None
+    try:
+        return resolve_pattern(text)
+    except ValueError:
+        return None

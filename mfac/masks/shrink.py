@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +46,8 @@ def shrink(model: nn.Module, masks: Any) -> Shrunk:
     function, up to rounding. `shrink` works on models that `torch.fx` can trace, and on the
     traceable parts of other models: linear layers and convolutions of one group, one after the
     other, with batch norm, pooling, flattening, dropout and elementwise functions between. Where
-    all channels would go, the first one stays.
+    all channels would go, the first one stays. Where weights are masked and no channel is empty, a
+    warning says so.
 
     Args:
         model: The pruned model, which is not changed; in evaluation mode the smaller model computes
@@ -71,7 +73,8 @@ def shrink(model: nn.Module, masks: Any) -> Shrunk:
         >>> mfac.shrink(model, report).model[0].out_features
         3
     """
-    _check_zeros(model, getattr(masks, "masks", masks))
+    masks = getattr(masks, "masks", masks)
+    _check_zeros(model, masks)
     shrunk = Shrunk(copy.deepcopy(inner_module(model)))
     for _ in range(1 + sum(isinstance(layer, _LAYERS) for layer in shrunk.model.modules())):  # one feeds the next
         shrunk.left.clear()
@@ -83,6 +86,12 @@ def shrink(model: nn.Module, masks: Any) -> Shrunk:
     if shrunk.left and not shrunk.removed:
         why = "; ".join(f"{name!r} {reason}" for name, reason in shrunk.left.items())
         raise ValueError(f"Parameter `model` should have emptied channels that can be cut out. Found {why}.")
+    if not shrunk.removed and not all(bool(mask.all()) for mask in masks.values()):
+        warnings.warn(
+            "The model has no empty channel in a layer that can be followed, and is as large as before. Zeros here "
+            'and there make no layer smaller: prune with pattern="rows" or "channels".',
+            stacklevel=2,
+        )
     return shrunk
 
 

@@ -17,6 +17,7 @@ from mfac.optim.control import controlled
 from mfac.optim.metric import AdamMetric
 from mfac.optim.options import OPTIONS, number_of, rule_of
 from mfac.optim.orthogonal import is_matrix, orthogonalized
+from mfac.optim.rules.base import gradient_weights
 from mfac.window.combination import Combination
 from mfac.window.descent import Descent
 from mfac.window.formats.base import Rows, in_range
@@ -139,6 +140,16 @@ class GroupWindow:
             for i, piece in enumerate(self.columns.weights()):
                 if piece.dtype in NARROW and self.compensations[i] is None:
                     self.compensations[i] = torch.zeros_like(piece)
+
+    @property
+    def momentum(self) -> Tensor | None:
+        """The momentum of updates, [d], or the weights of the window's gradients; None without."""
+        momentum = number_of("momentum", self.options["momentum"])
+        if momentum == 0 or self.window.ring.pushes == 0:
+            return None
+        if self.rule.averages_updates:
+            return self.average
+        return gradient_weights(self.window.ring, momentum, self.options["nesterov"], self.rule.metric)
 
     def gather(self) -> bool:
         """Reads the gradients; whether any parameter has one."""

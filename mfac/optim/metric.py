@@ -58,5 +58,5 @@ class AdamMetric:
 
     def take(self) -> None:
         """Takes the gradient last seen into v."""
-        self.square_average, self._seen = self._seen, self.square_average
+        self.square_average.copy_(self._seen)
         self.steps = [t + 1 if used else t for t, used in zip(self.steps, self._has, strict=True)]

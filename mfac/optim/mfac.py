@@ -15,8 +15,8 @@ from mfac.core.checks.choices import check_choice
 from mfac.curvature.damping import Damping
 from mfac.distributed.sharding import Group, pieces_for
 from mfac.optim.group_window import GroupWindow
-from mfac.optim.options import FIXED, OPTIONS, check_options, complete, number_of, packed, refuse_unknown, same
-from mfac.optim.rules.base import Rule, gradient_weights
+from mfac.optim.options import FIXED, OPTIONS, check_options, complete, packed, refuse_unknown, same
+from mfac.optim.rules.base import Rule
 from mfac.optim.rules.named import RuleName
 from mfac.optim.state import Loaded, published
 from mfac.window.formats.named import Format
@@ -148,7 +148,7 @@ class MFAC(Optimizer):
             TypeError: If a parameter is not real floating-point, or an option is unknown.
             ValueError: If a value is out of range.
         """
-        refuse_unknown(param_group, OPTIONS)
+        refuse_unknown(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -235,9 +235,11 @@ class MFAC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         stepping: list[tuple[int, GroupWindow]] = []
+        for group, known in zip(self.param_groups, self._windows, strict=True):
+            self._check_changes(group, known)
+        before = list(self._windows)
         for i, group in enumerate(self.param_groups):
-            self._check_changes(group, self._windows[i])
-            self._windows[i] = mine = self._window_of(group, self._windows[i])
+            self._windows[i] = mine = self._window_of(group, before[i])
             if mine is not None and mine.gather():
                 stepping.append((i, mine))
         probed = [mine for _, mine in stepping if mine.is_probe]
@@ -249,7 +251,8 @@ class MFAC(Optimizer):
                 mine.take()
             for i, mine in stepping:
                 mine.move(i)
-        if stepping and any(not self.state.get(mine.columns.parameters[0]) for _, mine in stepping):
+        changed = any(mine is not known for mine, known in zip(self._windows, before, strict=True))
+        if changed or any(not self.state.get(mine.columns.parameters[0]) for _, mine in stepping):
             self._publish()
         return loss
 
@@ -356,20 +359,10 @@ class MFAC(Optimizer):
             self._optimizer_state_dict_post_hooks = hooks
         for group in found["param_groups"]:
             group.update({name: packed(value) for name, value in group.items()}, window_format=None)
-        found["momentum"] = self._momentum()
+        found["momentum"] = mine.momentum if len(self._windows) == 1 and (mine := self._windows[0]) else None
         for hook in hooks.values():  # of what is returned, as torch has it
             found = hook(self, found) or found
         return found
-
-    def _momentum(self) -> Tensor | None:
-        mine = self._windows[0] if len(self._windows) == 1 else None
-        started = mine is not None and mine.window.ring.pushes > 0
-        if mine is None or not started or not number_of("momentum", mine.options["momentum"]):
-            return None
-        if mine.rule.averages_updates:
-            return mine.average
-        beta, nesterov = number_of("momentum", mine.options["momentum"]), mine.options["nesterov"]
-        return gradient_weights(mine.window.ring, beta, nesterov, mine.rule.metric)
 
     @torch._disable_dynamo  # as torch's own
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

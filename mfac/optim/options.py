@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -57,14 +57,14 @@ def complete(group: dict[str, Any]) -> None:
             group[name] = value
 
 
-def refuse_unknown(group: Mapping[str, Any], known: Collection[str]) -> None:
+def refuse_unknown(group: Mapping[str, Any]) -> None:
     """Raises a TypeError for a key that is no option, with the nearest that is."""
     for key in group:
-        if key not in known and key not in _OF_OTHERS:
-            near = difflib.get_close_matches(str(key), known, n=1)
+        if key not in OPTIONS and key not in _OF_OTHERS:
+            near = difflib.get_close_matches(str(key), OPTIONS, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise TypeError(
-                f"Parameter `params` should have groups with the options {sorted(known)}. Found {key!r}.{hint}"
+                f"Parameter `params` should have groups with the options {sorted(OPTIONS)}. Found {key!r}.{hint}"
             )
 
 

@@ -37,7 +37,7 @@ def published(mine: GroupWindow) -> dict[Tensor, dict[str, Any]]:
     """
     columns, pieces, window = mine.columns, mine.columns.pieces, mine.window
     found: dict[Tensor, dict[str, Any]] = {
-        p: {"columns": mine.columns.widths[j]} for j, p in enumerate(columns.parameters)
+        p: {"columns": torch.tensor(mine.columns.widths[j], device="cpu")} for j, p in enumerate(columns.parameters)
     }
     storage = dict(window.format.tensors())
     flat = {"rows": storage.pop("rows", None), "momentum": mine.average}
@@ -137,8 +137,8 @@ class Loaded:
             where, found = self._where(i, parameter), self.entries(parameter)
             for name, tensor in expected.items():
                 if name == "columns":
-                    if found[name] != tensor:
-                        raise ValueError(f"The {where} should have {tensor} columns. Found {found[name]}.")
+                    if int(found[name]) != int(tensor):
+                        raise ValueError(f"The {where} should have {int(tensor)} columns. Found {int(found[name])}.")
                     continue
                 _copy(where, name, mine.columns.pieces.taken(parameter, found[name], tensor), tensor)
         self._set_numbers(mine, first)

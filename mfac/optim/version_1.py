@@ -49,7 +49,7 @@ def upgraded(
     for group, width in zip(groups, widths, strict=True):
         first, begin = True, column
         for p in group["params"]:
-            entries = found[keys[p]] = {"columns": p.numel()}
+            entries = found[keys[p]] = {"columns": torch.tensor(p.numel())}
             place, shape = slice(column, column + p.numel()), p.shape or (1,)
             if rows is not None:
                 entries["rows"] = rows[:, place].reshape(rows.shape[0], *shape)

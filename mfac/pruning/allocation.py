@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mfac.core.checks.choices import did_you_mean
 from mfac.core.checks.numbers import check_number
 from mfac.core.named import resolve
 from mfac.gradients.prunable import PrunableWeight
@@ -166,7 +167,11 @@ class Global(Allocation):
 
 
 class Uniform(Allocation):
-    """The same density for every parameter, as far as its pattern and its live weights allow."""
+    """The same density for every parameter, as far as its pattern and its live weights allow.
+
+    A parameter that is sparser already stays so. The others go to the sparsity that is asked for,
+    so that all together are sparser than that.
+    """
 
     def kept(self, context: AllocationContext) -> list[int]:
         """Counts on the way to a uniform density."""
@@ -198,6 +203,23 @@ class ByLayer(Allocation):
             name: check_number(f"allocation[{name!r}]", value, least=0, below=1) for name, value in sparsities.items()
         }
 
+    def check(self, weights: Sequence[PrunableWeight]) -> None:
+        """Refuses entries that name no parameter.
+
+        Args:
+            weights: What is known of all that are pruned.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        names = [weight.name for weight in weights]
+        for pattern in self.sparsities:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(
+                    f"Parameter `allocation` should name weights that are pruned. Found {pattern!r}, which matches "
+                    f"none of {names}{did_you_mean(pattern, names)}"
+                )
+
     def final(self, weights: Sequence[PrunableWeight]) -> list[int]:
         """How many weights each parameter keeps in the end.
 
@@ -206,22 +228,24 @@ class ByLayer(Allocation):
 
         Returns:
             A count for each.
+        """
+        return [weight.size - round(self.entry_of(weight.name)[1] * weight.size) for weight in weights]
+
+    def entry_of(self, name: str) -> tuple[str, float]:
+        """The entry of a parameter.
+
+        Args:
+            name: Of the parameter.
+
+        Returns:
+            The pattern that matches it first, and its sparsity.
 
         Raises:
-            ValueError: If a parameter has no sparsity, or an entry names none.
+            ValueError: If there is none.
         """
-        for pattern in self.sparsities:
-            if not any(fnmatchcase(weight.name, pattern) for weight in weights):
-                raise ValueError(
-                    f"Parameter `allocation` should name weights that are pruned. Found {pattern!r}, which matches "
-                    f"none of {[weight.name for weight in weights]}."
-                )
-        return [weight.size - round(self._sparsity_of(weight.name) * weight.size) for weight in weights]
-
-    def _sparsity_of(self, name: str) -> float:
         for pattern, sparsity in self.sparsities.items():
             if fnmatchcase(name, pattern):
-                return sparsity
+                return pattern, sparsity
         raise ValueError(
             f"Parameter `allocation` should give every weight that is pruned a sparsity. Found none for {name!r}; "
             f"'*' stands for all others."

@@ -35,6 +35,29 @@ def fisher_blocks(fisher: EmpiricalFisher, block_size: int) -> Iterator[tuple[sl
             yield slice(begin + start, begin + start + columns.shape[0] * width), blocks
 
 
+def factored(blocks: Tensor, damping: float) -> Tensor:
+    """Cholesky factors of blocks of a Fisher.
+
+    Args:
+        blocks: [c, B, B] float64.
+        damping: λ, for the message.
+
+    Returns:
+        Lower factors, [c, B, B].
+
+    Raises:
+        torch.linalg.LinAlgError: If a block is not numerically positive definite.
+    """
+    factors, failed = torch.linalg.cholesky_ex(blocks)
+    if bool((failed > 0).any()):
+        bad = int((failed > 0).nonzero()[0])
+        raise torch.linalg.LinAlgError(
+            f"A block of {blocks.shape[1]} weights of the Fisher λI + GᵀG/n is not numerically positive definite: its "
+            f"largest entry is {float(blocks[bad].max()):.3g}, λ only {damping:.3g}. Increase `damping`."
+        )
+    return factors
+
+
 def _whole_blocks(fisher: EmpiricalFisher, size: int) -> Iterator[tuple[int, Tensor]]:
     """First columns and tiles of whole blocks of gradients; the last tile may hold less."""
     begin, rest = 0, None

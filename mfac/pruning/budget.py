@@ -97,7 +97,8 @@ def _check_tables(errors: Table, costs: Table) -> None:
 class Budget(Allocation):
     """Sparsities by cost: the dynamic programme of `allocate`, with errors from the saliencies.
 
-    The error of a parameter at a level is the sum of its lowest scores down to that level. Levels
+    The error of a parameter at a level is the sum of its lowest scores down to that level. A
+    pattern of units drops as many whole units as reach the level, so that the budget holds. Levels
     are chosen once, before the first step of a run; `chosen` holds them. Every parameter then goes
     the same share of its way in each step.
 
@@ -132,13 +133,20 @@ class Budget(Allocation):
                 check_number(f"costs[{name!r}]", level, least=0, below=1)
                 check_number(f"costs[{name!r}][{level:g}]", cost, least=0)
         self.budget = check_number("budget", budget, least=0)
+        cheapest = sum(min(of_layer.values(), default=0.0) for of_layer in self.costs.values())
+        if self.budget < cheapest:
+            raise ValueError(
+                f"Parameter `budget` should be at least {cheapest:g}, what the cheapest levels cost. Found {budget:g}."
+            )
         self.chosen: dict[str, float] | None = None
+        self.chosen_kept: dict[str, int] = {}
 
-    def least(self, weights: Sequence[PrunableWeight]) -> int:
+    def least(self, weights: Sequence[PrunableWeight], live: Sequence[int]) -> int:
         """How many weights are kept at the highest levels, the fewest that a run may end with.
 
         Args:
             weights: What is pruned.
+            live: How many weights of each parameter are alive.
 
         Returns:
             The number.
@@ -151,7 +159,14 @@ class Budget(Allocation):
                 f"Parameter `costs` should have the weights that are pruned, {[weight.name for weight in weights]}. "
                 f"Found {list(self.costs)}."
             )
-        return sum(_kept_at(weight, max(self.costs[weight.name])) for weight in weights)
+        return sum(
+            min(alive, _kept_at(weight, max(self.costs[weight.name])))
+            for weight, alive in zip(weights, live, strict=True)
+        )
+
+    def holds(self) -> bool:
+        """Whether the highest levels of all parameters cost no more than the budget."""
+        return sum(of_layer[max(of_layer)] for of_layer in self.costs.values()) <= self.budget
 
     def choose(self, weights: Sequence[PrunableWeight], live: Sequence[int], units: Units) -> int:
         """Chooses the levels of a run by its first scores.
@@ -163,21 +178,37 @@ class Budget(Allocation):
 
         Returns:
             How many weights are kept in the end.
+
+        Raises:
+            ValueError: If the units of the pattern reach no level of a parameter, or only levels
+                that cost more than the budget.
         """
         sizes = torch.ones_like(units.scores, dtype=torch.int64) if units.sizes is None else units.sizes
         errors: dict[str, dict[float, float]] = {}
+        left: dict[str, dict[float, int]] = {}
         ranked = units.by_parameter(units.ranking)
         for weight, alive, ranking, scores, size in zip(
             weights, live, ranked, units.by_parameter(units.scores), units.by_parameter(sizes), strict=True
         ):
             order = torch.argsort(ranking, stable=True)
             gone, lost = size[order].cumsum(0), scores.double()[order].cumsum(0)
-            errors[weight.name] = {}
+            errors[weight.name], left[weight.name] = {}, {}
             for level in self.costs[weight.name]:
                 drop = alive - min(alive, _kept_at(weight, level))
-                whole = int((gone <= drop).sum())
-                errors[weight.name][level] = float(lost[whole - 1]) if whole else 0.0
-        self.chosen = allocate(errors, self.costs, self.budget)
+                whole = 0 if drop == 0 else 1 + int((gone < drop).sum())  # the fewest units that reach the level
+                kept = alive - int(gone[whole - 1]) if 0 < whole <= gone.numel() else alive
+                if drop == 0 or 0 < kept < alive:  # no level empties a weight, and none is missed
+                    errors[weight.name][level] = float(lost[whole - 1]) if whole else 0.0
+                    left[weight.name][level] = kept
+            if not errors[weight.name]:
+                raise ValueError(
+                    f"Parameter `costs` should have a level for each weight that the units of the pattern can "
+                    f"reach, and that does not empty it. Found {list(self.costs[weight.name])} for {weight.name!r}, "
+                    f"whose units have up to {int(size.max()) if size.numel() else 0} of its {alive} weights."
+                )
+        costs = {name: {level: self.costs[name][level] for level in of_layer} for name, of_layer in errors.items()}
+        self.chosen = allocate(errors, costs, self.budget)
+        self.chosen_kept = {name: left[name][level] for name, level in self.chosen.items()}
         return sum(self._final(weights, live))
 
     def kept(self, context: AllocationContext) -> list[int]:
@@ -187,10 +218,7 @@ class Budget(Allocation):
         return towards(self._final(context.weights, context.live), context)
 
     def _final(self, weights: Sequence[PrunableWeight], live: Sequence[int]) -> list[int]:
-        assert self.chosen is not None
-        return [
-            min(alive, _kept_at(weight, self.chosen[weight.name])) for weight, alive in zip(weights, live, strict=True)
-        ]
+        return [min(alive, self.chosen_kept[weight.name]) for weight, alive in zip(weights, live, strict=True)]
 
 
 def _kept_at(weight: PrunableWeight, level: float) -> int:

@@ -54,16 +54,24 @@ class Checkpoint:
             The state; None where there is none.
 
         Raises:
-            ValueError: If it is that of another run, naming the first difference.
+            ValueError: If it cannot be read, or is that of another run, naming the first
+                difference.
         """
         path = self.folder / _FILE
         if not path.exists():
             return None
-        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if saved.get("format") != _FORMAT:
+        try:
+            saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # of a file that is none of ours: whatever reading it runs into
+            raise ValueError(
+                f"Parameter `checkpoint` should be a folder whose run can be read. Found {str(path)!r}, which cannot "
+                f"({type(error).__name__}); without the file the run begins anew."
+            ) from error
+        if not isinstance(saved, dict) or saved.get("format") != _FORMAT or not {"identity", "state"} <= saved.keys():
+            version = saved.get("format") if isinstance(saved, dict) else type(saved).__name__
             raise ValueError(
                 f"Parameter `checkpoint` should be a folder of this version's runs. Found {str(path)!r} of format "
-                f"{saved.get('format')}."
+                f"{version}."
             )
         before = saved["identity"]
         for name in sorted({*before, *self.identity}):

@@ -18,8 +18,9 @@ from torch import Tensor
 from mfac.core.checks.numbers import check_count
 from mfac.curvature.fisher import EmpiricalFisher
 from mfac.gradients.threads import one_thread
-from mfac.pruning.blocks import fisher_blocks
+from mfac.pruning.blocks import factored, fisher_blocks
 from mfac.pruning.context import StepContext
+from mfac.pruning.returned import check_update
 
 CompensationName = Literal["auto", "joint", "summed", "greedy", "none"]
 
@@ -118,7 +119,7 @@ class GreedyInBlocks(Compensation):
                 coupling = torch.bmm(blocks, lost[:, :, None]).masked_fill_(gone[:, :, None], 0)  # on S: F_SD w_D
                 blocks.masked_fill_(gone[:, :, None] | gone[:, None, :], 0)
                 blocks.diagonal(dim1=1, dim2=2).masked_fill_(gone, 1)
-                delta[columns] += torch.cholesky_solve(coupling, torch.linalg.cholesky(blocks)).view(-1)
+                delta[columns] += torch.cholesky_solve(coupling, factored(blocks, context.fisher.damping)).view(-1)
         return delta
 
 
@@ -165,7 +166,9 @@ class LeastLoss(Compensation):
         """δ, [n] float64. The cost of all candidates, and of the loss after each."""
         if context.has_fisher and _is_known(context.fisher, self.known):
             return self.candidates[0].update(context)
-        return context.least_loss(candidate.update(context) for candidate in self.candidates)[0]
+        size = context.weights.numel()
+        updates = (check_update(candidate, candidate.update(context), size) for candidate in self.candidates)
+        return context.least_loss(updates)[0]
 
 
 def _is_known(fisher: EmpiricalFisher, weights_a_gradient: int) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 from mfac.core.checks.choices import check_choice
 from mfac.core.checks.numbers import check_number
 from mfac.gradients.modes import model_mode
-from mfac.gradients.parameters import Selection
+from mfac.gradients.parameters import Selection, check_tensors
 from mfac.pruning.flops import call_with, counted_flops
 from mfac.pruning.targets import choose_targets
 
@@ -56,6 +56,7 @@ def cost_table(
     check_choice("unit", unit, ("flops", "bytes"))
     for level in levels:
         check_number("levels", level, least=0, below=1)
+    check_tensors(model)
     vector = choose_targets(model, params, "auto").vector
     sizes = dict(zip(vector.names, vector.sizes, strict=True))
     if unit == "bytes":

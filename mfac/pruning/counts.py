@@ -14,6 +14,7 @@ from mfac.masks.patterns import Pattern, Units
 from mfac.pruning.allocation import Allocation, AllocationContext
 from mfac.pruning.budget import Budget
 from mfac.pruning.context import StepContext
+from mfac.pruning.returned import check_choice_of, check_counts
 
 
 def choose_units(
@@ -43,6 +44,8 @@ def choose_units(
     whole = AllocationContext(weights, live, least, units, max(kept, sum(least)), finally_kept, context.live)
     protected = allocation.protected(whole) if groups == [[i] for i in range(len(groups))] else None
     if protected is not None:
+        wanted = f"which of the {units.scores.numel()} units are protected"
+        check_choice_of("allocation", allocation, "protected", protected, units.scores.numel(), wanted)
         units = replace(units, scores=units.scores.double().masked_fill(protected, math.inf))
         whole = replace(whole, units=units)
     counts = _given(pattern, context, groups, whole)
@@ -103,10 +106,10 @@ def _restricted(whole: AllocationContext, free: Sequence[int], taken: int) -> Al
 
 
 def _allocated(allocation: Allocation, context: AllocationContext) -> list[int]:
-    counts = allocation.kept(context)
+    counts = check_counts("allocation", allocation, "kept", allocation.kept(context), len(context.live))
     live, least, kept = context.live, context.least, context.kept
     whole = context.units.sizes is None  # of units of several weights the nearest number that they allow
-    inside = len(counts) == len(live) and all(a <= n <= b for n, a, b in zip(counts, least, live, strict=True))
+    inside = all(a <= n <= b for n, a, b in zip(counts, least, live, strict=True))
     if not inside or (whole and sum(counts) != kept):
         raise ValueError(
             f"Parameter `allocation` should return a count between {least} and {live} for each parameter, "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mfac.core.checks.choices import did_you_mean
 from mfac.core.checks.numbers import check_count, check_number
 from mfac.core.named import resolve
 from mfac.gradients.backward import LossFunction
@@ -135,14 +136,16 @@ class Pruner:
         )
         defaults = {name: option.default for name, option in signature(prune).parameters.items()}
         for name in arguments.keys() - _SHARED:
-            raise TypeError(f"Parameter `arguments` should be of {sorted(_SHARED)}. Found {name!r}.")
+            raise TypeError(
+                f"Parameter `arguments` should be of {sorted(_SHARED)}. Found {name!r}{did_you_mean(name, _SHARED)}"
+            )
         given = {**defaults, **arguments, "sparsity": sparsity, "num_gradients": num_gradients}
         settings = checked_settings(given)
         targets = choose_targets(model, settings.params, settings.existing_zeros)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(settings.seed)
             stream = BatchStream(data)
-            mode = resolve_mode(model, loss_fn, stream, settings.mode) if settings.rules.needs_fisher else "eval"
+            mode = resolve_mode(model, loss_fn, stream, settings.mode) if settings.rules.needs_loss else "eval"
             self._random = torch.default_generator.get_state()
         rank = min(_NUM_GRADIENTS, stream.length or _NUM_GRADIENTS) if num_gradients is None else num_gradients
         settings = replace(settings, num_gradients=rank, stages=1, recomputations=1)
@@ -187,9 +190,10 @@ class Pruner:
             assert run.kept_after is not None
             done = None
             if number < len(run.kept_after):
-                damping, increase = run.step(run.kept_after[number], stage_goes_on=False)
+                found = run.step(run.kept_after[number], stage_goes_on=False)
                 reached = 1 - int(run.live.sum()) / run.vector.dim
-                done = PruningStep(number + 1, len(self.events), number + 1, reached, damping, increase, 0.0)
+                numbers = (reached, found.damping, found.predicted_increase)
+                done = PruningStep(number + 1, len(self.events), number + 1, *numbers, 0.0)
                 run.report.steps.append(done)
             self._random = torch.default_generator.get_state()
         return done

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from mfac.core.memory import release_freed
@@ -14,6 +13,7 @@ from mfac.pruning.checked import SCALES, checked_update
 from mfac.pruning.compensation import Compensation, predicted_increase
 from mfac.pruning.context import StepContext
 from mfac.pruning.counts import choose_units
+from mfac.pruning.returned import check_choice_of, check_scores, check_units, check_update
 from mfac.pruning.saliency import Saliency
 
 
@@ -41,6 +41,11 @@ class Rules:
         return self.compensation.evaluations + (len(SCALES) if self.step_check else 0)
 
     @property
+    def needs_loss(self) -> bool:
+        """Whether a step calls the loss: for gradients, for activations or on held-out batches."""
+        return self.needs_fisher or self.saliency.needs_inputs or self.evaluations > 0
+
+    @property
     def needs_fisher(self) -> bool:
         """Whether a step needs gradients."""
         return self.saliency.needs_fisher or self.compensation.needs_fisher
@@ -54,13 +59,14 @@ class Outcome:
         dropped: Which go, [n] bool.
         delta: δ, [n] float64.
         predicted_increase: ½ δᵀFδ, or None without a Fisher.
-        scale: What the change of the kept weights was scaled with by the step-size check.
+        scale: What the change of the kept weights was scaled with by the step-size check; None
+            without one.
     """
 
     dropped: Tensor
     delta: Tensor
     predicted_increase: float | None
-    scale: float = 1.0
+    scale: float | None = None
 
 
 def prune_step(rules: Rules, context: StepContext, kept: int, finally_kept: int) -> Outcome:
@@ -77,19 +83,23 @@ def prune_step(rules: Rules, context: StepContext, kept: int, finally_kept: int)
         What to do. Nothing is changed.
 
     Raises:
-        ValueError: If a saliency, an allocation or a compensation returns what it should not.
+        TypeError: If a saliency, a pattern, an allocation or a compensation returns something of
+            another type than it should.
+        ValueError: If one returns what it should not.
     """
 
     def choose(scores: Tensor) -> Tensor:
-        _check_scores(rules.saliency, scores, context.weights)
+        check_scores(rules.saliency, "scores", scores, context.weights.numel(), "live weights")
         units = scored_units(rules, context, scores)
         return choose_units(rules.allocation, rules.pattern, context, units, kept, finally_kept)
 
-    context.decide(rules.saliency.select(context, choose))
+    size = context.weights.numel()
+    dropped = rules.saliency.select(context, choose)
+    wanted = f"which of the {size} live weights go"
+    context.decide(check_choice_of("saliency", rules.saliency, "select", dropped, size, wanted))
     release_freed()  # vectors that were sorted, before the gradients of the kept weights are copied
-    delta = rules.compensation.update(context)
-    _check_update(rules.compensation, delta, context)
-    scale = 1.0
+    delta = check_update(rules.compensation, rules.compensation.update(context), size)
+    scale: float | None = None
     if rules.step_check:
         delta, scale = checked_update(context, delta)
     increase = predicted_increase(context.fisher, delta) if context.has_fisher else None
@@ -108,36 +118,13 @@ def scored_units(rules: Rules, context: StepContext, scores: Tensor) -> Units:
         The units.
 
     Raises:
-        ValueError: If the saliency returns scores that cannot be.
+        TypeError: If the pattern or the saliency returns something of another type.
+        ValueError: If one returns units or scores that cannot be.
     """
-    units = rules.pattern.units(Candidates(context.parameters, context.live, scores))
+    groups = len(rules.pattern.together(context.parameters))
+    found = rules.pattern.units(Candidates(context.parameters, context.live, scores))
+    units = check_units(rules.pattern, found, context.weights.numel(), groups)
     own = rules.saliency.unit_scores(context, units) if units.sizes is not None else None
     if own is None:
         return units
-    if own.shape != units.scores.shape or not bool((own >= 0).all()) or not bool(torch.isfinite(own).all()):
-        raise ValueError(
-            f"Parameter `saliency` should return finite scores >= 0 for each of the {units.scores.numel()} units. "
-            f"Found others from {type(rules.saliency).__name__}."
-        )
-    return replace(units, scores=own)
-
-
-def _check_scores(saliency: Saliency, scores: Tensor, weights: Tensor) -> None:
-    if scores.shape != weights.shape:
-        raise ValueError(
-            f"Parameter `saliency` should return a score for each of the {weights.numel()} live weights. "
-            f"Found shape {list(scores.shape)} from {type(saliency).__name__}."
-        )
-    if not bool((scores >= 0).all()) or not bool(torch.isfinite(scores).all()):
-        raise ValueError(
-            f"Parameter `saliency` should return finite scores >= 0. Found others from {type(saliency).__name__}."
-        )
-
-
-def _check_update(compensation: Compensation, delta: Tensor, context: StepContext) -> None:
-    if delta.shape != context.weights.shape or not bool(torch.isfinite(delta).all()):
-        raise ValueError(
-            f"Parameter `compensation` should return a finite change of each of the {context.weights.numel()} live "
-            f"weights. Found shape {list(delta.shape)}{'' if delta.shape != context.weights.shape else ', not finite'} "
-            f"from {type(compensation).__name__}."
-        )
+    return replace(units, scores=check_scores(rules.saliency, "unit_scores", own, units.scores.numel(), "units"))

@@ -24,9 +24,11 @@ from mfac.pruning.effort import candidates, choose
 from mfac.pruning.memory import Activations, BatchSize, check_memory, run_bytes
 from mfac.pruning.probe import Probe
 from mfac.pruning.run import EVALUATED
+from mfac.pruning.schedule import kept_by
 from mfac.pruning.settings import Settings
 from mfac.pruning.target import final_count
 from mfac.pruning.targets import Targets
+from mfac.pruning.torch_masks import live_weights
 
 _TIMED_BATCHES = 2  # after one that warms up
 
@@ -114,7 +116,7 @@ class Planner:
         self.targets, self.settings = targets, settings
         self.parameters = describe_weights(model, targets.vector.parameters)
         weights = targets.vector.flat()
-        live = torch.ones_like(weights, dtype=torch.bool) if settings.existing_zeros == "ignore" else weights != 0
+        live = live_weights(model, targets.vector, weights, settings.existing_zeros)
         self.live = int(live.sum())
         self.finally_kept = final_count(settings.rules, settings.sparsity, self.parameters, live)
         self.mode: Literal["eval", "train"] = "eval"
@@ -143,6 +145,8 @@ class Planner:
             planned = self._plan(settled, None, ())
             if refuse:
                 check_memory(planned.bytes, settled, self.targets.vector)
+            if settings.rules.needs_loss:
+                self.mode = resolve_mode(self.model, self.loss_fn, self.stream, settings.mode)
             return settled, planned
         most = self._rows_of_a_pass()
         once = not self.stream.can_restart and settings.stages is None  # fresh gradients need data that is left
@@ -190,7 +194,7 @@ class Planner:
         """Weights that are left after each step."""
         if self.live <= self.finally_kept:
             return []
-        return settings.schedule.kept(self.live, self.finally_kept, settings.total_steps)
+        return kept_by(settings.schedule, self.live, self.finally_kept, settings.total_steps)
 
     def seconds(self, settings: Settings) -> float:
         """What a run takes: its batches, and its steps by the weights that are alive in each."""

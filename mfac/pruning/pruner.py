@@ -22,6 +22,7 @@ from mfac.gradients.batches import BatchStream
 from mfac.gradients.collecting import check_model_and_loss
 from mfac.gradients.modes import Mode
 from mfac.gradients.parameters import Selection
+from mfac.gradients.randomness import generators_kept
 from mfac.gradients.ranks import Ranks
 from mfac.masks.patterns import Pattern
 from mfac.pruning.allocation import Allocation, AllocationName
@@ -125,7 +126,8 @@ def prune(
         stages: How often fresh gradients are collected; None for as often as `effort` or
             `time_budget` allows.
         seed: Of torch's generator while `data` is gone through, so that a shuffling loader gives
-            the same batches each time; the caller's generator is not touched.
+            the same batches each time; the caller's generator is not touched, and a loader's own
+            is put back.
         schedule: How the number of kept weights falls over all steps: "geometric", "cubic" or
             "linear"; or a `Schedule`.
         existing_zeros: How weights that are already zero count. "keep": as pruned. "ignore": like
@@ -189,7 +191,7 @@ def prune(
     settings = checked_settings(locals())
     check_model_and_loss(model, loss_fn)
     targets = choose_targets(model, params, existing_zeros)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), generators_kept(data):
         torch.default_generator.manual_seed(seed)
         stream, ranks = BatchStream(data), Ranks(process_group)
         identity = {**settings.described(), "params": repr(targets.vector.names)}
@@ -250,7 +252,7 @@ def plan(*arguments: Any, **named: Any) -> PruningPlan:
     settings = checked_settings(given)
     check_model_and_loss(given["model"], given["loss_fn"])
     targets = choose_targets(given["model"], given["params"], given["existing_zeros"])
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), generators_kept(given["data"]):
         torch.default_generator.manual_seed(given["seed"])
         planner = Planner(given["model"], given["loss_fn"], BatchStream(given["data"]), targets, settings)
         return planner.settle(timed=True, refuse=False)[1]

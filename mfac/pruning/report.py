@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from mfac.gradients.backward import LossFunction
 from mfac.gradients.naming import named_parameters, parameter_named
+from mfac.gradients.prunable import PrunableWeight
+from mfac.masks.patterns import Pattern
 from mfac.pruning.measurement import Measurement, measure
 from mfac.pruning.report_data import PruningStep, ReportData
 from mfac.pruning.report_json import report_fields, report_to_json
@@ -29,11 +31,16 @@ class PruningReport(ReportData):
     Attributes:
         masks: Parameter name to mask of its shape, True = kept.
         steps: Every pruning step in order.
+        refits: Of each solve after the last stage what it was scaled by; 0 changed nothing.
         left_dense: Name of every other weight tensor, of two dimensions or more, and why it was not
             pruned.
         pattern: The pattern's name, as "unstructured" or "2:4"; None where it is not known.
         dense_zeros: How many zeros each tensor left dense had when pruning ended; None where it is
             not known.
+        kept_zeros: How many kept weights of each tensor were zero when pruning ended, where there
+            were any: with existing_zeros="ignore" zeros count like any other weight.
+        broken_units: How many units of the pattern were not as it has them when pruning ended,
+            where there were any: weights that were zero before break up units.
         measured: The last result of `measure`.
     """
 
@@ -47,15 +54,22 @@ class PruningReport(ReportData):
         for name, mask in self.masks.items():
             parameter_named(model, name).mul_(mask)
 
-    def record_(self, model: nn.Module, pattern: str) -> None:
+    @torch.no_grad()
+    def record_(self, model: nn.Module, pattern: Pattern, weights: Sequence[PrunableWeight]) -> None:
         """Notes the numbers that `mfac.verify` compares a model with later.
 
         Args:
             model: As pruning left it.
-            pattern: The pattern's name.
+            pattern: The pattern.
+            weights: What is known of each parameter that was pruned.
         """
-        self.pattern = pattern
+        self.pattern = str(pattern)
         named = named_parameters(model)
+        zeros = {w.name: int(((named[w.name] == 0) & self.masks[w.name]).sum()) for w in weights}
+        self.kept_zeros = {name: count for name, count in zeros.items() if count}
+        kept = torch.cat([self.masks[weight.name].reshape(-1) for weight in weights])
+        broken = [one for promise in pattern.promises(weights, kept) for one in promise.broken]
+        self.broken_units = {one.name: one.count for one in broken}
         self.dense_zeros = {name: int((named[name] == 0).sum()) for name in self.left_dense if name in named}
 
     def measure(

@@ -22,6 +22,8 @@ class PruningStep:
         predicted_increase: ½ δᵀFδ of its update in units of the loss, or None where no Fisher was
             needed.
         seconds: Wall time, the stage's gradients included in its first step.
+        scale: What the change of the kept weights was scaled by, as the step-size check chose; None
+            where it was not checked.
     """
 
     step: int
@@ -31,6 +33,7 @@ class PruningStep:
     damping: float | None
     predicted_increase: float | None
     seconds: float
+    scale: float | None = None
 
 
 @dataclass
@@ -39,9 +42,12 @@ class ReportData:
 
     masks: dict[str, Tensor]
     steps: list[PruningStep] = field(default_factory=list)
+    refits: list[float] = field(default_factory=list)
     left_dense: dict[str, str] = field(default_factory=dict)
     pattern: str | None = None
     dense_zeros: dict[str, int] | None = None
+    kept_zeros: dict[str, int] = field(default_factory=dict)
+    broken_units: dict[str, int] = field(default_factory=dict)
     measured: Measurement | None = None
 
     @property

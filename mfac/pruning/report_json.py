@@ -45,7 +45,10 @@ def report_to_json(report: ReportData, with_masks: bool) -> str:
         "layers": layers,
         "left_dense": report.left_dense,
         "dense_zeros": report.dense_zeros,
+        "kept_zeros": report.kept_zeros,
+        "broken_units": report.broken_units,
         "steps": [dataclasses.asdict(step) for step in report.steps],
+        "refits": report.refits,
         "measured": None if report.measured is None else dataclasses.asdict(report.measured),
     }
     if with_masks:
@@ -79,9 +82,12 @@ def report_fields(text: str, masks: Mapping[str, Tensor] | None) -> dict[str, An
     return dict(
         masks=dict(masks),
         steps=[PruningStep(**step) for step in content["steps"]],
+        refits=content.get("refits", []),
         left_dense=content["left_dense"],
         pattern=content["pattern"],
         dense_zeros=content["dense_zeros"],
+        kept_zeros=content.get("kept_zeros", {}),
+        broken_units=content.get("broken_units", {}),
         measured=None if measured is None else Measurement(**measured),
     )
 

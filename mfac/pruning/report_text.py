@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from mfac.pruning.measurement import Measurement
 from mfac.pruning.report_data import ReportData
@@ -25,6 +26,12 @@ def report_text(report: ReportData) -> str:
         f"sparsity {report.sparsity:.4f}: {sum(kept.values())} of {total} weights kept in {len(report.steps)} steps, "
         f"{report.seconds:.1f} s{increase}{f', pattern {report.pattern}' if report.pattern else ''}"
     ]
+    scales = [step.scale for step in report.steps if step.scale is not None]
+    if scales:
+        lines.append(f"  step-size check: updates scaled by {_joined(scales)}")
+    if report.refits:
+        count = f"{len(report.refits)} refit{'' if len(report.refits) == 1 else 's'}"
+        lines.append(f"  {count} after the last stage, scaled by {_joined(report.refits)}")
     if report.measured is not None:
         lines += _measured_lines(report.measured, list(pruned))
     width = max(map(len, [*report.masks, *report.left_dense]), default=0)
@@ -35,6 +42,12 @@ def report_text(report: ReportData) -> str:
         lines.append(f"  {name:<{width}}  " + "  ".join(cells))
     lines += [f"  {name:<{width}}  left dense: it {why}" for name, why in report.left_dense.items()]
     return "\n".join(lines)
+
+
+def _joined(scales: Sequence[float]) -> str:
+    """Numbers in order, repeated ones once with their count: 1 (3 times), 0.5."""
+    runs = [(scale, sum(1 for _ in run)) for scale, run in groupby(scales)]
+    return ", ".join(f"{scale:g}" if count == 1 else f"{scale:g} ({count} times)" for scale, count in runs)
 
 
 def _measured_lines(measured: Measurement, names: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +29,23 @@ from mfac.pruning.counts import settle
 from mfac.pruning.obs import prune_step, scored_units
 from mfac.pruning.report import PruningReport, PruningStep
 from mfac.pruning.rows import StageGradients
-from mfac.pruning.schedule import Schedule, check_schedule
+from mfac.pruning.schedule import Schedule, kept_by
 from mfac.pruning.settings import Settings
 from mfac.pruning.target import final_count
 from mfac.pruning.targets import Targets
-from mfac.pruning.torch_masks import torch_masks
+from mfac.pruning.torch_masks import live_weights
 
 INPUT_BATCHES = 32  # whose activations a saliency is given that asks for them
 NO_GRADIENT = "gets no gradient: the loss does not depend on it, or only in batches that were not seen"
 EVALUATED = 8  # batches that the loss is measured on
+
+
+class StepNumbers(NamedTuple):
+    """What the report says of a step: λ and ½ δᵀFδ, None without a Fisher, and the step's scale."""
+
+    damping: float | None
+    predicted_increase: float | None
+    scale: float | None
 
 
 class Run:
@@ -82,12 +90,7 @@ class Run:
         self.weights = self.vector.flat()  # [d]
         if not bool(torch.isfinite(self.weights).all()):
             raise ValueError("Parameter `model` should have finite weights. Found a NaN or infinity.")
-        keep_zeros = self.settings.existing_zeros != "ignore"
-        self.live = self.weights != 0 if keep_zeros else torch.ones_like(self.weights, dtype=torch.bool)
-        masked = torch_masks(self.model)
-        for name, piece in self.vector.pieces(self.live):
-            if name in masked:
-                piece &= masked[name]
+        self.live = live_weights(self.model, self.vector, self.weights, self.settings.existing_zeros)
         self.finally_kept = final_count(self.settings.rules, self.settings.sparsity, self.parameters, self.live)
 
     def run(
@@ -102,23 +105,34 @@ class Run:
 
         Returns:
             The report; the model is pruned.
+
+        Raises:
+            ValueError: If no unit of the pattern is small enough to go.
         """
         settings, start = self.settings, time.perf_counter()
         if self.kept_after is None:
             self.plan_steps(settings.schedule, settings.total_steps)
         assert self.kept_after is not None
-        total = len(self.kept_after)
+        total, alive, anew = len(self.kept_after), int(self.live.sum()), not self.report.steps
         for step, kept in list(enumerate(self.kept_after, start=1))[len(self.report.steps) :]:
-            damping, increase = self.step(kept, stage_goes_on=step % settings.recomputations != 0 and step < total)
+            found = self.step(kept, stage_goes_on=step % settings.recomputations != 0 and step < total)
             stage = (step - 1) // settings.recomputations + 1
             reached = 1 - int(self.live.sum()) / self.vector.dim
             seconds, start = time.perf_counter() - start, time.perf_counter()
-            done = PruningStep(step, settings.total_steps, stage, reached, damping, increase, seconds)
+            done = PruningStep(
+                *(step, settings.total_steps, stage, reached, found.damping, found.predicted_increase, seconds),
+                found.scale,
+            )
             self.report.steps.append(done)
             if progress is not None:
                 progress(done)
             if after_stage is not None and self.fisher is None:
                 after_stage(self)
+        if anew and self.kept_after and int(self.live.sum()) == alive:
+            raise ValueError(
+                f"Parameter `pattern` should have units small enough to go. Found {str(settings.rules.pattern)!r}, of "
+                f"which no unit fits into the {alive - self.finally_kept} weights that the run may drop."
+            )
         if not self.kept_after:
             self.reread_weights()  # under torch's pruning a weight that is masked need not be zero
         elif settings.rules.needs_fisher:
@@ -132,8 +146,9 @@ class Run:
             self._evaluation = None
             assert not isinstance(self.damping, HeldOutDamping)  # the first stage has chosen
             self.fisher = self._gradients().fisher(self.damping)
-            delta, _scale = refit_update(self._context())
+            delta, scale = refit_update(self._context())
             self._apply(delta, torch.zeros_like(delta, dtype=torch.bool))
+            self.report.refits.append(scale)
         self.fisher = None
 
     def _context(self) -> StepContext:
@@ -141,12 +156,17 @@ class Run:
         return StepContext(
             *(self.weights[self.live], self.fisher, self.parameters, self.live),
             self.evaluate if self.settings.rules.evaluations or self.settings.refits else None,
-            lambda: input_norms(self.model, islice(self.stream.rest(), INPUT_BATCHES), self.loss_fn),
+            self._input_norms,
         )
+
+    def _input_norms(self) -> dict[str, Tensor]:
+        """Norms of the input channels on the stream's next batches."""
+        return input_norms(self.model, islice(self.stream.rest(), INPUT_BATCHES), self.loss_fn, self.mode, "data")
 
     def _settle(self) -> None:
         """Lets an allocation by the first scores say how many weights are kept in the end."""
-        if isinstance(self.settings.rules.allocation, Budget):
+        budget = isinstance(self.settings.rules.allocation, Budget)
+        if budget and int(self.live.sum()) > self.finally_kept:
             context, rules = self._context(), self.settings.rules
             units = scored_units(rules, context, rules.saliency.scores(context))
             self.finally_kept = settle(rules.allocation, context, units) or self.finally_kept
@@ -166,8 +186,7 @@ class Run:
         self._settle()
         live, self.kept_after = int(self.live.sum()), []
         if live > self.finally_kept:  # otherwise as sparse as asked for already
-            self.kept_after = schedule.kept(live, self.finally_kept, steps)
-            check_schedule(schedule, self.kept_after, live, self.finally_kept, steps)
+            self.kept_after = kept_by(schedule, live, self.finally_kept, steps)
 
     def reread_weights(self) -> None:
         """Takes over the model's weights, and sets dropped weights to zero in model and run."""
@@ -182,7 +201,7 @@ class Run:
             of_each[name] = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
         self.report.masks = of_each
         self.report.left_dense = self.targets.left_dense
-        self.report.record_(self.model, str(self.settings.rules.pattern))
+        self.report.record_(self.model, self.settings.rules.pattern, self.parameters)
 
     def _first_stage(self) -> None:
         """Collects the first gradients, and leaves out the weights that they say nothing of."""
@@ -212,7 +231,7 @@ class Run:
         self._unused = set(names)
         self._take(self.targets.without(names, NO_GRADIENT))
 
-    def step(self, kept: int, *, stage_goes_on: bool) -> tuple[float | None, float | None]:
+    def step(self, kept: int, *, stage_goes_on: bool) -> StepNumbers:
         """Drops all but `kept` of the live weights, and moves the kept ones.
 
         Gradients are collected where a stage begins.
@@ -222,7 +241,7 @@ class Run:
             stage_goes_on: Whether the next step takes the same gradients.
 
         Returns:
-            λ and ½ δᵀFδ; None without a Fisher.
+            Numbers for the report.
         """
         rules = self.settings.rules
         if rules.needs_fisher and self.fisher is None:
@@ -239,7 +258,7 @@ class Run:
         self.fisher = context.kept_fisher if self.fisher is not None and stage_goes_on else None
         self.ranks.agree_(outcome.delta, outcome.dropped)
         self._apply(outcome.delta, outcome.dropped)
-        return damping, outcome.predicted_increase
+        return StepNumbers(damping, outcome.predicted_increase, outcome.scale)
 
     def _gradients(self, *, or_fewer: bool = False) -> StageGradients:
         """Fresh gradients at the weights as they are, of the live weights alone."""
@@ -307,7 +326,7 @@ class Run:
             "damping": self.damping if isinstance(self.damping, float) else None,
             "unused": sorted(self._unused),
             "kept_after": self.kept_after,
-            "levels": allocation.chosen if isinstance(allocation, Budget) else None,
+            "levels": (allocation.chosen, allocation.chosen_kept) if isinstance(allocation, Budget) else None,
             "steps": [list(vars(step).values()) for step in self.report.steps],
             "mode": self.mode,
             "stream": self.stream.state_dict(),
@@ -331,7 +350,7 @@ class Run:
                 f"Found {state['live'].numel()}."
             )
         if isinstance(self.settings.rules.allocation, Budget):
-            self.settings.rules.allocation.chosen = state["levels"]
+            self.settings.rules.allocation.chosen, self.settings.rules.allocation.chosen_kept = state["levels"]
         self.live, self.kept_after = state["live"].clone().to(self.live.device), state["kept_after"]
         steps: Sequence[Sequence[Any]] = state["steps"]
         self.report.steps = [PruningStep(*values) for values in steps]

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+from mfac.pruning.returned import check_counts
+
 ScheduleName = Literal["geometric", "cubic", "linear"]
 
 
@@ -64,22 +66,27 @@ SCHEDULES: Mapping[str, Callable[[], Schedule]] = {"geometric": Geometric, "cubi
 """By name; a schedule of your own is added here, or given as an object."""
 
 
-def check_schedule(schedule: Schedule, kept: list[int], live: int, final: int, steps: int) -> None:
-    """Refuses numbers that no run can follow.
+def kept_by(schedule: Schedule, live: int, final: int, steps: int) -> list[int]:
+    """The numbers of a schedule, checked.
 
     Args:
         schedule: Whose they are.
-        kept: What it returned.
         live: Weights kept before the first step.
         final: Weights kept after the last.
         steps: How many steps.
 
+    Returns:
+        The number of weights kept after each step.
+
     Raises:
+        TypeError: If the schedule returns something else than a list of integers.
         ValueError: If they are of another length, rise, or end elsewhere.
     """
+    kept = check_counts("schedule", schedule, "kept", schedule.kept(live, final, steps))
     falls = all(b <= a for a, b in zip([live, *kept], kept, strict=False))
     if len(kept) != steps or not falls or kept[-1] != final:
         raise ValueError(
             f"Parameter `schedule` should return {steps} numbers that fall from {live} to {final}. "
             f"Found {kept} from {type(schedule).__name__}."
         )
+    return kept

@@ -140,8 +140,11 @@ def checked_settings(arguments: Mapping[str, Any]) -> Settings:
     check_choice("existing_zeros", given["existing_zeros"], ("auto", "keep", "ignore"))
     check_choice("mode", given["mode"], ("auto", "eval", "train"))
     check_choice("effort", given["effort"], ("fast", "default", "best"))
-    for name in ("per_sample", "step_check"):
+    for name in ("per_sample", "step_check", "verbose"):
         check_flag(name, given.get(name, False))
+    if (progress := given.get("progress")) is not None and not callable(progress):
+        raise TypeError(f"Parameter `progress` should be a function of a PruningStep, or None. Found {progress!r}.")
+    _check_folder("checkpoint", given.get("checkpoint"))
     if check_count("seed", given["seed"]) >= 2**63:
         raise ValueError(f"Parameter `seed` should be below 2**63. Found {given['seed']}.")
     budget = given["time_budget"]
@@ -206,12 +209,28 @@ def _checked_gradients(gradients: GradientsIn, block_size: int | None) -> Path |
             f"Parameter `gradients` should be 'ram', 'bf16' or a folder. Found {gradients!r}, which is no folder; "
             f"{os.path.join('.', gradients)!r} would make one."
         )
+    if gradients != "bf16":
+        _check_folder("gradients", gradients)
     if block_size is not None:
         raise ValueError(
             f"Parameter `gradients` should be 'ram' for a block-diagonal Fisher. Found {str(gradients)!r} with "
             f"block_size={block_size}."
         )
     return "bf16" if gradients == "bf16" else Path(gradients)
+
+
+def _check_folder(name: str, folder: object) -> None:
+    """Refuses what is no path, and the path of a file."""
+    if folder is None:
+        return
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"Parameter `{name}` should be the path of a folder. Found {type(folder).__name__}.")
+    path = Path(folder)
+    for place in (path, *path.parents):  # the folder, or the first above that is there
+        if place.exists():
+            if not place.is_dir():
+                raise ValueError(f"Parameter `{name}` should be a folder. Found a file at {str(place)!r}.")
+            return
 
 
 def _described(value: object) -> str:
@@ -227,5 +246,5 @@ def _described(value: object) -> str:
     name = getattr(value, "__qualname__", None)
     if name is not None:
         return str(name)
-    given = {name: item for name, item in vars(value).items() if name != "chosen"}  # a result of the run
+    given = {name: item for name, item in vars(value).items() if not name.startswith("chosen")}  # a result of the run
     return f"{type(value).__name__}({', '.join(f'{k}={_described(v)}' for k, v in sorted(given.items()))})"

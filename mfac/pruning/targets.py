@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from torch import nn
 from torch.nn.utils import parametrize
 
-from mfac.gradients.naming import named_layers, named_parameters
+from mfac.gradients.naming import named_layers, named_parameters, other_names
 from mfac.gradients.parameters import Selection, check_selected, match_parameters
 from mfac.gradients.prunable import parameter_behind, weight_names
 from mfac.gradients.vector import ParameterVector, memory_of
@@ -97,12 +97,16 @@ def choose_targets(model: nn.Module, params: Selection, existing_zeros: Existing
             )
         chosen = [name for name in named if name not in reasons]
     else:
-        chosen = _asked_for(named, computed, reasons, params)
+        chosen = _asked_for(named, other_names(model), computed, reasons, params)
     return _targets(named, chosen, reasons, existing_zeros)
 
 
 def _asked_for(
-    named: Mapping[str, nn.Parameter], computed: Mapping[str, str], reasons: Mapping[str, Reason], params: Selection
+    named: Mapping[str, nn.Parameter],
+    others: Mapping[str, str],
+    computed: Mapping[str, str],
+    reasons: Mapping[str, Reason],
+    params: Selection,
 ) -> list[str]:
     """Names that a selection means; unprunable names that only a pattern matches are left out."""
     by_name = {params} if isinstance(params, str) else set()
@@ -116,7 +120,9 @@ def _asked_for(
         )
     under_torch = {name.removesuffix("_orig"): name for name in named if name.endswith("_orig")}
     every = {**{short: named[name] for short, name in under_torch.items() if short not in named}, **named}
-    asked = {under_torch.get(name, name) if name not in named else name for name in match_parameters(every, params)}
+    matched = match_parameters(every, params, others)
+    asked = {under_torch.get(name, name) if name not in named else name for name in matched}
+    by_name |= {others[name] for name in by_name & set(others)}
     chosen = []
     for name in (name for name in named if name in asked):
         reason = reasons.get(name)
@@ -214,11 +220,14 @@ def _reasons(model: nn.Module, named: Mapping[str, nn.Parameter]) -> dict[str, R
         for own in layer._parameters.values():
             if own is not None:
                 kinds.setdefault(names[id(own)], type(layer).__name__)
+    frozen = {memory_of(parameter): name for name, parameter in named.items() if not parameter.requires_grad}
     reasons = {}
     for name, parameter in named.items():
         table = tables.get(memory_of(parameter))
         if not parameter.requires_grad:
             reasons[name] = Reason("is frozen: requires_grad is False")
+        elif memory_of(parameter) in frozen:
+            reasons[name] = Reason(f"shares its memory with {frozen[memory_of(parameter)]!r}, which is frozen")
         elif table is not None:
             reasons[name] = Reason(f"is the table of the embedding {table!r}, pruned only when it is named", True)
         elif name not in known:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mfac.gradients.naming import named_layers
+from mfac.gradients.vector import ParameterVector
+from mfac.pruning.targets import ExistingZeros
 
 
 def _layers_under_torch_pruning(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
@@ -22,6 +24,26 @@ def _layers_under_torch_pruning(model: nn.Module) -> Iterator[tuple[str, nn.Modu
 def torch_masks(model: nn.Module) -> dict[str, Tensor]:
     """What torch's pruning keeps, [True = kept], by the name of the parameter that it masks."""
     return {full: layer.get_buffer(f"{name}_mask") != 0 for full, layer, name in _layers_under_torch_pruning(model)}
+
+
+def live_weights(model: nn.Module, vector: ParameterVector, weights: Tensor, existing_zeros: ExistingZeros) -> Tensor:
+    """Which weights are alive before a run.
+
+    Args:
+        model: The model.
+        vector: What is pruned.
+        weights: Its weights, [d].
+        existing_zeros: What zeros are; what torch's pruning masks is never alive.
+
+    Returns:
+        [d] bool.
+    """
+    live = torch.ones_like(weights, dtype=torch.bool) if existing_zeros == "ignore" else weights != 0
+    masked = torch_masks(model)
+    for name, piece in vector.pieces(live):
+        if name in masked:
+            piece &= masked[name]
+    return live
 
 
 @torch.no_grad()

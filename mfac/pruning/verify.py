@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,25 +10,32 @@ from torch import Tensor, nn
 from mfac.gradients.naming import named_parameters
 from mfac.gradients.prunable import describe_weights
 from mfac.masks.located import locate
+from mfac.masks.patterns import Pattern, pattern_of_text, resolve_pattern
 from mfac.pruning.report import PruningReport
+
+_Located = dict[str, nn.Parameter]
 
 
 @torch.no_grad()
-def verify(model: nn.Module, report: PruningReport) -> list[str]:
+def verify(
+    model: nn.Module, report: PruningReport, pattern: str | Pattern | Mapping[str, str | Pattern] | None = None
+) -> list[str]:
     """Proves each promise of a report on the model, or raises.
 
     Args:
         model: The pruned model, wrapped or not; also after fine-tuning that kept its zeros.
         report: Of `mfac.prune`.
+        pattern: As of `prune`; needed where the report holds only its name: for heads of attentions
+            that were given, and for a pattern of one's own.
 
     Returns:
-        The proved promises, a line each. Of patterns only N:M is proved. A promise that the report
-        does not make is not proved.
+        The proved promises, a line each. A promise that the report does not make is not proved.
 
     Raises:
         ValueError: If a promise does not hold, naming it: a name or shape is not there, a weight is
-            not finite, dropped weights are not zero, kept weights are zero, the sparsity is
-            another, the pattern does not hold, or a tensor that was left dense has new zeros.
+            not finite, dropped weights are not zero, more kept weights are zero than when pruning
+            ended, the sparsity is another, a unit of the pattern is neither kept nor dropped whole,
+            or a tensor that was left dense has new zeros.
 
     Example:
         >>> import torch, mfac
@@ -51,12 +57,17 @@ def verify(model: nn.Module, report: PruningReport) -> list[str]:
     proved = [f"1 {named}" if len(located) == 1 else f"{len(located)} tensors have the names and shapes of their masks"]
     _check_finite(model)
     proved.append("every weight is finite")
-    zeros = _check_zeros(report, pruned)
-    proved.append(f"{zeros} weights that were dropped are zero, and no others of these tensors")
+    zeros, kept_zeros = _check_zeros(report, pruned)
+    others = f"{kept_zeros} others, as when pruning ended" if kept_zeros else "no others"
+    proved.append(f"{zeros} weights that were dropped are zero, and {others} of these tensors")
     _check_sparsity(report, pruned, zeros)
     proved.append(f"the sparsity is {report.sparsity:.6f}")
-    if report.pattern is not None:
-        proved += _check_patterns(report.pattern, model, pruned)
+    if pattern is not None:
+        known: Pattern | None = resolve_pattern(pattern)
+    else:
+        known = None if report.pattern is None else pattern_of_text(report.pattern, model)
+    if known is not None and pruned:
+        proved += _check_pattern(known, report.broken_units, model, report.masks, pruned)
     if report.dense_zeros is not None:
         _check_dense(model, report.dense_zeros)
         proved.append(f"{len(report.dense_zeros)} tensors that were left dense have no new zeros")
@@ -72,9 +83,9 @@ def _check_finite(model: nn.Module) -> None:
             )
 
 
-def _check_zeros(report: PruningReport, pruned: dict[str, nn.Parameter]) -> int:
-    """Zeros are where masks say, and only there; returns how many."""
-    zeros = 0
+def _check_zeros(report: PruningReport, pruned: dict[str, nn.Parameter]) -> tuple[int, int]:
+    """Zeros are where masks say, and only there; returns how many, and how many kept zeros."""
+    zeros = kept_zeros = 0
     for name, parameter in pruned.items():
         mask = report.masks[name].to(parameter.device)
         zero = parameter == 0
@@ -84,13 +95,16 @@ def _check_zeros(report: PruningReport, pruned: dict[str, nn.Parameter]) -> int:
                 f"Weights that were dropped should be zero. Found {wrong} of {dropped} in {name!r} that are not."
             )
         wrong = int((zero & mask).sum())
-        if wrong:
+        before = report.kept_zeros.get(name, 0)
+        if wrong > before:
+            were = f", where {before} were when pruning ended" if before else ""
             raise ValueError(
                 f"Weights that were kept should not be zero. Found {wrong} of {mask.numel() - dropped} in {name!r} "
-                f"that are."
+                f"that are{were}."
             )
         zeros += dropped
-    return zeros
+        kept_zeros += wrong
+    return zeros, kept_zeros
 
 
 def _check_sparsity(report: PruningReport, pruned: dict[str, nn.Parameter], zeros: int) -> None:
@@ -102,45 +116,29 @@ def _check_sparsity(report: PruningReport, pruned: dict[str, nn.Parameter], zero
             raise ValueError(f"The sparsity should be {sparsity:.6f}, as reported. Found {found:.6f}.")
 
 
-def _check_patterns(pattern: str, model: nn.Module, pruned: dict[str, nn.Parameter]) -> list[str]:
-    """Says what was proved: of patterns N:M alone, as earlier zeros may break up other units."""
-    by_name = pattern.startswith("{")  # one for each name, the first that matches
-    parts = re.findall(r"'([^']*)': ([^,}]+)", pattern) if by_name else [("*", pattern)]
-    left, proved = dict(pruned), []
-    for names, part in parts:
-        meant = {name: left.pop(name) for name in list(left) if fnmatchcase(name, names)}
-        if found := re.fullmatch(r"([0-9]+):([0-9]+)", part):
-            _check_n_of_m(int(found[1]), int(found[2]), model, meant)
-            of = "" if names == "*" else f" of {names!r}"
-            proved.append(f"at most {part.replace(':', ' of ')} successive weights{of} are kept along input channels")
+def _check_pattern(
+    pattern: Pattern, allowed: Mapping[str, int], model: nn.Module, masks: Mapping[str, Tensor], pruned: _Located
+) -> list[str]:
+    """Says what was proved; units that earlier zeros had broken up may be as they were."""
+    weights = describe_weights(model, pruned)
+    pattern.check(weights)
+    kept = torch.cat([masks[weight.name].reshape(-1).cpu() for weight in weights])
+    proved = []
+    for promise in pattern.promises(weights, kept):
+        as_before = 0
+        for one in promise.broken:
+            before = allowed.get(one.name, 0)
+            if one.count > before:
+                more = f", and {one.count - 1} more" if one.count > 1 else ""
+                were = f"; {before} were so when pruning ended" if before else ""
+                raise ValueError(
+                    f"The pattern should be {promise.pattern}: {promise.text}. Found {one.first} in {one.name!r}{more}"
+                    f"{were}."
+                )
+            as_before += one.count
+        but = f", but for {as_before} units of which some weights were zero before" if as_before else ""
+        proved.append(f"{promise.pattern}: {promise.text}{but}")
     return proved
-
-
-def _check_n_of_m(keep: int, group: int, model: nn.Module, pruned: dict[str, nn.Parameter]) -> None:
-    for weight in describe_weights(model, pruned):
-        if weight.layout is None:
-            raise ValueError(
-                f"The pattern should be {keep}:{group} along input channels. Found {weight.name!r}, which has none."
-            )
-        most = most_in_groups(pruned[weight.name].reshape(weight.layout) != 0, group)
-        if most > keep:
-            raise ValueError(
-                f"The pattern should be {keep}:{group}: at most {keep} of {group} successive weights. Found {most} in "
-                f"{weight.name!r}."
-            )
-
-
-def most_in_groups(kept: Tensor, group: int) -> int:
-    """The most that are kept of any group of successive weights along the middle axis.
-
-    Args:
-        kept: [outer, inputs, inner] bool.
-        group: M; the last group of an axis may have fewer.
-
-    Returns:
-        The count.
-    """
-    return max((int(piece.sum(1).max()) for piece in kept.split(group, dim=1) if piece.numel()), default=0)
 
 
 def _check_dense(model: nn.Module, dense_zeros: dict[str, int]) -> None:

@@ -202,8 +202,10 @@ class GradientWindow:
             for theirs, mine in columns:
                 flat[mine] = dense[theirs].to(flat.dtype)
             products = self.format.push_(row, flat)
+            self.format.take_residue_(other.format, [])  # what this row leaves out is no part of the next
             self.capacitance.gram[row] = products
             self.capacitance.gram[:, row] = products
+        self.format.take_residue_(other.format, columns)
         self.ring.load_(other.ring.state())
         self.capacitance.shift = other.capacitance.shift
         self.capacitance.replaced = -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,10 @@ import pytest
 import torch
 
 import mfac
+from mfac.cli.arguments import parser
 from mfac.cli.main import main
+from mfac.cli.prune import prune_options
+from mfac.pruning import pruner
 
 MODEL = """
 import torch
@@ -103,9 +107,43 @@ def test_what_is_asked_for_is_done(place: Path, capsys: pytest.CaptureFixture[st
     assert bool((model["2.weight"] != 0).all())
 
 
+def test_options_of_the_fisher_reach_the_run(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+    seen = {}
+
+    @functools.wraps(mfac.prune)
+    def prune(model, loss_fn, data, **options):
+        seen.update(options)
+        return mfac.prune(model, loss_fn, data, **options)
+
+    monkeypatch.setattr(pruner, "prune", prune)
+    base = ["prune", "net.py:factory", "digits.py:loader", "--sparsity", "0.5", "--overwrite"]
+    assert main([*base, "--damping", "relative:0.01", "--block-size", "32", "--effort", "fast", "--per-sample"]) == 0
+    assert seen["damping"] == mfac.relative(0.01)
+    assert (seen["block_size"], seen["effort"], seen["per_sample"]) == (32, "fast", True)
+    seen.clear()
+    assert main([*base, "--damping", "1e-4", "--time-budget", "3", "--gradients", "./store"]) == 0
+    assert (seen["damping"], seen["time_budget"], seen["gradients"]) == (1e-4, 3.0, "./store")
+    assert (place / "store").is_dir() and "per_sample" not in seen and "effort" not in seen
+    seen.clear()
+    assert main([*base, "--damping", "auto", "--num-gradients", "16", "--stages", "1"]) == 0
+    assert seen["damping"] == "auto"
+    assert "damping" not in parsed_options()
+
+
+def parsed_options() -> dict[str, object]:
+    given = parser(print, print, print).parse_args(["prune", "m", "d"])
+    return prune_options(given)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([*PRUNE, "--damping", "small"], "`--damping` should be a number, relative:C or auto. Found 'small'"),
+        ([*PRUNE, "--damping", "absolute:3"], "`--damping` should be a number, relative:C or auto"),
+        ([*PRUNE, "--damping", "-1"], "Parameter `damping` should be finite and > 0"),
+        ([*PRUNE, "--damping", "relative:0"], "Parameter `scale` should be finite and > 0"),
+        ([*PRUNE, "--effort", "fats"], "Found 'fats'. Did you mean 'fast'?"),
+        ([*PRUNE, "--gradients", "net.py"], "`gradients` should be 'ram', 'bf16' or a folder. Found 'net.py'"),
         (["prune", "net.py", "digits.py:loader"], "`model` should be file.py:name or package.module:name"),
         (["prune", "none.py:f", "digits.py:loader"], "`model` should be in a file. Found none at"),
         (["prune", "no_such_module:f", "digits.py:loader"], "`model` should be in a module. Found no module"),

@@ -23,8 +23,6 @@ def dropped_state(optimizer: torch.optim.Optimizer, model: nn.Module, masks: mfa
     found = []
     for name, mask in masks.items():
         state = [v for v in optimizer.state.get(named[name], {}).values() if v.shape == mask.shape]
-        if isinstance(optimizer, mfac.MFAC):
-            state += optimizer.elementwise_state(named[name])
         found += [value[~mask] for value in state]
     return found
 
@@ -55,25 +53,59 @@ def test_no_weight_and_no_momentum_comes_back_in_500_steps(name: str, earlier_st
     train(model, optimizer, 500, after=lambda: counted.append(revived(model, masks)))
     assert counted == [0] * 500
     state = dropped_state(optimizer, model, masks)
-    assert len(state) >= 2
     assert all(bool((value == 0).all()) for value in state)
+    if isinstance(optimizer, mfac.MFAC):  # which keeps nothing of them
+        assert not state
+        assert optimizer.window.dim == sum(p.numel() for p in model.parameters()) - sum(
+            int((~m).sum()) for m in masks.values()
+        )
+    else:
+        assert len(state) >= 2
     leads_on = masks["2.weight"].any(0)  # hidden units that some output sees: the others get no gradient
     for p, mask in ((model[0].weight, masks["0.weight"] & leads_on[:, None]), (model[2].weight, masks["2.weight"])):
         moved = p.detach() != kept_before["0.weight" if p is model[0].weight else "2.weight"]
         assert float(moved[mask].double().mean()) > 0.95  # and the others have trained
 
 
-def test_a_window_sees_nothing_of_dropped_weights():
+def test_a_window_stores_the_columns_of_kept_weights_alone():
     model = classifier()
     optimizer = mfac.MFAC(model.parameters(), lr=1e-3, rank=4, damping=1e-2, weight_decay=0.1)
     masks = random_masks(model)
     masks.attach(model, optimizer)
     train(model, optimizer, 6)
     flat = torch.cat([masks.get(n, torch.ones(p.shape, dtype=bool)).reshape(-1) for n, p in model.named_parameters()])
-    rows = optimizer.window.state_dict()["rows"]
-    assert rows.shape == (4, len(flat))
-    assert bool((rows[:, ~flat] == 0).all())
-    assert bool((rows[:, flat] != 0).any())
+    assert optimizer.window.rows.shape == (4, int(flat.sum()))
+
+
+def test_rows_from_before_an_attach_keep_their_columns_of_kept_weights():
+    """Then the step is that of a window that never had the others."""
+    model = classifier(dtype=torch.float64)
+    options = {"lr": 1e-3, "rank": 4, "damping": 1e-2, "momentum": 0.9, "window_dtype": torch.float64}
+    optimizer = mfac.MFAC(model.parameters(), **options)
+    train(model, optimizer, 6)
+    masks = random_masks(model)
+    flat = torch.cat([masks.get(n, torch.ones(p.shape, dtype=bool)).reshape(-1) for n, p in model.named_parameters()])
+    before = optimizer.window.rows[:, flat].clone()
+    newest = optimizer.window.newest
+    masks.attach(model, optimizer)
+    train(model, optimizer, 1)
+    rows = optimizer.window.rows
+    assert optimizer.window.newest == (newest + 1) % 4
+    kept = [i for i in range(4) if i != optimizer.window.newest]
+    assert torch.equal(rows[kept], before[kept])
+    K = torch.tril(rows @ rows.T)
+    torch.testing.assert_close(torch.tril(optimizer.window.capacitance.gram), K, rtol=1e-12, atol=1e-14)
+
+
+def test_weights_that_masks_let_go_come_back_with_empty_columns():
+    model = classifier()
+    optimizer = mfac.MFAC(model.parameters(), lr=1e-2, rank=4)
+    handle = random_masks(model).attach(model, optimizer)
+    train(model, optimizer, 3)
+    handle.remove()
+    train(model, optimizer, 1)
+    assert optimizer.window.dim == sum(p.numel() for p in model.parameters())
+    assert revived(model, random_masks(model)) > 0
 
 
 def test_a_masked_step_is_the_step_of_the_smaller_network():

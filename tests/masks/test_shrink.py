@@ -105,3 +105,16 @@ def test_what_cannot_be_removed_is_named():
         mfac.shrink(model, {"up.weight": torch.zeros(20, 12, dtype=torch.bool)})
     with pytest.raises(ValueError, match=r"`masks` should have the model's names and shapes. Found 'other'"):
         mfac.shrink(model, {"other": torch.ones(1, dtype=torch.bool)})
+
+
+def test_a_model_without_an_empty_channel_is_warned_of():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    report = mfac.prune(
+        model, lambda model, batch: 0, [], sparsity=0.5, saliency="magnitude", compensation="none", params="0.weight"
+    )
+    with torch.no_grad():
+        report.masks["0.weight"][:, 0] = True
+        model[0].weight[:, 0] = 1.0
+    with pytest.warns(UserWarning, match=r"no empty channel .* as large as before.* pattern=\"rows\""):
+        assert mfac.shrink(model, report).removed == {}

@@ -1,23 +1,22 @@
 """The generic tests that torch has for its own optimizers, test/test_optim.py, for MFAC.
 
-Covered, by torch's names: forloop_goes_right_direction, with contiguous and non-contiguous weights,
-and its multigpu-free multi-tensor form; param_group_with_lrscheduler_goes_right_direction;
-tensor_lr and its num_dim form; step_is_noop_for_zero_grads; step_is_noop_when_params_have_no_grad;
-load_nontensor_step is void, see below; state_dict_deterministic; can_load_older_state_dict, in
-test_state.py; save_load_equality_with_weights_only; param_groups_lr; param_groups_weight_decay;
-param_group_options_are_refused_by_name; step_pre_hook, step_post_hook, step_all_hooks, with global
-ones; state_dict_pre_hook, state_dict_post_hook, state_dict_pre_post_hook, load_state_dict_pre_hook
-and its prepend, load_state_dict_post_hook, load_state_dict_pre_post_hook;
-deepcopy_copies_all_public_attrs; non_empty_state; pickle; grads_are_never_inplaced_into; sparse
-and complex refused; optimizer_can_be_printed; duplicate parameters and empty lists refused;
-load_state_dict_does_not_deadlock is void; named parameters; lr schedulers of every kind,
-AveragedModel, GradScaler, gradient clipping and accumulation, torch.compile: test_loops.py.
+Covered, by torch's names: forloop_goes_right_direction, contiguous and not, maximizing, in several
+groups; tensor_lr and its form with one dimension; step_is_noop_for_zero_grads;
+step_is_noop_when_params_have_no_grad; state_dict_deterministic; save_load_equality_with_weights_only;
+step_pre_hook, step_post_hook, step_all_hooks, the global ones too; state_dict_pre_hook, _post_hook,
+_pre_post_hook; load_state_dict_pre_hook and its prepend, _post_hook, _pre_post_hook;
+deepcopy_copies_all_public_attrs; pickles; non_empty_state; grads_are_never_inplaced_into;
+optimizer_can_be_printed; sparse gradients, which are refused; named parameters; error inputs of all
+optimizers. In test_loops.py: param_group_with_lrscheduler_goes_right_direction, schedulers of every
+kind, averages of weights, scaled, clipped and accumulated gradients, torch.compile. In
+test_groups.py: param_groups_lr and param_groups_weight_decay. In test_state.py:
+can_load_older_state_dict. In test_optimizer.py: complex parameters, which are refused.
 
-Not covered, as MFAC has no such option or state: foreach, fused, capturable and differentiable
-(foreach_matches_forloop, fused_matches_forloop, defaults_changed_to_foreach, cuda graphs,
-peak_memory_foreach, grad_scaling_autocast_fused, rosenbrock_sparse, mixed_device_dtype: a group is
-on one device); cpu_load_state_dict and state_dict_with_cuda_params need a GPU;
-load_nontensor_step: steps are tensors from the first version on.
+Not covered: foreach, fused, capturable and differentiable have no meaning here
+(foreach_matches_forloop, fused_matches_forloop, peak_memory_foreach, defaults_changed_to_foreach,
+CUDA graphs, rosenbrock_sparse); mixed_device_dtype, as a group is on one device;
+cpu_load_state_dict and state_dict_with_cuda_params need a GPU; load_nontensor_step, as steps have
+been tensors from the first version on.
 """
 
 from __future__ import annotations
@@ -60,10 +59,10 @@ def quadratic(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=named)
-@pytest.mark.parametrize("contiguous", [True, False])
-@pytest.mark.parametrize("maximize", [False, True])
-@pytest.mark.parametrize("separate", [False, True])
-def test_it_goes_in_the_right_direction(options: dict[str, Any], contiguous: bool, maximize: bool, separate: bool):
+@pytest.mark.parametrize(
+    ("contiguous", "separate", "maximize"), [(True, False, False), (False, True, False), (True, True, True)]
+)
+def test_it_goes_in_the_right_direction(options: dict[str, Any], contiguous: bool, separate: bool, maximize: bool):
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(10, 5) if contiguous else torch.randn(10, 5, 2)[..., 0])
     bias = nn.Parameter(torch.randn(10) if contiguous else torch.randn(10, 2)[..., 0])

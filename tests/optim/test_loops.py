@@ -1,4 +1,4 @@
-"""MFAC in the loops that people write around an optimizer: schedules, averages, scaling, compiling."""
+"""MFAC in the loops that people write: schedules, averages, scaling, compiling."""
 
 from __future__ import annotations
 
@@ -67,8 +67,13 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("rule", OF_RULES)
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        *((name, "adam") for name in SCHEDULES),
+        *((n, r) for n in ("OneCycleLR", "CyclicLR") for r in OF_RULES if r != "adam"),
+    ],
+)
 def test_a_stored_schedule_goes_on_with_its_optimizer(name: str, rule: str):
     def go(run: Run, schedule: Any, first: int, steps: int) -> None:
         for t in range(first, first + steps):
@@ -162,7 +167,7 @@ def test_accumulated_gradients_are_one_gradient():
     assert opts[1].window.num_filled == 1
 
 
-@pytest.mark.parametrize("options", RULES, ids=named)
+@pytest.mark.parametrize("options", RULES[::2], ids=named)
 def test_compiled_models_and_steps_make_the_same_weights(options: dict[str, Any]):
     torch._dynamo.reset()
     model, compiled = classifier(), classifier()

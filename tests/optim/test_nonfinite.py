@@ -1,4 +1,4 @@
-"""A gradient that no window can hold: nothing is stored or moved, and the error says where it is."""
+"""A gradient that no window can hold: nothing is stored or moved, and the error says where."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ def poisoned(run: Run, t: int, value: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+@pytest.mark.parametrize(("groups", "nonfinite"), [(1, "raise"), (2, "raise"), (2, "skip")])
 def test_nothing_changes_and_the_run_goes_on_as_if_it_had_not_been(kind: Kind, groups: int, nonfinite: str):
     run = Run(kind, groups=groups, nonfinite=nonfinite)
     calm = Run(kind, groups=groups)
     for t, value in enumerate(BAD, start=2):
-        run.go(t, t)
-        calm.go(t, t)
+        run.go(t, 2 if t == 2 else 1)
+        calm.go(t, 2 if t == 2 else 1)
         before = run.everything()
         poisoned(run, t, value)
         if nonfinite == "skip":

@@ -44,7 +44,15 @@ def test_code_of_guides_runs(page: Path):
     "name",
     sorted(
         set(mfac.__all__)
-        - {"HeldOutDamping", "PruningPlan", "PruningReport", "PruningStep", "RelativeDamping", "build_info"}
+        - {
+            "HeldOutDamping",
+            "PruningPlan",
+            "PruningReport",
+            "PruningStep",
+            "RelativeDamping",
+            "RowRelativeDamping",
+            "build_info",
+        }
     ),
 )
 def test_docstring_examples_run(name):
@@ -63,3 +71,10 @@ def test_docstring_examples_run(name):
 def test_everything_public_is_documented(name):
     assert getattr(mfac, name).__doc__
     assert name in (ROOT / "docs" / "api.md").read_text()
+
+
+def test_every_extra_is_on_the_page_about_installing():
+    table = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]\n")[1].split("\n\n")[0]
+    extras = re.findall(r"^(\w+) = ", table, re.MULTILINE)
+    page = (ROOT / "docs" / "install.md").read_text()
+    assert "export" in extras and all(f"| `{extra}` |" in page for extra in extras)

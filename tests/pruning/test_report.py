@@ -152,7 +152,7 @@ def test_patterns_by_name_are_proved_where_they_are_n_to_m():
     report.steps.clear()
     with torch.no_grad():
         model[0].weight[0, :4] = 1.0
-    with pytest.raises(ValueError, match=r"The pattern should be 2:4.*Found 4 in '0.weight'"):
+    with pytest.raises(ValueError, match=r"The pattern should be 2:4.*Found 4 kept of inputs 0 to 3 of output 0"):
         mfac.verify(model, report)
 
 
@@ -188,7 +188,7 @@ def denser(model, report):  # masks and model agree, but neither is 2:4
     [
         (revive, r"Weights that were dropped should be zero. Found 1 of 192 in '0.weight' that are not"),
         (vanish, r"Weights that were kept should not be zero. Found 1 of 192 in '0.weight' that are"),
-        (denser, r"The pattern should be 2:4: at most 2 of 4 successive weights. Found 4 in '0.weight'"),
+        (denser, r"The pattern should be 2:4: at most 2 of 4 successive weights.* Found 4 kept .* in '0.weight'"),
         (lambda m, r: m[2].bias.fill_(torch.nan), r"Weights should be finite. Found 3 of 3 in '2.bias' that are not"),
         (lambda m, r: m[2].weight[0].fill_(0), r"no new zeros. Found 32 in '2.weight', which had 0"),
         (lambda m, r: r.masks.update({"9.weight": r.masks["0.weight"]}), r"Found no '9.weight' among"),
@@ -210,3 +210,14 @@ def test_a_sparsity_that_was_reported_wrongly_is_seen():
         parameter_named(model, "0.weight")[place] = 0
     with pytest.raises(ValueError, match=r"The sparsity should be 0.7\d+, as reported. Found 0.7"):
         mfac.verify(model, report)
+
+
+def test_scales_and_refits_are_in_text_and_json():
+    _, report = pruned(step_check=True, refits=2)
+    assert all(step.scale in {1.0, 0.5, 0.25, 0.0} for step in report.steps)
+    assert len(report.refits) == 2 and set(report.refits) <= {1.0, 0.5, 0.25, 0.0}
+    again = mfac.PruningReport.from_json(report.to_json())
+    assert (again.steps, again.refits) == (report.steps, report.refits)
+    assert "step-size check: updates scaled by" in str(again) and "2 refits after the last stage, scaled" in str(again)
+    _, plain = pruned()
+    assert plain.refits == [] and plain.steps[0].scale is None and "scaled" not in str(plain)

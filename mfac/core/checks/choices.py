@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 import torch
 
@@ -20,6 +21,12 @@ def names_of(choices: Sequence[object]) -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
 
 
+def did_you_mean(value: object, choices: Iterable[str]) -> str:
+    """The end of a message about a name: a full stop, and the nearest choice where one is near."""
+    near = get_close_matches(value, list(choices), 1) if isinstance(value, str) else []
+    return f". Did you mean {near[0]!r}?" if near else "."
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
     """Accepts one of several words.
 
@@ -35,7 +42,9 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
         ValueError: If `value` is none of `choices`.
     """
     if value not in choices:
-        raise ValueError(f"Parameter `{name}` should be {names_of(choices)}. Found {value!r}.")
+        raise ValueError(
+            f"Parameter `{name}` should be {names_of(choices)}. Found {value!r}{did_you_mean(value, choices)}"
+        )
     return value
 
 

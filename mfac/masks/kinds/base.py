@@ -95,6 +95,36 @@ class Units:
         return chosen[self.unit_of.clamp(min=0)] & (self.unit_of >= 0)
 
 
+@dataclass(frozen=True)
+class Broken:
+    """Units of one parameter, or of several that share units, that are not as the pattern has them.
+
+    Attributes:
+        name: Of the parameter.
+        count: How many units.
+        first: The first of them in words, as "2 of 8 weights kept of output channel 3".
+    """
+
+    name: str
+    count: int
+    first: str
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a pattern says of finished masks, and where it does not hold.
+
+    Attributes:
+        pattern: The pattern's name.
+        text: What should hold, as a sentence without its full stop.
+        broken: Where it does not.
+    """
+
+    pattern: str
+    text: str
+    broken: Sequence[Broken]
+
+
 class Pattern(ABC):
     """Which zeros a pruned network may have. Derive from it: docs/extending/pattern.md.
 
@@ -151,6 +181,18 @@ class Pattern(ABC):
             their first member, and `Units.counts` has a number for each group.
         """
         return [[index] for index in range(len(weights))]
+
+    def promises(self, weights: Sequence[PrunableWeight], kept: Tensor) -> list[Promise]:
+        """What holds of finished masks, for `mfac.verify`; by default nothing is said.
+
+        Args:
+            weights: What is known of each parameter.
+            kept: The masks, [d] bool.
+
+        Returns:
+            Promises, each with the units that break it.
+        """
+        return []
 
     @abstractmethod
     def units(self, candidates: Candidates) -> Units:

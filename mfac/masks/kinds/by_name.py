@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
+from mfac.core.checks.choices import did_you_mean
 from mfac.gradients.prunable import PrunableWeight
-from mfac.masks.kinds.base import Candidates, Pattern, Units
+from mfac.masks.kinds.base import Candidates, Pattern, Promise, Units
 
 
 class ByName(Pattern):
@@ -58,9 +60,10 @@ class ByName(Pattern):
                 )
             used.add(key)
         if unused := [key for key in self.patterns if key not in used and key != "*"]:
+            names = [weight.name for weight in weights]
             raise ValueError(
                 f"Parameter `pattern` should name weights that are pruned. Found {unused[0]!r}, which is the "
-                f"first to match none of {[weight.name for weight in weights]}."
+                f"first to match none of {names}{did_you_mean(unused[0], names)}"
             )
         for pattern, indices in self._parts(weights):
             pattern.check([weights[i] for i in indices])
@@ -79,6 +82,15 @@ class ByName(Pattern):
         for pattern, indices in self._parts(weights):
             groups += [[indices[i] for i in group] for group in pattern.together([weights[index] for index in indices])]
         return sorted(groups, key=min)
+
+    def promises(self, weights: Sequence[PrunableWeight], kept: Tensor) -> list[Promise]:
+        """What each part says, with the names that it is of."""
+        pieces, found = kept.split([weight.size for weight in weights]), []
+        for pattern, indices in self._parts(weights):
+            key = self._key(weights[indices[0]].name)
+            of_part = pattern.promises([weights[i] for i in indices], torch.cat([pieces[i] for i in indices]))
+            found += [replace(promise, text=f"of {key!r} {promise.text}") for promise in of_part]
+        return found
 
     def units(self, candidates: Candidates) -> Units:
         """The units of all parts, in the order of the parameters."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from mfac.core.checks.numbers import check_count
 from mfac.gradients.prunable import PrunableWeight
 from mfac.masks.kinds.axes import as_matrix, check_channels
-from mfac.masks.kinds.base import Candidates, Pattern, Units
+from mfac.masks.kinds.base import Broken, Candidates, Pattern, Promise, Units
 
 
 class Grouped(Pattern):
@@ -41,6 +41,20 @@ class Grouped(Pattern):
         """
         check_channels(list(weights), str(self))
 
+    def name_of(self, weight: PrunableWeight, label: int) -> str:
+        """A group in words, for messages."""
+        return f"group {label}"
+
+    def promises(self, weights: Sequence[PrunableWeight], kept: Tensor) -> list[Promise]:
+        """That every group is kept whole or dropped whole."""
+        broken = []
+        for weight, piece in zip(weights, kept.split([weight.size for weight in weights]), strict=True):
+            partial = partly_kept(self.labels(weight), piece.cpu())
+            if partial is not None:
+                count, label, share = partial
+                broken.append(Broken(weight.name, count, f"{share} weights kept of {self.name_of(weight, label)}"))
+        return [Promise(str(self), "what belongs together is kept whole or dropped whole", broken)]
+
     def units(self, candidates: Candidates) -> Units:
         """What is alive of each group."""
         live = candidates.live
@@ -50,6 +64,25 @@ class Grouped(Pattern):
             begin = int(labels[-1].max()) + 1
         ends = [int(piece.max()) + 1 for piece in labels]
         return units_of_labels(torch.cat(labels).to(live.device)[live], ends, candidates.scores)
+
+
+def partly_kept(labels: Tensor, kept: Tensor) -> tuple[int, int, str] | None:
+    """The groups of which some weights are kept and some are not.
+
+    Args:
+        labels: Of each weight, [size] int64.
+        kept: [size] bool.
+
+    Returns:
+        How many, the label of the first, and its kept share as "2 of 8"; None if there is none.
+    """
+    sizes = torch.bincount(labels)
+    counts = torch.bincount(labels[kept], minlength=len(sizes))
+    partial = ((counts > 0) & (counts < sizes)).nonzero()[:, 0]
+    if not len(partial):
+        return None
+    label = int(partial[0])
+    return len(partial), label, f"{int(counts[label])} of {int(sizes[label])}"
 
 
 def units_of_labels(labels: Tensor, ends: Sequence[int], scores: Tensor) -> Units:
@@ -101,6 +134,24 @@ class Blocks(Grouped):
     def __repr__(self) -> str:
         return f"{self.outputs}x{self.inputs}"
 
+    def check(self, weights: Sequence[PrunableWeight]) -> None:
+        """Refuses weights whose channels are not known, and blocks that no weight has two of.
+
+        Args:
+            weights: What is known of each.
+
+        Raises:
+            ValueError: If there is such a weight, or each weight is a single block.
+        """
+        super().check(weights)
+        shapes = {weight.name: list(as_matrix(weight).shape) for weight in weights}
+        if all(outs <= self.outputs and ins <= self.inputs and n == 1 for outs, ins, n in shapes.values()):
+            raise ValueError(
+                f"Parameter `pattern` should have blocks smaller than some weight that is pruned. Found "
+                f"{str(self)!r}, where outputs by inputs are at most "
+                f"{max(outs for outs, _, _ in shapes.values())}x{max(ins for _, ins, _ in shapes.values())}."
+            )
+
     def labels(self, weight: PrunableWeight) -> Tensor:
         """Blocks row by row, positions of a block's kernel after one another."""
         entries = as_matrix(weight)
@@ -110,6 +161,16 @@ class Blocks(Grouped):
         columns = torch.arange(ins)[None, :, None] // self.inputs
         numbers = (rows * across + columns) * positions + torch.arange(positions)
         return _placed(entries, numbers)
+
+    def name_of(self, weight: PrunableWeight, label: int) -> str:
+        """The first and last of its channels."""
+        outs, ins, positions = as_matrix(weight).shape
+        place, position = divmod(label, positions)
+        row, column = divmod(place, -(-ins // self.inputs))
+        outputs = f"{row * self.outputs} to {min((row + 1) * self.outputs, outs) - 1}"
+        inputs = f"{column * self.inputs} to {min((column + 1) * self.inputs, ins) - 1}"
+        where = f" at position {position}" if positions > 1 else ""
+        return f"the block of outputs {outputs} by inputs {inputs}{where}"
 
 
 class Rows(Grouped):
@@ -126,6 +187,10 @@ class Rows(Grouped):
         """The output channel."""
         entries = as_matrix(weight)
         return _placed(entries, torch.arange(entries.shape[0])[:, None, None].expand_as(entries))
+
+    def name_of(self, weight: PrunableWeight, label: int) -> str:
+        """Its number."""
+        return f"output channel {label}"
 
 
 class Channels(Grouped):
@@ -144,6 +209,10 @@ class Channels(Grouped):
         group = torch.arange(outs)[:, None, None] // (outs // weight.groups)
         numbers = group * ins + torch.arange(ins)[None, :, None]
         return _placed(entries, numbers.expand_as(entries))
+
+    def name_of(self, weight: PrunableWeight, label: int) -> str:
+        """Its number."""
+        return f"input channel {label}"
 
 
 def _placed(entries: Tensor, numbers: Tensor) -> Tensor:

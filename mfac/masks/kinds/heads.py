@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from mfac.gradients.naming import named_layers
 from mfac.gradients.prunable import PrunableWeight
 from mfac.masks.kinds.axes import as_matrix
-from mfac.masks.kinds.base import Candidates, Pattern, Units
-from mfac.masks.kinds.grouped import units_of_labels
+from mfac.masks.kinds.base import Broken, Candidates, Pattern, Promise, Units
+from mfac.masks.kinds.grouped import partly_kept, units_of_labels
 
 _QUERIES = ("q_proj", "query", "q_lin", "q")
 _KEYS_AND_VALUES = ("k_proj", "key", "k_lin", "k", "v_proj", "value", "v_lin", "v")
@@ -64,6 +64,7 @@ class Heads(Pattern):
     """
 
     def __init__(self, model: nn.Module | Sequence[Attention]) -> None:
+        self._given = not isinstance(model, nn.Module)
         self.attentions = _found(model) if isinstance(model, nn.Module) else list(model)
         if not self.attentions:
             raise ValueError(
@@ -72,7 +73,7 @@ class Heads(Pattern):
             )
 
     def __repr__(self) -> str:
-        return f"heads of {len(self.attentions)} attentions"
+        return f"heads of {len(self.attentions)} {'given ' if self._given else ''}attentions"
 
     def check(self, weights: Sequence[PrunableWeight]) -> None:
         """Refuses weights of no attention, and attentions of which only a part is pruned.
@@ -109,12 +110,29 @@ class Heads(Pattern):
                 groups.append(sorted(place[name] for name in names))
         return sorted(groups, key=min)
 
+    def promises(self, weights: Sequence[PrunableWeight], kept: Tensor) -> list[Promise]:
+        """That a head is kept whole or dropped whole, in all projections of its attention."""
+        broken, pieces = [], kept.split([weight.size for weight in weights])
+        by_name = self._attention_of()
+        for group in self.together(weights):
+            attention = by_name[weights[group[0]].name]
+            labels = torch.cat([_head_of(weights[i], attention) for i in group])
+            partial = partly_kept(labels, torch.cat([pieces[i] for i in group]).cpu())
+            if partial is not None:
+                count, head, share = partial
+                broken.append(Broken(weights[group[0]].name, count, f"{share} weights kept of head {head}"))
+        return [Promise(str(self), "heads are kept whole or dropped whole", broken)]
+
+    def _attention_of(self) -> dict[str, Attention]:
+        """The attention of each projection, by its name."""
+        return {name: a for a in self.attentions for name in (*a.inputs, *a.outputs)}
+
     def units(self, candidates: Candidates) -> Units:
         """The live weights of each head."""
         weights, live = candidates.weights, candidates.live
         groups = self.together(weights)
         labels, ends = [torch.empty(0)] * len(weights), []
-        by_name = {name: a for a in self.attentions for name in (*a.inputs, *a.outputs)}
+        by_name = self._attention_of()
         begin = 0
         for group in groups:
             attention = by_name[weights[group[0]].name]

@@ -10,7 +10,8 @@ from torch import Tensor
 from mfac import _C
 from mfac.core import ops
 from mfac.gradients.prunable import PrunableWeight
-from mfac.masks.kinds.base import Candidates, Pattern, Units
+from mfac.masks.kinds.axes import as_matrix
+from mfac.masks.kinds.base import Broken, Candidates, Pattern, Promise, Units
 
 MOST_IN_GROUP = _C.limits()["nm_group"]
 
@@ -81,6 +82,23 @@ class NM(Pattern):
     def most_kept(self, weights: Sequence[PrunableWeight], live: Tensor) -> list[int]:
         """The same as `least_kept`: N:M leaves no choice."""
         return self.least_kept(weights, live)
+
+    def promises(self, weights: Sequence[PrunableWeight], kept: Tensor) -> list[Promise]:
+        """That no group keeps more than N."""
+        broken = []
+        for weight, piece in zip(weights, kept.split([weight.size for weight in weights]), strict=True):
+            matrix = piece.cpu()[as_matrix(weight)]  # [out, inputs, positions]
+            counts = torch.stack([part.sum(1) for part in matrix.split(self.group, dim=1)], 1)  # [out, groups, ...]
+            over = (counts > self.keep).nonzero()
+            if len(over):
+                out, number, position = over[0].tolist()
+                begin = number * self.group
+                last = min(begin + self.group, matrix.shape[1]) - 1
+                where = f" at position {position}" if matrix.shape[2] > 1 else ""
+                first = f"{int(counts[out, number, position])} kept of inputs {begin} to {last} of output {out}{where}"
+                broken.append(Broken(weight.name, len(over), first))
+        text = f"at most {self.keep} of {self.group} successive weights are kept along input channels"
+        return [Promise(str(self), text, broken)]
 
     def units(self, candidates: Candidates) -> Units:
         """The weights below the highest of their group, each a unit; dead weights go first."""

@@ -17,6 +17,8 @@ from mfac.window.sliding import SlidingFisher
 class Rule(ABC):
     """Turns a window of gradients into a direction u = Gᵀc; weights move by -lr · u.
 
+    docs/extending/rule.md shows one from end to end.
+
     Attributes:
         defaults: The options that a group has where it gives none: lr, rank, damping and momentum.
         averages_updates: Whether momentum is an exponential average of the updates, [d] numbers; if

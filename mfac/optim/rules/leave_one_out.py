@@ -78,7 +78,6 @@ class Spectral(Adam):
     defaults: ClassVar[Mapping[str, Any]] = {
         **Adam.defaults,
         "lr": 0.02,
-        "damping": row_relative(10.0),
         "orthogonal": True,
     }
 

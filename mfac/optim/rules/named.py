@@ -17,4 +17,4 @@ RULES: dict[str, Callable[[], Rule]] = {
     "adam": Adam,
     "spectral": Spectral,
 }
-DEFAULT = "adam"
+DEFAULT = "spectral"

@@ -19,9 +19,11 @@ class Saliency(ABC):
 
     Attributes:
         needs_fisher: Whether gradients have to be collected for the saliency.
+        needs_inputs: Whether the saliency asks for `StepContext.input_norms`.
     """
 
     needs_fisher: bool = True
+    needs_inputs: bool = False
 
     @abstractmethod
     def scores(self, context: StepContext) -> Tensor:

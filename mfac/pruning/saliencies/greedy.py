@@ -9,7 +9,7 @@ from mfac.core.checks.choices import check_choice
 from mfac.core.checks.numbers import check_count
 from mfac.gradients.threads import one_thread
 from mfac.masks.patterns import Units
-from mfac.pruning.blocks import fisher_blocks
+from mfac.pruning.blocks import factored, fisher_blocks
 from mfac.pruning.context import StepContext
 from mfac.pruning.saliencies.base import Saliency
 from mfac.pruning.saliencies.obs import OBS
@@ -59,7 +59,8 @@ class Greedy(Saliency):
             for columns, fisher in fisher_blocks(context.fisher, self.block_size):
                 width = fisher.shape[1]
                 w = context.weights[columns].to(torch.float64, copy=True).view(-1, width)
-                scores[columns] = self._exhaust(torch.cholesky_inverse(torch.linalg.cholesky(fisher)), w).view(-1)
+                inverse = torch.cholesky_inverse(factored(fisher, context.fisher.damping))
+                scores[columns] = self._exhaust(inverse, w).view(-1)
         return scores
 
     def unit_scores(self, context: StepContext, units: Units) -> Tensor | None:

@@ -49,6 +49,7 @@ class Wanda(Saliency):
         forward: Callable[[nn.Module, Any], Any] | None = None,
     ) -> None:
         self.norms = None if model is None else input_norms(model, batches, forward)
+        self.needs_inputs = self.norms is None
 
     def scores(self, context: StepContext) -> Tensor:
         """|w| · ‖X‖.

@@ -107,6 +107,10 @@ class Rows(ABC):
         """Columns of the entries that a row carries, [k] int64, ascending; None for all."""
         return None
 
+    def take_residue_(self, other: Rows, columns: list[tuple[Tensor, Tensor]]) -> None:
+        """Takes over what another's rows have left out, in some columns; zero in the rest."""
+        return
+
     def holds(self, gradient: Tensor) -> bool:
         """Whether the entries of a gradient [d] are such as `push_` writes; the host waits."""
         return in_range(gradient, self.dtype)

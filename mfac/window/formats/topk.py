@@ -102,6 +102,12 @@ class TopKRows(Rows):
     def push_(self, row: int, gradient: Tensor) -> Tensor:
         return ops.topk_push_(self.values, self.indices, self.error, row, gradient, self.block_size, self.boundaries)
 
+    def take_residue_(self, other: Rows, columns: list[tuple[Tensor, Tensor]]) -> None:
+        assert isinstance(other, TopKRows)
+        self.error.zero_()
+        for theirs, mine in columns:
+            self.error[mine] = other.error[theirs]
+
     def holds(self, gradient: Tensor) -> bool:
         return super().holds(gradient + self.error)
 
