@@ -1,4 +1,4 @@
-"""Which piece of each parameter is this process's, and what processes say to one another in a step."""
+"""Which piece of each parameter is this process's, and what processes say to one another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Whole:
     among: Hashable = None
 
     def of(self, parameter: Tensor, tensor: Tensor) -> Tensor:
-        """This process's piece of a tensor laid out as the parameter is; a view, of >= 1 dimension."""
+        """This process's piece of a tensor laid out as the parameter; a view, of >= 1 dimension."""
         return tensor.view(1) if tensor.dim() == 0 else tensor
 
     def published(self, parameter: Tensor, piece: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 
 
 def packed(value: Any) -> Any:
-    """An option as a plain value, which `torch.load(weights_only=True)` and torch's checkpoints accept."""
+    """An option as a plain value, which `torch.load(weights_only=True)` and checkpoints accept."""
     if isinstance(value, torch.dtype):
         return str(value)
     if isinstance(value, RowRelativeDamping):

@@ -1,4 +1,4 @@
-"""One process pays nothing for several: not in imports, nor where torch has no torch.distributed."""
+"""One process pays nothing for several: not in imports, nor without torch.distributed."""
 
 import subprocess
 import sys

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.cpu_only("processes that speak gloo")
 
 # A rule for every group of layers.
 RULES = [
-    (("first", "norm"), {}),
+    (("first", "norm"), {"rule": "adam"}),
     (("up",), {"rule": "leave_one_out", "weight_decay": 0.01}),
     (("down", "head"), {"rule": "paper", "lr": 0.01, "momentum": 0.9}),
 ]
@@ -94,7 +94,8 @@ class Sent(TorchDispatchMode):
             name = func._schema.name.split("::")[1]
             given = args[1] if name == "_allgather_base_" else args[0]
             tensors = given if isinstance(given, list) else [given]
-            self.calls.append((name, [(t.numel(), t.dtype) for t in tensors]))
+            if name not in {"wait_tensor", "_wrap_tensor_autograd"}:  # which send nothing
+                self.calls.append((name, [(t.numel(), t.dtype) for t in tensors]))
         return func(*args, **(kwargs or {}))
 
 
@@ -112,7 +113,7 @@ def sent_by_steps(kind: str, options: dict[str, Any]) -> list[Any]:
 @pytest.mark.parametrize(
     "options",
     [
-        {"trust_region": 1e-3},
+        {"rule": "adam", "trust_region": 1e-3},
         {"rule": "paper", "momentum": 0.9, "damping": 0.1, "weight_decay": 0.1},
     ],
     ids=["adam", "paper"],
@@ -126,3 +127,11 @@ def test_a_step_sends_m_numbers_and_the_weights_of_copies(four: Processes, optio
         assert found == [[products, weights]] * 6
     for found in four.run(sent_by_steps, "fsdp", options):
         assert found == [[products]] * 6
+
+
+def test_orthogonal_updates_send_each_matrix_once(four: Processes):
+    shapes = [tuple(p.shape) for p in Trained().model.parameters()]
+    slices = [-(-shape[0] // 4) * shape[1] for shape in shapes if len(shape) == 2]
+    matrices = [("all_gather_into_tensor", [(size, torch.float64)]) for size in slices]
+    for found in four.run(sent_by_steps, "fsdp", {"rule": "spectral"}):
+        assert found == [[("allreduce_", [(8, torch.float64)]), *matrices]] * 6

@@ -75,7 +75,7 @@ class Rows(ABC):
         """Writes a gradient [d]; its products with all rows, [m] float64, or NaN and no write."""
 
     def written_by_push(self, row: int) -> list[Tensor]:
-        """What `push_` writes, by reference: a row of every tensor, or more where a format says so."""
+        """What `push_` writes, by reference: a row of every tensor, or what a format says."""
         return [tensor[row] for tensor in self.tensors().values()]
 
     @abstractmethod
