@@ -13,7 +13,7 @@ import mfac
 
 _ADAM_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 _SGD_RATES = (1e-2, 3e-2, 1e-1, 3e-1)
-FINE_TUNING = 0.03
+FINE_TUNING = 0.1
 """What all rates are multiplied by where a trained network is trained on."""
 
 

@@ -1,4 +1,4 @@
-"""What is trained: an MLP, a residual network, a character-level transformer, a sentence encoder."""
+"""What is trained: an MLP, a residual network, a small transformer, a sentence encoder."""
 
 from __future__ import annotations
 

@@ -66,12 +66,12 @@ def relative(scale: float) -> RelativeDamping:
 
 
 def row_relative(scale: float) -> RowRelativeDamping:
-    """Damping in proportion to the mean squared norm of the gradients, the scale of their Gram matrix.
+    """Damping in proportion to the mean squared norm of the gradients: nλ = ρ · mean ‖gᵢ‖².
 
-    The m x m matrix that is inverted is nλI + GGᵀ. With nλ = ρ · mean ‖gᵢ‖² the same ρ means the same
-    for every dimension d and every m, where `mfac.relative(c)` is nλ = c · m/d · mean ‖gᵢ‖², and so
-    nearly undamped for large d. Useful values are 0.1 to 10. In a sliding window λ is held until the
-    mean leaves half to twice what it was.
+    The m x m matrix that is inverted is nλI + GGᵀ. So the same ρ means the same for every dimension
+    d and every m, where `mfac.relative(c)` is nλ = c · m/d · mean ‖gᵢ‖², and so
+    nearly undamped for large d. Useful values are 0.1 to 10. In a sliding window λ is held until
+    the mean leaves half to twice what it was.
 
     Args:
         scale: ρ > 0; λ = ρ · mean ‖gᵢ‖² / n.

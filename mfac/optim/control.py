@@ -1,4 +1,4 @@
-"""Control of a step's length from its coefficients, in O(m): trust region, grafting, a fixed norm."""
+"""Control of a step's length from its m coefficients: trust region, grafting, a fixed norm."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def controlled(u: Combination, fisher: SlidingFisher, options: Mapping[str, Any]
     """The direction, lengthened or shortened as the options of the group say.
 
     `grafting` θ multiplies u by (‖g‖/‖u‖)^θ, with g the gradient that u answers: at θ = 1 u has the
-    length of the gradient. `update_rms` gives u the norm rms·√d. `trust_region` κ then shortens u so
-    that η²·uᵀFu <= κ, which bounds the KL divergence that a step makes in the model of F.
+    length of the gradient. `update_rms` gives u the norm rms·√d. `trust_region` κ then shortens u
+    so that η²·uᵀFu <= κ, which bounds the KL divergence that a step makes in the model of F.
 
     Args:
         u: The direction.

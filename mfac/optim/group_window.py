@@ -1,4 +1,4 @@
-"""The window of one parameter group, and a step on it in two parts: take the gradient, then move."""
+"""The window of one parameter group, and a step on it: take the gradient, then move."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adam's metric: the diagonal scaling D^(-1/2) with D = √v̂ + ε that gradients enter a window by."""
+"""Adam's metric: the scaling D^(-1/2) with D = √v̂ + ε that gradients enter a window by."""
 
 from __future__ import annotations
 

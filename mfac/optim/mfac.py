@@ -15,7 +15,7 @@ from mfac.core.checks.choices import check_choice
 from mfac.curvature.damping import Damping
 from mfac.distributed.sharding import Group, pieces_for
 from mfac.optim.group_window import GroupWindow
-from mfac.optim.options import FIXED, OPTIONS, check_options, complete, packed, refuse_unknown, same
+from mfac.optim.options import OPTIONS, check_changes, check_options, complete, packed, refuse_unknown
 from mfac.optim.rules.base import Rule
 from mfac.optim.rules.named import RuleName
 from mfac.optim.state import Loaded, published
@@ -32,8 +32,8 @@ class MFAC(Optimizer):
     F = λI + (1/m) Σ gᵢgᵢᵀ over the last m gradients, the newest included. A step costs two passes
     over the window at memory speed and O(m²). Memory is the window (`window.nbytes`, known before
     the first step) and O(d). Every parameter group has a window of its own; `mfac.group_parameters`
-    makes groups by layer or by kind. A `window_dtype` of 16 or 8 bits, or a `density` below 1, makes
-    time and memory smaller; the step is then exact for the gradients as stored.
+    makes groups by layer or by kind. A `window_dtype` of 16 or 8 bits, or a `density` below 1,
+    makes time and memory smaller; the step is then exact for the gradients as stored.
 
     Args:
         params: Parameters or groups of them. Every option but `nonfinite` and `process_group` may
@@ -239,7 +239,8 @@ class MFAC(Optimizer):
                 loss = closure()
         stepping: list[tuple[int, GroupWindow]] = []
         for group, known in zip(self.param_groups, self._windows, strict=True):
-            self._check_changes(group, known)
+            if known is not None:
+                known.checked = check_changes(group, known.checked)
         before = list(self._windows)
         for i, group in enumerate(self.param_groups):
             self._windows[i] = mine = self._window_of(group, before[i])
@@ -277,22 +278,6 @@ class MFAC(Optimizer):
             found = found or "Found another in another process."
             raise ValueError(f"Parameter `gradient` should be finite. {found}")
         return True
-
-    def _check_changes(self, group: dict[str, Any], mine: GroupWindow | None) -> None:
-        """Checks the options of a group where any has changed since the last step."""
-        if mine is None:
-            return
-        # A number in a tensor may have been changed in place.
-        if all(group[name] is value and not isinstance(value, Tensor) for name, value in mine.checked.items()):
-            return
-        check_options(group)
-        for name in FIXED:
-            if not same(group[name], mine.checked.get(name, group[name])):
-                raise ValueError(
-                    f"Parameter `{name}` of a group should stay as it was made, {mine.checked[name]!r}: the window "
-                    f"depends on it. Found {group[name]!r}."
-                )
-        mine.checked = {name: group[name] for name in OPTIONS}
 
     def diagnostics(self) -> dict[str, float]:
         """What the last step was, for any logger; O(m²) a group.

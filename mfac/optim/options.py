@@ -97,6 +97,32 @@ def check_options(group: Mapping[str, Any]) -> None:
         )
 
 
+def check_changes(group: Mapping[str, Any], checked: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks the options of a group where any has changed since the last step.
+
+    Args:
+        group: As it is.
+        checked: Its options as they were when last checked.
+
+    Returns:
+        Its options as they are.
+
+    Raises:
+        ValueError: If one is out of range, or is one that the window was made with.
+    """
+    # A number in a tensor may have been changed in place.
+    if all(group[name] is value and not isinstance(value, Tensor) for name, value in checked.items()):
+        return dict(checked)
+    check_options(group)
+    for name in FIXED:
+        if not same(group[name], checked[name]):
+            raise ValueError(
+                f"Parameter `{name}` of a group should stay as it was made, {checked[name]!r}: the window depends on "
+                f"it. Found {group[name]!r}."
+            )
+    return {name: group[name] for name in OPTIONS}
+
+
 def _number(**bounds: float) -> Callable[[str, Any], Any]:
     return lambda name, value: check_number(name, number_of(name, value), **bounds)
 
@@ -110,7 +136,7 @@ def _flag(name: str, value: Any) -> None:
 
 
 def number_of(name: str, value: Any) -> Any:
-    """A number given as a tensor of one element, as schedulers and compilers give learning rates."""
+    """A number, also of a tensor of one element, as schedulers and compilers give rates."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"Parameter `{name}` should be one number. Found shape {list(value.shape)}.")

@@ -12,7 +12,7 @@ _STEPS = 5
 
 
 def is_matrix(shape: tuple[int, ...]) -> bool:
-    """Whether a parameter is a matrix of more than one row and column, the first dimension by all others."""
+    """Whether a parameter has more than one row and column, its first dimension by all others."""
     return len(shape) >= 2 and shape[0] > 1 and torch.Size(shape[1:]).numel() > 1
 
 

@@ -306,7 +306,7 @@ class GradientWindow:
 
     @torch.no_grad()
     def descend_(self, descent: Descent, coefficients: Tensor | None, factor: float) -> None:
-        """Moves weights along u = factor · Gᵀc, in the pass that computes it; for `mfac.MFAC` alone.
+        """Moves weights along u = factor · Gᵀc, in the pass that computes it; for `mfac.MFAC`.
 
         Args:
             descent: Which weights, how far, and with which momentum.

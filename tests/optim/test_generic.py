@@ -2,15 +2,16 @@
 
 Covered, by torch's names: forloop_goes_right_direction, contiguous and not, maximizing, in several
 groups; tensor_lr and its form with one dimension; step_is_noop_for_zero_grads;
-step_is_noop_when_params_have_no_grad; state_dict_deterministic; save_load_equality_with_weights_only;
-step_pre_hook, step_post_hook, step_all_hooks, the global ones too; state_dict_pre_hook, _post_hook,
-_pre_post_hook; load_state_dict_pre_hook and its prepend, _post_hook, _pre_post_hook;
-deepcopy_copies_all_public_attrs; pickles; non_empty_state; grads_are_never_inplaced_into;
-optimizer_can_be_printed; sparse gradients, which are refused; named parameters; error inputs of all
-optimizers. In test_loops.py: param_group_with_lrscheduler_goes_right_direction, schedulers of every
-kind, averages of weights, scaled, clipped and accumulated gradients, torch.compile. In
-test_groups.py: param_groups_lr and param_groups_weight_decay. In test_state.py:
-can_load_older_state_dict. In test_optimizer.py: complex parameters, which are refused.
+step_is_noop_when_params_have_no_grad; state_dict_deterministic;
+save_load_equality_with_weights_only; step_pre_hook, step_post_hook, step_all_hooks, the global
+ones too; state_dict_pre_hook, _post_hook, _pre_post_hook; load_state_dict_pre_hook and its
+prepend, _post_hook, _pre_post_hook; deepcopy_copies_all_public_attrs; pickles; non_empty_state;
+grads_are_never_inplaced_into; optimizer_can_be_printed; sparse gradients, which are refused; named
+parameters; error inputs of all optimizers. In test_loops.py:
+param_group_with_lrscheduler_goes_right_direction, schedulers of every kind, averages of weights,
+scaled, clipped and accumulated gradients, torch.compile. In test_groups.py: param_groups_lr and
+param_groups_weight_decay. In test_state.py: can_load_older_state_dict. In test_optimizer.py:
+complex parameters, which are refused.
 
 Not covered: foreach, fused, capturable and differentiable have no meaning here
 (foreach_matches_forloop, fused_matches_forloop, peak_memory_foreach, defaults_changed_to_foreach,

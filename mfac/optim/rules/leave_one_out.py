@@ -55,8 +55,8 @@ class LeaveOneOut(Rule):
 class Adam(LeaveOneOut):
     """The leave-one-out rule in Adam's metric: u = D^(-1/2) Hᵀc over a window of h = D^(-1/2) g.
 
-    D = √v̂ + ε with Adam's average v̂ of squared gradients. Momentum weights are averaged as Adam's,
-    so that this rule tends to AdamW's step as ρ grows, up to the drift of D within a window. By
+    D = √v̂ + ε with Adam's average v̂ of squared gradients. Momentum weights are averaged as
+    Adam's, so that this rule tends to AdamW's step as ρ grows, up to the drift of D within a window. By
     default an update has the length of Adam's (`grafting=1`), and so AdamW's learning rates hold.
     """
 
@@ -101,7 +101,7 @@ def centred_solve(fisher: SlidingFisher, b: Tensor, shift: float, w: Tensor) -> 
         c and Kc, [m] float64. O(m²): three products with (nλI + K)⁻¹.
     """
     ones = torch.tensor(fisher.ring.filled, dtype=torch.float64, device=b.device)
-    # (C + UVK)⁻¹ with U = [-w, f·w - 1] and V = [1ᵀ; wᵀ]; A K = I - nλA gives VKA without a product.
+    # (C + UVK)⁻¹ with U = [-w, f·w - 1] and V = [1ᵀ; wᵀ]; KA = I - nλA gives VKA for nothing.
     left = torch.stack([-w, ones.sum() * w - ones])  # Uᵀ
     right = torch.stack([ones, w])  # V
     solved = fisher.capacitance.solve(torch.cat([b.unsqueeze(0), left]), shift)  # [3, m]
