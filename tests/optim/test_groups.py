@@ -80,7 +80,7 @@ def test_a_group_with_options_of_its_own_is_an_optimizer_of_its_own(options: dic
 
 
 def test_rounding_is_an_option_of_a_group():
-    parameters = [nn.Parameter(torch.ones(64, dtype=torch.bfloat16)) for _ in range(3)]
+    parameters = [nn.Parameter(torch.ones(4096, dtype=torch.bfloat16)) for _ in range(3)]
     roundings = ("nearest", "compensated", "stochastic")
     groups = [{"params": [p], "rounding": rounding} for p, rounding in zip(parameters, roundings, strict=True)]
     opt = mfac.MFAC(groups, rule="paper", lr=1e-3, damping=1.0, rank=2)

@@ -56,8 +56,8 @@ class Adam(LeaveOneOut):
     """The leave-one-out rule in Adam's metric: u = D^(-1/2) Hᵀc over a window of h = D^(-1/2) g.
 
     D = √v̂ + ε with Adam's average v̂ of squared gradients. Momentum weights are averaged as
-    Adam's, so that this rule tends to AdamW's step as ρ grows, up to the drift of D within a window. By
-    default an update has the length of Adam's (`grafting=1`), and so AdamW's learning rates hold.
+    Adam's, so that this rule tends to AdamW's step as ρ grows, up to the drift of D within a
+    window. By default an update has the length of Adam's (`grafting=1`): AdamW's rates hold.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {
