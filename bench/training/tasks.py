@@ -180,6 +180,6 @@ TASKS = {
         _characters, CharacterTransformer, 32, 3, False, "Wikipedia's characters, transformer, batch 32, 3 epochs"
     ),
     "paragraphs": Task(
-        _paragraphs, ParagraphClassifier, 16, 2, True, "Wikipedia paragraph to article, MiniLM, batch 16, 2 epochs"
+        _paragraphs, ParagraphClassifier, 16, 1, True, "Wikipedia paragraph to article, MiniLM, batch 16, 1 epoch"
     ),
 }
