@@ -33,9 +33,10 @@ def group_parameters(model: nn.Module, by: Literal["layer", "tensor", "kind"] = 
         >>> import torch, mfac
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3))
         >>> groups = mfac.group_parameters(model, by="kind")
-        >>> [(group["name"], len(group["params"])) for group in groups]
-        [('matrices', 1), ('vectors', 3)]
-        >>> groups[1]["weight_decay"] = 0.0
+        >>> matrices, vectors = groups
+        >>> vectors["name"], len(vectors["params"])
+        ('vectors', 3)
+        >>> vectors.update(weight_decay=0.0)
         >>> opt = mfac.MFAC(groups, lr=1e-3, weight_decay=0.01)
     """
     check_choice("by", by, ("layer", "tensor", "kind"))
