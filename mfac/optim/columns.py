@@ -64,7 +64,8 @@ class Columns:
         numbers = {id(parameter): i for i, parameter in enumerate(self.parameters)}
         for j, parameter in enumerate(other.parameters):
             i = numbers.get(id(parameter))
-            if i is not None:
+            # Of another number of entries the rows say nothing about which is which.
+            if i is not None and math.prod(self.shapes[i]) == math.prod(other.shapes[j]):
                 mine, theirs = _in_both(self._entries(i), other._entries(j))
                 yield i, j, self.starts[i] + mine, other.starts[j] + theirs
 
@@ -126,7 +127,10 @@ class Columns:
             if gradient is None:
                 view.zero_()
             elif gradient.is_sparse:
-                raise TypeError("Parameter `params` should have dense gradients. Found a sparse one.")
+                raise TypeError(
+                    "Parameter `params` should have dense gradients. Found a sparse one: sparse=False of an "
+                    "embedding makes it dense."
+                )
         if used:
             places = [views[i] for i in used]
             torch._foreach_copy_(places, [gradient for gradient in gradients if gradient is not None])

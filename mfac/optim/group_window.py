@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mfac.core.devices import check_device, check_same_device
+from mfac.curvature.damping import check_damping
 from mfac.distributed.pieces import Whole
 from mfac.distributed.rows import SummedRows
 from mfac.optim.columns import Columns
@@ -46,6 +47,7 @@ class GroupWindow:
         metric: Adam's metric, if the rule has one.
         compensations: What rounding has left out of each narrow parameter, in a compensated sum.
         last: The direction of the last step.
+        present: Whether each parameter had a gradient in each row, [parameters, m].
         is_allocated: Whether there has been a step.
         checked: The options as they were when last checked.
     """
@@ -67,6 +69,7 @@ class GroupWindow:
         self.compensations: list[Tensor | None] = [None] * len(self.columns)
         self.last: Combination | None = None
         self.is_allocated = False
+        self.present = torch.ones((len(self.columns), options["rank"]), dtype=torch.bool, device="cpu")
         self._has: list[bool] = []
 
     def _make_window(self) -> GradientWindow:
@@ -107,12 +110,14 @@ class GroupWindow:
         other.start(momentum=self.average is not None)
         shared = list(self.columns.shared(other.columns))
         other.window.take_over(self.window, [(old, new) for _, _, old, new in shared])
+        other.present[:] = ~torch.tensor(other.window.ring.filled, device="cpu")
         for i, j, old, new in shared:
             if self.average is not None and other.average is not None:
                 other.average[new] = self.average[old]
             if self.metric is not None and other.metric is not None:
                 other.metric.square_average[new] = self.metric.square_average[old]
                 other.metric.steps[j] = self.metric.steps[i]
+            other.present[j] = self.present[i]
             if self.columns.local_shapes[i] == other.columns.local_shapes[j]:
                 other.compensations[j] = self.compensations[i]
         return other
@@ -198,13 +203,14 @@ class GroupWindow:
             torch.linalg.LinAlgError: If λ is too small for float64; no weight has moved.
         """
         options, algebra = self.options, self.window.algebra
-        algebra.given_damping = options["damping"]
+        algebra.given_damping = check_damping(options["damping"])
         try:
             self.window.push(self._flat)
         except ValueError as error:
             raise ValueError(f"{error}{self.where()}") from error
         if self.metric is not None:
             self.metric.take()
+        self.present[:, self.window.newest] = torch.tensor(self._has, device="cpu")
         found = self.rule.combination(algebra, options)
         self.last = None if found is None else controlled(found, algebra, options, self.lr, self.columns.total_dim)
 
@@ -238,9 +244,10 @@ class GroupWindow:
             finish=self._orthogonalize if options["orthogonal"] else None,
             generator=self._generator(seed, locals_),
         )
-        for piece, start, has, compensation in zip(locals_, columns.starts, self._has, self.compensations, strict=True):
+        of_each = zip(locals_, columns.starts, self._has, self._rates(), self.compensations, strict=True)
+        for piece, start, has, rate, compensation in of_each:
             if has and piece.numel():
-                descent.add(piece, start, self.lr, decay, compensation)
+                descent.add(piece, start, rate, decay, compensation)
         if descent.parameters:
             c = None if self.last is None else self.last.coefficients
             self.window.descend_(descent, c, 1.0 if self.last is None else self.last.factor)
@@ -248,6 +255,18 @@ class GroupWindow:
             descent.finish([])
         columns.put_back_(locals_)
         columns.pieces.exchange_([p for p, has in zip(columns.parameters, self._has, strict=True) if has])
+
+    def _rates(self) -> list[float]:
+        """η for each parameter: an average is over the steps in which it had a gradient."""
+        rates = [self.lr] * len(self.columns)
+        if self.rule.metric and self.last is not None and not bool(self.present.all()):
+            weights = self.last.target.cpu()
+            missing = (~self.present & (weights != 0)).any(1)
+            sums = self.present.double() @ weights
+            for i in missing.nonzero()[:, 0].tolist():
+                if self._has[i]:
+                    rates[i] = self.lr / float(sums[i])
+        return rates
 
     def _orthogonalize(self, moves: list[Tensor]) -> list[Tensor]:
         """The updates of all parameters that move, those of matrices orthogonalised whole."""

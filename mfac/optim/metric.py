@@ -11,8 +11,8 @@ class AdamMetric:
 
     A gradient is first seen, and taken into v only once the window holds it.
 
-    Source: "Adam: A Method for Stochastic Optimization" (1412.6980), Algorithm 1, for v̂; the window
-    in this metric is derived in docs/derivation.md, "Rules of a step".
+    Source: "Adam: A Method for Stochastic Optimization" (1412.6980), Algorithm 1, for v̂. The
+    window in this metric is derived in docs/derivation.md, "Rules of a step".
 
     Args:
         columns: The columns of each parameter.

@@ -15,7 +15,7 @@ from mfac.core.checks.choices import check_choice
 from mfac.curvature.damping import Damping
 from mfac.distributed.sharding import Group, pieces_for
 from mfac.optim.group_window import GroupWindow
-from mfac.optim.options import OPTIONS, check_changes, check_options, complete, packed, refuse_unknown
+from mfac.optim.options import OPTIONS, check_changes, check_options, complete, in_group, packed, refuse_unknown
 from mfac.optim.rules.base import Rule
 from mfac.optim.rules.named import RuleName
 from mfac.optim.state import Loaded, published
@@ -159,7 +159,8 @@ class MFAC(Optimizer):
                 if not parameter.is_floating_point():
                     raise TypeError(f"Parameter `params` should be real floating-point. Found {parameter.dtype}.")
             complete(group)
-            check_options(group)
+            with in_group(len(self.param_groups) - 1):
+                check_options(group)
             self._windows.append(self._window_of(group, None))
         except BaseException:
             self.param_groups.pop()
@@ -238,9 +239,12 @@ class MFAC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         stepping: list[tuple[int, GroupWindow]] = []
-        for group, known in zip(self.param_groups, self._windows, strict=True):
-            if known is not None:
-                known.checked = check_changes(group, known.checked)
+        for i, (group, known) in enumerate(zip(self.param_groups, self._windows, strict=True)):
+            with in_group(i):
+                if known is None:
+                    check_options(group)
+                else:
+                    known.checked = check_changes(group, known.checked)
         before = list(self._windows)
         for i, group in enumerate(self.param_groups):
             self._windows[i] = mine = self._window_of(group, before[i])

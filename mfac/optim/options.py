@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import torch
@@ -61,7 +63,7 @@ def rule_of(group: Mapping[str, Any]) -> Rule:
 def complete(group: dict[str, Any]) -> None:
     """Gives the options that a group leaves open, None, the defaults of its rule."""
     if group["rule"] == "auto":
-        group["rule"] = DEFAULT if not isinstance(group["damping"], float | int | RelativeDamping) else "paper"
+        group["rule"] = "paper" if isinstance(group["damping"], Real | RelativeDamping) else DEFAULT
     for name, value in {**_PLAIN, **rule_of(group).defaults}.items():
         if group[name] is None:
             group[name] = value
@@ -76,6 +78,15 @@ def refuse_unknown(group: Mapping[str, Any]) -> None:
             raise TypeError(
                 f"Parameter `params` should have groups with the options {sorted(OPTIONS)}. Found {key!r}.{hint}"
             )
+
+
+@contextmanager
+def in_group(number: int) -> Generator[None, None, None]:
+    """Adds to what is said of an option in which group it is."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error} It is in group {number}.") from None
 
 
 def check_options(group: Mapping[str, Any]) -> None:

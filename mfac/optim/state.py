@@ -27,10 +27,10 @@ _OWN = (
 def published(mine: GroupWindow) -> dict[Tensor, dict[str, Any]]:
     """What `state` holds of each parameter of a group, tensors by reference.
 
-    Of each parameter: "rows" of the window, [m, *shape]; "momentum", "square_average", "step" and
-    "compensation" where it has them; "columns", its size. The first parameter holds the parts of
-    the whole window: "window_gram" and "window_inverse", [m, m]; "window_shift"; "window_ages",
-    [m]; "window_counts": pushes, newest row, replaced rows.
+    Of each parameter: "rows" of the window, [m, *shape]; "momentum", "square_average", "step",
+    "present" and "compensation" where it has them; "columns", its size. The first parameter holds
+    the parts of the whole window: "window_gram" and "window_inverse", [m, m]; "window_shift";
+    "window_ages", [m]; "window_counts": pushes, newest row, replaced rows.
 
     Returns:
         Entries by parameter.
@@ -48,6 +48,8 @@ def published(mine: GroupWindow) -> dict[Tensor, dict[str, Any]]:
             for parameter, view in zip(columns.parameters, columns.views(tensor), strict=True):
                 found[parameter][name] = pieces.published(parameter, view)
     for j, parameter in enumerate(columns.parameters):
+        if mine.rule.metric:
+            found[parameter]["present"] = mine.present[j]
         if mine.metric is not None:
             found[parameter]["step"] = torch.tensor(float(mine.metric.steps[j]), device="cpu")
         compensation = mine.compensations[j]
@@ -161,7 +163,7 @@ class Loaded:
     def _check_norms(self, mine: GroupWindow, gram: Tensor) -> None:
         """Refuses rows that are not those of K: parts of them may be other processes'."""
         rows = mine.window.format
-        norms = [rows.as_dense(slice(i, i + 1)).double().square().sum() for i in range(rows.rank)]
+        norms = [_squared_norm(rows.as_dense(slice(i, i + 1))[0]) for i in range(rows.rank)]
         squares = mine.columns.pieces.sum_(torch.stack(norms))
         wanted = gram.diagonal().to(squares)
         # Far beyond rounding, of products in float32 at worst.
@@ -190,6 +192,11 @@ class Loaded:
         window.capacitance.shift, window.capacitance.replaced = float(first["window_shift"]), replaced
         if mine.metric is not None:
             mine.metric.steps = [int(self.entries(p)["step"]) for p in mine.columns.parameters]
+
+
+def _squared_norm(row: Tensor) -> Tensor:
+    """Of a row in float64, without a copy of it in float64."""
+    return torch.stack([piece.double().square().sum() for piece in row.split(16384)]).sum()
 
 
 def _copy(where: str, name: str, found: object, into: Any) -> None:

@@ -238,6 +238,7 @@ class Oracle:
         self.rule, self.rank, self.damping, self.momentum, self.lr = rule, rank, damping, momentum, lr
         self.rows: list[Tensor] = []
         self.average = torch.zeros(dim, dtype=F64)
+        self.t = 0
 
     def forget(self, columns: slice) -> None:
         for row in self.rows:
@@ -245,6 +246,7 @@ class Oracle:
         self.average[columns] = 0
 
     def update(self, g: Tensor, moves: Tensor) -> Tensor:
+        self.t += 1
         self.rows = [*self.rows, g.clone()][-self.rank :]
         window = torch.stack(self.rows)
         if self.rule == "paper":
@@ -258,7 +260,9 @@ class Oracle:
             others = torch.cat([others, torch.zeros(1, len(g), dtype=F64)])
             F = dense_fisher(others, self.damping, num_terms=self.rank)
             u += self.momentum**k * self.damping * torch.linalg.solve(F, row)
-        return self.lr * u * moves
+        # The rows that are held count for those that are not any more.
+        tail = (1 - self.momentum**self.t) / (1 - self.momentum ** len(self.rows))
+        return self.lr * tail * u * moves
 
 
 @pytest.mark.parametrize("rule", ["paper", "leave_one_out"])
@@ -348,3 +352,62 @@ def test_a_parameter_without_a_gradient_keeps_all_that_is_its_own(rule: str):
         assert name not in before or torch.equal(before[name], after[name])
     newest = run.opt.window.newest
     assert not bool(after["rows"][newest].any()) and bool(run.opt.state[run.model.wide]["rows"][newest].any())
+
+
+def test_an_option_out_of_range_is_refused_in_a_group_that_has_no_window_yet():
+    p, q = (nn.Parameter(torch.ones(5)) for _ in range(2))
+    q.requires_grad_(False)
+    opt = mfac.MFAC([{"params": [p]}, {"params": [q]}])
+    opt.param_groups[1]["momentum"] = 1.5
+    q.requires_grad_(True)
+    p.grad = q.grad = torch.ones(5)
+    with pytest.raises(ValueError, match=r"`momentum` .* Found 1.5. It is in group 1."):
+        opt.step()
+    assert torch.equal(p, torch.ones(5)) and torch.equal(q, torch.ones(5))
+
+
+@pytest.mark.parametrize("rule", ["adam", "spectral"])
+@pytest.mark.parametrize("rank", [1, 4, 64])
+def test_the_length_of_a_step_does_not_depend_on_the_rank(rule: str, rank: int):
+    """Of gradients that are all the same, with a damping that leaves the window no say."""
+    p = nn.Parameter(torch.zeros(6, dtype=F64))
+    opt = mfac.MFAC([p], 1e-2, rank, mfac.row_relative(1e9), rule=rule, window_dtype=F64)
+    for _ in range(100):
+        before = p.detach().clone()
+        p.grad = torch.ones_like(p)
+        opt.step()
+    torch.testing.assert_close(before - p.detach(), torch.full_like(before, 1e-2), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("rule", ["adam", "spectral"])
+def test_a_parameter_with_few_gradients_moves_by_the_average_of_those(rule: str):
+    p, seldom = (nn.Parameter(torch.zeros(6, dtype=F64)) for _ in range(2))
+    opt = mfac.MFAC([p, seldom], 1e-2, 64, mfac.row_relative(1e9), rule=rule, window_dtype=F64)
+    for step in range(60):
+        before = seldom.detach().clone()
+        p.grad = torch.ones_like(p)
+        seldom.grad = torch.ones_like(p) if step % 20 == 0 else None
+        opt.step()
+        moved = before - seldom.detach()
+        expected = torch.full_like(moved, 0.0 if step % 20 else 1e-2)
+        # The metric takes the seldom one's own steps; gradients are all one.
+        torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-12)
+
+
+def test_a_parameter_of_another_size_starts_anew():
+    p, q = nn.Parameter(torch.zeros(3, 2)), nn.Parameter(torch.zeros(4))
+    opt = mfac.MFAC([p, q], rule="adam", rank=4)
+    p.grad, q.grad = torch.ones(3, 2), torch.ones(4)
+    opt.step()
+    p.data = torch.zeros(3, 3)
+    p.grad = torch.ones(3, 3)
+    opt.step()
+    rows = opt.state_dict()["state"][0]["rows"]
+    assert not bool(rows[0].any()) and bool(rows[1].all())
+    assert bool(opt.state_dict()["state"][1]["rows"][:2].all())
+
+
+def test_a_damping_of_numpys_kind_is_a_number():
+    numpy = pytest.importorskip("numpy")
+    p = nn.Parameter(torch.zeros(3))
+    assert mfac.MFAC([p], damping=numpy.float32(0.01)).param_groups[0]["rule"] == "paper"

@@ -43,6 +43,7 @@ class Dense:
             if self.shift is None or not 0.5 * self.shift <= wanted <= 2 * self.shift:
                 self.shift = wanted
         a = torch.tensor([BETA**k for k in reversed(range(len(h)))], dtype=torch.float64)
+        a = a / a.sum() * (1 - BETA**self.t) / (1 - BETA)  # what the window has lost counts as what it holds
         if self.nesterov:
             a = BETA * a
             a[-1] += 1

@@ -55,6 +55,8 @@ def check_number(
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Parameter `{name}` should be a real number. Found {value!r}.")
+    if not isinstance(value, float | int):
+        value = float(value)  # numpy's narrow numbers compare in their own range
     bounds = [
         f"> {above:g}" if above is not None else "",
         f">= {least:g}" if least is not None else "",

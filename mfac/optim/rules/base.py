@@ -51,9 +51,10 @@ class Rule(ABC):
 def gradient_weights(ring: Ring, momentum: float, nesterov: bool, averaged: bool) -> Tensor:
     """How much each row counts in the momentum of gradients, [m] float64: no buffer of size d.
 
-    Momentum β sums βᵏ g over the gradients k steps back, as `torch.optim.SGD` does, as far as the
-    window reaches. Averaged, the weights are divided by their sum over all steps, (1 - βᵗ)/(1 - β)
-    after t, as Adam's are.
+    Momentum β sums βᵏ g over the gradients k steps back, as `torch.optim.SGD` does. Where the
+    window holds fewer than there were, those that it holds count for the others too, so that the
+    sum of the weights, (1 - βᵗ)/(1 - β) after t steps, does not depend on the rank. Averaged, the
+    weights are divided by that sum, as Adam's are.
 
     Args:
         ring: Which row holds which push.
@@ -68,10 +69,12 @@ def gradient_weights(ring: Ring, momentum: float, nesterov: bool, averaged: bool
     if momentum == 0:
         weights = [float(push == newest) for push in ring.written_by]
     else:
+        total = (1 - momentum**ring.pushes) / (1 - momentum)
         weights = [momentum ** (newest - push) if push >= 0 else 0.0 for push in ring.written_by]
+        scale = total / sum(weights)
+        weights = [w * scale for w in weights]
         if nesterov:
             weights = [momentum * w + float(p == newest) for w, p in zip(weights, ring.written_by, strict=True)]
         if averaged:
-            total = (1 - momentum**ring.pushes) / (1 - momentum)
             weights = [w / total for w in weights]
     return torch.tensor(weights, dtype=torch.float64, device="cpu")
