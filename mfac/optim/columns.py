@@ -83,8 +83,8 @@ class Columns:
     def views(self, flat: Tensor) -> list[Tensor]:
         """[..., d] as a piece [..., *shape] for each parameter, by reference."""
         return [
-            flat[..., columns].unflatten(-1, shape) if shape else flat[..., columns].squeeze(-1)
-            for columns, shape in zip(self.slices, self.local_shapes, strict=True)
+            flat.narrow(-1, start, math.prod(shape)).view(*flat.shape[:-1], *shape)
+            for start, shape in zip(self.starts, self.local_shapes, strict=True)
         ]
 
     def local(self, of: Sequence[Tensor | None]) -> Iterator[Tensor | None]:

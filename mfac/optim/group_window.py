@@ -296,6 +296,11 @@ class GroupWindow:
         seed = 65_536 * seed + self.columns.pieces.number  # of its own for every process with columns of its own
         return torch.Generator(self.window.device).manual_seed(seed)
 
+    def settle(self) -> None:
+        """Waits for what a GPU has to say of the last step; a ValueError if its gradient was refused."""
+        if self.is_allocated:
+            self.window.state_dict(copy=False)
+
     def diagnostics(self) -> dict[str, float]:
         """What the last step was, O(m²); see `MFAC.diagnostics`."""
         algebra, u = self.window.algebra, self.last

@@ -287,8 +287,7 @@ class MFAC(Optimizer):
         """What the last step was, for any logger; O(m²) a group.
 
         Returns:
-            Of each group with a window, under "name" or, where there are several groups,
-            "i/name": "rows" held; "damping" λ; "gradient_norm" of the newest gradient;
+            Of each group with a window, under "name" or, of several groups, "i/name": "rows" held; "damping" λ; "gradient_norm" of the newest gradient;
             "update_norm" ‖u‖; "slope" gᵀu; "curvature" uᵀFu; "gain", of u for the newest gradient;
             "largest_eigenvalue" of GGᵀ, by power iteration, and "effective_rank"
             (tr K)²/‖K‖². All in the window's coordinates: with rule "adam" those of its metric.
@@ -336,13 +335,15 @@ class MFAC(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As every torch optimizer's: tensors by reference, and every option in `param_groups`.
 
-        `state` has for each parameter that trains "rows", [m, *shape], and what the rule keeps of
-        it; the first parameter of a group has the m x m parts beside. "momentum" holds the momentum
-        of updates of one group, [d], or the weights of its gradients, or None.
+        `state` has for each parameter that trains "rows", [m, *shape], and what the rule keeps; the
+        first of a group has the m x m parts beside. "momentum" is one group's momentum of updates,
+        [d], the weights of its gradients, or None.
 
         Returns:
             What `load_state_dict` takes, also after `torch.load(weights_only=True)`.
         """
+        for known in filter(None, self._windows):
+            known.settle()
         self._publish()
         hooks, self._optimizer_state_dict_post_hooks = self._optimizer_state_dict_post_hooks, OrderedDict()
         try:

@@ -60,7 +60,7 @@ def test_a_step_of_the_window_reads_nothing_back(fake_gpu, dtype: torch.dtype, d
 @pytest.mark.parametrize("density", [1.0, 0.1])
 def test_a_step_of_the_optimizer_reads_nothing_back(fake_gpu, momentum: float, density: float):
     parameters = [torch.nn.Parameter(torch.empty(shape, device="cuda")) for shape in ((30, 7), (30,))]
-    opt = mfac.MFAC(parameters, rank=8, weight_decay=1e-4, momentum=momentum, density=density)
+    opt = mfac.MFAC(parameters, 1e-3, 8, 1e-2, momentum, 1e-4, density=density)  # the paper's rule, λ fixed
     for _ in range(3):
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
