@@ -297,7 +297,7 @@ class GroupWindow:
         return torch.Generator(self.window.device).manual_seed(seed)
 
     def settle(self) -> None:
-        """Waits for what a GPU has to say of the last step; a ValueError if its gradient was refused."""
+        """Waits for what a GPU has to say of the last step, as that its gradient was refused."""
         if self.is_allocated:
             self.window.state_dict(copy=False)
 

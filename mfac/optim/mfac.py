@@ -287,10 +287,10 @@ class MFAC(Optimizer):
         """What the last step was, for any logger; O(m²) a group.
 
         Returns:
-            Of each group with a window, under "name" or, of several groups, "i/name": "rows" held; "damping" λ; "gradient_norm" of the newest gradient;
-            "update_norm" ‖u‖; "slope" gᵀu; "curvature" uᵀFu; "gain", of u for the newest gradient;
-            "largest_eigenvalue" of GGᵀ, by power iteration, and "effective_rank"
-            (tr K)²/‖K‖². All in the window's coordinates: with rule "adam" those of its metric.
+            Of each group with a window, as "name" or, of several, "i/name": "rows" held; "damping"
+            λ; "gradient_norm" of the newest; "update_norm" ‖u‖; "slope" gᵀu; "curvature" uᵀFu;
+            "gain" of u for the newest; "largest_eigenvalue" of K, by power iteration;
+            "effective_rank" (tr K)²/‖K‖². In the window's coordinates: Adam's metric where it is.
         """
         found: dict[str, float] = {}
         for i, mine in enumerate(self._windows):
