@@ -296,9 +296,9 @@ class GroupWindow:
         seed = 65_536 * seed + self.columns.pieces.number  # of its own for every process with columns of its own
         return torch.Generator(self.window.device).manual_seed(seed)
 
-    def settle(self) -> None:
-        """Waits for what a GPU has to say of the last step, as that its gradient was refused."""
-        if self.is_allocated:
+    def settle(self, waits: bool) -> None:
+        """If `waits`, waits for what a GPU has to say of the last step: that it was refused."""
+        if waits:
             self.window.state_dict(copy=False)
 
     def diagnostics(self) -> dict[str, float]:

@@ -289,8 +289,8 @@ class MFAC(Optimizer):
         Returns:
             Of each group with a window, as "name" or, of several, "i/name": "rows" held; "damping"
             λ; "gradient_norm" of the newest; "update_norm" ‖u‖; "slope" gᵀu; "curvature" uᵀFu;
-            "gain" of u for the newest; "largest_eigenvalue" of K, by power iteration;
-            "effective_rank" (tr K)²/‖K‖². In the window's coordinates: Adam's metric where it is.
+            "gain" of u for the newest; "largest_eigenvalue" of K, by power iteration, and
+            "effective_rank" (tr K)²/‖K‖². All in the window's coordinates, Adam's if the rule's.
         """
         found: dict[str, float] = {}
         for i, mine in enumerate(self._windows):
@@ -299,14 +299,14 @@ class MFAC(Optimizer):
                 found |= {prefix + name: value for name, value in mine.diagnostics().items()}
         return found
 
-    def _publish(self) -> None:
+    def _publish(self, settled: bool = False) -> None:
         """Writes what the windows hold into `state`, by reference, where tools look for it."""
         for parameter in [p for group in self.param_groups for p in group["params"]]:
             self.state.pop(parameter, None)
         for mine in self._windows:
             if mine is not None and mine.is_allocated:
-                for parameter, entries in published(mine).items():
-                    self.state[parameter] = entries
+                mine.settle(settled)
+                self.state.update(published(mine))
 
     def elementwise_state(self, parameter: Tensor) -> list[Tensor]:
         """What is kept of each weight of a parameter, for `Masks.attach` to clear.
@@ -342,9 +342,7 @@ class MFAC(Optimizer):
         Returns:
             What `load_state_dict` takes, also after `torch.load(weights_only=True)`.
         """
-        for known in filter(None, self._windows):
-            known.settle()
-        self._publish()
+        self._publish(settled=True)
         hooks, self._optimizer_state_dict_post_hooks = self._optimizer_state_dict_post_hooks, OrderedDict()
         try:
             found = super().state_dict()

@@ -36,8 +36,8 @@ class Paper(Rule):
         if c is None:
             return None
         unit = c.new_zeros(c.shape[1])
-        unit[newest] = 1
+        unit.narrow(0, newest, 1).fill_(1)
         # Of a gradient of zeros c is zero, and so is Kc; the host does not wait to see which it is.
         fixed = isinstance(fisher.given_damping, float)
-        images = c[0] if not fixed and not bool(c.any()) else (unit - fisher.shift * c[0]) * c.any()
-        return Combination(c[0], images, fisher.num_terms, unit, newest)
+        images = c.select(0, 0) if not fixed and not bool(c.any()) else (unit - fisher.shift * c.select(0, 0)) * c.any()
+        return Combination(c.select(0, 0), images, fisher.num_terms, unit, newest)
