@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -157,6 +157,3 @@ class MaskHandle:
         for key, value in self._optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and key not in self._keep_state:
                 yield value
-        own: Callable[[Tensor], Iterable[Tensor]] | None = getattr(self._optimizer, "elementwise_state", None)
-        if own is not None:  # what lies elsewhere, as the momentum of mfac.MFAC
-            yield from own(parameter)

@@ -260,9 +260,14 @@ class MFAC(Optimizer):
             for i, mine in stepping:
                 mine.move(i)
         changed = any(mine is not known for mine, known in zip(self._windows, before, strict=True))
-        if changed or any(not self.state.get(mine.columns.parameters[0]) for _, mine in stepping):
+        if changed or not all(self._shows(mine) for _, mine in stepping):
             self._publish()
         return loss
+
+    def _shows(self, mine: GroupWindow) -> bool:
+        """Whether `state` has what a window keeps, its momentum too if there is one now."""
+        shown: dict[str, Any] = self.state.get(mine.columns.parameters[0], {})
+        return bool(shown) and ("momentum" in shown) == (mine.average is not None)
 
     def _accepts(self, stepping: Sequence[tuple[int, GroupWindow]]) -> bool:
         """Whether the step is taken; where one group alone steps, its window says whether it is."""
@@ -307,19 +312,6 @@ class MFAC(Optimizer):
             if mine is not None and mine.is_allocated:
                 mine.settle(settled)
                 self.state.update(published(mine))
-
-    def elementwise_state(self, parameter: Tensor) -> list[Tensor]:
-        """What is kept of each weight of a parameter, for `Masks.attach` to clear.
-
-        Args:
-            parameter: Of this optimizer, or not.
-
-        Returns:
-            Tensors of its shape, by reference.
-        """
-        self._publish()
-        entries = self.state.get(parameter, {})
-        return [v for v in entries.values() if isinstance(v, Tensor) and v.shape == parameter.shape]
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold; `state` is by reference and made again."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mfac.core.checks.choices import check_choice, check_flag, check_storage
+from mfac.core.checks.choices import check_choice, check_flag, check_storage, did_you_mean
 from mfac.core.checks.numbers import check_count, check_number
 from mfac.core.named import resolve
 from mfac.curvature.damping import (
@@ -73,10 +72,9 @@ def refuse_unknown(group: Mapping[str, Any]) -> None:
     """Raises a TypeError for a key that is no option, with the nearest that is."""
     for key in group:
         if key not in OPTIONS and key not in _OF_OTHERS:
-            near = difflib.get_close_matches(str(key), OPTIONS, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise TypeError(
-                f"Parameter `params` should have groups with the options {sorted(OPTIONS)}. Found {key!r}.{hint}"
+                f"Parameter `params` should have groups with the options {sorted(OPTIONS)}. "
+                f"Found {key!r}{did_you_mean(key, OPTIONS)}"
             )
 
 
