@@ -17,6 +17,11 @@ from mfac.curvature.damping import RelativeDamping, RowRelativeDamping, relative
 from mfac.curvature.fisher import EmpiricalFisher, ihvp
 from mfac.curvature.held_out import HeldOutDamping, held_out
 from mfac.gradients.collecting import collect_gradients
+from mfac.layerwise.grid import Grid
+from mfac.layerwise.prune_layerwise import prune_layerwise
+from mfac.layerwise.report import LayerwiseReport
+from mfac.layerwise.solution import LayerSolution
+from mfac.layerwise.solver import solve_layer
 from mfac.masks.export import export_onnx, load_compact_, plain_state_dict, save_compact, to_semi_structured_
 from mfac.masks.masks import Masks
 from mfac.masks.patterns import NM, Candidates, Heads, Pattern, Units
@@ -53,8 +58,11 @@ __all__ = [
     "EmpiricalFisher",
     "Global",
     "GradientWindow",
+    "Grid",
     "Heads",
     "HeldOutDamping",
+    "LayerSolution",
+    "LayerwiseReport",
     "Masks",
     "Pattern",
     "Pruner",
@@ -81,11 +89,13 @@ __all__ = [
     "plain_state_dict",
     "plan",
     "prune",
+    "prune_layerwise",
     "reestimate_batchnorm",
     "relative",
     "row_relative",
     "save_compact",
     "shrink",
+    "solve_layer",
     "to_semi_structured_",
     "verify",
 ]

@@ -66,7 +66,9 @@ class Targets:
         return Targets(self.vector.restricted(left), {**self.left_dense, **out}, self.whole)
 
 
-def choose_targets(model: nn.Module, params: Selection, existing_zeros: ExistingZeros) -> Targets:
+def choose_targets(
+    model: nn.Module, params: Selection, existing_zeros: ExistingZeros, frozen: bool = False
+) -> Targets:
     """Finds what there is to prune, before anything is computed.
 
     Args:
@@ -74,6 +76,7 @@ def choose_targets(model: nn.Module, params: Selection, existing_zeros: Existing
         params: None for the weights of all layers that are known; otherwise as for
             `collect_gradients`.
         existing_zeros: What zeros are.
+        frozen: Whether frozen weights are like any others, as where no gradient is asked for.
 
     Returns:
         The targets.
@@ -86,7 +89,7 @@ def choose_targets(model: nn.Module, params: Selection, existing_zeros: Existing
     """
     named = named_parameters(model)
     computed = _computed_weights(model)
-    reasons = _reasons(model, named)
+    reasons = _reasons(model, named, frozen)
     if params is None:
         if computed:
             name, remedy = next(iter(computed.items()))
@@ -205,7 +208,7 @@ def _computed_weights(model: nn.Module) -> dict[str, str]:
     return computed
 
 
-def _reasons(model: nn.Module, named: Mapping[str, nn.Parameter]) -> dict[str, Reason]:
+def _reasons(model: nn.Module, named: Mapping[str, nn.Parameter], frozen_too: bool) -> dict[str, Reason]:
     """Why each parameter is not pruned by default; pruned parameters have no entry."""
     names = {id(parameter): name for name, parameter in named.items()}
     tables: dict[object, str] = {}
@@ -220,11 +223,12 @@ def _reasons(model: nn.Module, named: Mapping[str, nn.Parameter]) -> dict[str, R
         for own in layer._parameters.values():
             if own is not None:
                 kinds.setdefault(names[id(own)], type(layer).__name__)
-    frozen = {memory_of(parameter): name for name, parameter in named.items() if not parameter.requires_grad}
+    still = {name: parameter for name, parameter in named.items() if not (parameter.requires_grad or frozen_too)}
+    frozen = {memory_of(parameter): name for name, parameter in still.items()}
     reasons = {}
     for name, parameter in named.items():
         table = tables.get(memory_of(parameter))
-        if not parameter.requires_grad:
+        if name in still:
             reasons[name] = Reason("is frozen: requires_grad is False")
         elif memory_of(parameter) in frozen:
             reasons[name] = Reason(f"shares its memory with {frozen[memory_of(parameter)]!r}, which is frozen")

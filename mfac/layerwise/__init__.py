@@ -1,0 +1,1 @@
+"""Layer by layer: Hessians of layer inputs, solvers, quantisation, databases and budgets."""

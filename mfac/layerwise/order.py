@@ -1,0 +1,72 @@
+"""In which order the weights of a model are solved: chains of blocks, and what lies outside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mfac.layerwise.chain import NamedBlock
+from mfac.layerwise.views import LayerView
+
+
+@dataclass
+class Segment:
+    """Weights that are reached in one way.
+
+    Attributes:
+        views: The weights outside of blocks, solved by running the whole model again and again.
+        chain: Blocks that are run by themselves; then `views` are those of all blocks.
+    """
+
+    views: list[LayerView]
+    chain: list[NamedBlock] | None = None
+
+
+def segments_of(
+    views: Sequence[LayerView], chains: Sequence[Sequence[NamedBlock]], run: Callable[[int], Any]
+) -> list[Segment]:
+    """Segments in the order in which the first batch reaches them.
+
+    Args:
+        views: The weights.
+        chains: Of blocks.
+        run: Runs the whole model on a batch, by its number.
+
+    Returns:
+        Segments that hold every weight once. What the first batch does not reach comes last.
+    """
+    order: list[int] = []
+    handles = [
+        view.module.register_forward_pre_hook(lambda *_, number=number: order.append(number))
+        for number, view in enumerate(views)
+    ]
+    try:
+        with torch.no_grad():
+            run(0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    reached = list(dict.fromkeys([*order, *range(len(views))]))
+    of_chain = {
+        number: place
+        for place, chain in enumerate(chains)
+        for number, view in enumerate(views)
+        if any(block.holds(view) for block in chain)
+    }
+    segments: list[Segment] = []
+    begun: dict[int, Segment] = {}
+    for number in reached:
+        place = of_chain.get(number)
+        if place is None:
+            if not segments or segments[-1].chain is not None:
+                segments.append(Segment([]))
+            segments[-1].views.append(views[number])
+            continue
+        if place not in begun:
+            begun[place] = Segment([], list(chains[place]))
+            segments.append(begun[place])
+        begun[place].views.append(views[number])
+    return segments

@@ -1,0 +1,232 @@
+"""`mfac.prune_layerwise`: one call that prunes or rounds a model layer by layer."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mfac.core.checks.choices import check_flag
+from mfac.core.checks.numbers import check_number
+from mfac.curvature.damping import Damping, check_damping, relative
+from mfac.gradients.modes import model_mode
+from mfac.gradients.naming import inner_module
+from mfac.gradients.parameters import Selection
+from mfac.gradients.prunable import PrunableWeight, describe_weights
+from mfac.layerwise.chain import find_chains
+from mfac.layerwise.checkpoint import Checkpoint
+from mfac.layerwise.grid import Grid
+from mfac.layerwise.report import LayerwiseReport
+from mfac.layerwise.run import LayerwiseRun, Settings, sparsities
+from mfac.layerwise.solution import LayerSolver
+from mfac.layerwise.solver import SolverName, resolve_solver
+from mfac.layerwise.views import views_of
+from mfac.masks.patterns import ByName, Pattern, resolve_pattern
+from mfac.pruning.targets import choose_targets
+
+Forward = Callable[[nn.Module, Any], Any]
+"""Runs a model on a batch: model, batch -> anything."""
+
+
+def prune_layerwise(
+    model: nn.Module,
+    data: Iterable[Any],
+    sparsity: float | Mapping[str, float] = 0.5,
+    pattern: str | Pattern | Mapping[str, str | Pattern] = "unstructured",
+    method: SolverName | LayerSolver = "alps",
+    *,
+    refit: bool = False,
+    quantize: Grid | None = None,
+    blocks: Sequence[str] | None = None,
+    damping: Damping = relative(0.01),
+    params: Selection = None,
+    forward: Forward | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> LayerwiseReport:
+    """Prunes a model in place, each layer so that its outputs stay as they are on the data.
+
+    Layers are solved in the order in which the model runs them, on the outputs of the layers solved
+    before. Where the model has a list of like blocks, as transformers have, activations are kept
+    between blocks and one block runs at a time; otherwise the model runs again for each layer, up
+    to that layer.
+
+    Args:
+        model: Its linear layers, convolutions, transformers' `Conv1D` and the projections of
+            `MultiheadAttention` are pruned, frozen or not. In evaluation mode meanwhile.
+        data: Batches, each what model(**batch), model(*batch) or model(batch) takes; all of them
+            are used, and kept in memory.
+        sparsity: Share of zeros in each weight, in [0, 1), or one for each name or shell-style
+            pattern of names. 0 with `quantize` rounds alone.
+        pattern: "unstructured", "N:M", "AxB", an object, or one for each name, as for `prune`.
+        method: "alps", "sparsegpt", "exact_obs", "wanda", "magnitude", or a function of Hessian,
+            weight, pattern and grid (docs/extending/layer_solver.md).
+        refit: Whether kept weights are fitted exactly on the mask that the method finds.
+        quantize: Steps that kept weights are rounded to, in the same sweep.
+        blocks: Names of the modules that are run one after the other; None to look for them.
+        damping: λ of H = XᵀX/n + λI, or relative to the mean of its diagonal.
+        params: Which weights, as for `prune`; None for all of known layers.
+        forward: Runs the model on a batch, in place of the call above.
+        checkpoint: A folder; solved blocks are written there, and a run that finds them goes on.
+        progress: Called with a weight's name, how many are solved, and how many there are.
+
+    Returns:
+        Masks, the error of each layer, and what was left dense and why.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If a number is out of range, a weight that is asked for cannot be solved, the
+            data is empty, the model does not take a batch, or inputs of a layer are not finite.
+        NotPositiveDefiniteError: If a Hessian has no factor at the highest damping.
+
+    Cost: about three passes over the data; for each layer that of the method, as their docstrings
+    say. Memory: one block's inputs for all batches and one Hessian with its factors.
+
+    Source: SparseGPT (2301.00774), ALPS (2406.07831), OBC (2208.11580), Wanda (2306.11695), GPTQ
+    (2210.17323).
+
+    Example:
+        >>> import torch, mfac
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> report = mfac.prune_layerwise(model, [torch.randn(64, 8)], sparsity=0.5)
+        >>> report.sparsity
+        0.5
+    """
+    solver = resolve_solver(method)
+    resolved = resolve_pattern(pattern)
+    check_flag("refit", refit)
+    check_damping(damping)
+    if quantize is not None and not isinstance(quantize, Grid):
+        raise TypeError(f"Parameter `quantize` should be a mfac.Grid or None. Found {type(quantize).__name__}.")
+    for key, share in sparsity.items() if isinstance(sparsity, Mapping) else (("", sparsity),):
+        check_number(f"sparsity[{key!r}]" if key else "sparsity", share, least=0, below=1)
+    targets = choose_targets(model, params, "ignore", frozen=True)
+    views, unseen = views_of(model, list(targets.vector.names))
+    left_dense = {**targets.left_dense, **{one.name: one.why for one in unseen}}
+    if not views:
+        raise ValueError(
+            f"Parameter `params` should select a weight whose inputs can be seen. Found {sorted(left_dense)}."
+        )
+    selected = {view.name: view.parameter for view in views}
+    weights = describe_weights(model, selected)
+    patterns = _by_weight(resolved, weights)
+    settings = Settings(solver, sparsities(sparsity, list(selected)), patterns, refit, quantize, damping)
+    batches = _listed(data)
+    call = forward if forward is not None else call_model
+    saved = Checkpoint(checkpoint, settings, list(selected)) if checkpoint is not None else None
+
+    def finished(views: Any, results: Any) -> None:
+        if saved is not None:
+            saved.write(views, results)
+        if progress is not None:
+            progress(views[-1].name, len(results.layers) + len(results.left_dense), len(selected))
+
+    def restore(views: Any, results: Any) -> bool:
+        return saved is not None and saved.restore(views, results)
+
+    with model_mode(model, "eval"), _without_caches(model), torch.no_grad():
+        _check_first(model, batches[0], call)
+        inner = inner_module(model)
+        run = LayerwiseRun(views, lambda n: call(inner, batches[n]), len(batches), settings, finished, restore)
+        results = run.all(find_chains(model, views, blocks))
+    report = LayerwiseReport(
+        {name: results.masks[name] for name in selected if name in results.masks},
+        left_dense={**left_dense, **results.left_dense},
+        layers=results.layers,
+        seconds_forward=results.seconds_forward,
+        notes=results.notes,
+    )
+    report.record_(model, resolved, [weight for weight in weights if weight.name in results.masks])
+    return report
+
+
+def call_model(model: nn.Module, batch: Any) -> Any:
+    """model(**batch) for a dict, model(*batch) for a tuple or list, otherwise model(batch).
+
+    Of a tuple or list the model gets as many items as it has positional parameters, so that
+    (inputs, labels) serve a model of inputs alone.
+
+    Args:
+        model: The model.
+        batch: The batch.
+
+    Returns:
+        What the model returns.
+    """
+    if isinstance(batch, Mapping) or (hasattr(batch, "keys") and hasattr(batch, "__getitem__")):
+        return model(**batch)
+    if isinstance(batch, tuple | list):
+        return model(*batch[: _positional(model)])
+    return model(batch)
+
+
+def _positional(model: nn.Module) -> int:
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return 1 if isinstance(model, nn.Sequential) else 1 << 30
+    return sum(k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for k in kinds)
+
+
+def _by_weight(pattern: Pattern, weights: Sequence[PrunableWeight]) -> dict[str, Pattern]:
+    """The pattern of each weight alone."""
+    pattern.check(weights)
+    if any(len(group) > 1 for group in pattern.together(weights)):
+        raise ValueError(
+            f"Parameter `pattern` should have units within single weights, as layers are solved one at a time. "
+            f"Found {str(pattern)!r}."
+        )
+    if not isinstance(pattern, ByName):
+        return {weight.name: pattern for weight in weights}
+    return {
+        weight.name: next(one for key, one in pattern.patterns.items() if fnmatchcase(weight.name, key))
+        for weight in weights
+    }
+
+
+def _listed(data: Iterable[Any]) -> list[Any]:
+    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+        raise TypeError(f"Parameter `data` should be an iterable of batches. Found {type(data).__name__}.")
+    batches = list(data)
+    if not batches:
+        raise ValueError("Parameter `data` should hold at least one batch. Found none.")
+    return batches
+
+
+def _check_first(model: nn.Module, batch: Any, call: Forward) -> None:
+    """Refuses batches that are longer than the model takes, or that it does not take at all."""
+    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    tokens = batch.get("input_ids") if isinstance(batch, Mapping) else batch
+    if isinstance(most, int) and isinstance(tokens, Tensor) and tokens.dim() == 2 and not tokens.is_floating_point():
+        if tokens.shape[1] > most:
+            raise ValueError(
+                f"Parameter `data` should yield sequences of at most {most} tokens, which the model's positions "
+                f"allow. Found {tokens.shape[1]}."
+            )
+    try:
+        call(inner_module(model), batch)
+    except Exception as error:
+        raise ValueError(
+            f"Parameter `data` should yield batches that the model takes. Found that the first raises "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+@contextmanager
+def _without_caches(model: nn.Module) -> Generator[None]:
+    """Models of transformers keep keys and values of earlier calls unless told otherwise."""
+    config = getattr(inner_module(model), "config", None)
+    had = getattr(config, "use_cache", None)
+    if had is None:
+        yield
+        return
+    config.use_cache = False
+    try:
+        yield
+    finally:
+        config.use_cache = had

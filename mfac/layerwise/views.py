@@ -1,0 +1,286 @@
+"""Weights of layers as matrices, and the inputs that each matrix is multiplied with, as rows."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mfac.gradients.naming import named_layers, named_parameters
+from mfac.gradients.prunable import PrunableWeight, is_transformers_conv1d, layout_of, parameter_behind, weight_names
+from mfac.masks.kinds.axes import as_matrix
+
+_CHUNK_BYTES = 64 << 20  # of unfolded inputs at a time
+
+Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""Positional and keyword arguments of a call."""
+
+
+class LayerView(ABC):
+    """A weight as matrices [rows, columns], each with inputs X [n, columns] of its own: Y = X Wᵀ.
+
+    A grouped convolution has a matrix for each group, packed attention one for each projection.
+    Columns are input channels, for each kernel position in turn.
+
+    Attributes:
+        name: The parameter's name.
+        module: What is called.
+        parameter: The weight.
+        index: For each matrix the row-major places of its entries in the weight, [rows, columns].
+        positions: Of the kernel.
+    """
+
+    def __init__(self, name: str, module: nn.Module, parameter: nn.Parameter) -> None:
+        self.name, self.module, self.parameter = name, module, parameter
+        self.index: list[Tensor] = []
+        self.positions = 1
+
+    @abstractmethod
+    def sources(self, arguments: Arguments) -> list[Tensor]:
+        """For each matrix the tensor that its inputs come from; one tensor may serve several."""
+
+    @abstractmethod
+    def rows(self, number: int, source: Tensor) -> Iterator[Tensor]:
+        """The inputs of a matrix, [n, columns], in pieces that fit into memory."""
+
+    @property
+    def unfolding(self) -> object:
+        """What distinguishes two views whose inputs are the same tensor."""
+        return None
+
+    def matrices(self) -> list[Tensor]:
+        """The weight as matrices, float64 copies."""
+        flat = self.parameter.detach().reshape(-1).double()
+        return [flat[index.to(flat.device)] for index in self.index]
+
+    @torch.no_grad()
+    def write(self, matrices: list[Tensor]) -> None:
+        """Puts matrices back into the weight, in its own dtype and memory format."""
+        self.parameter.copy_(self.assembled(matrices, self.parameter.dtype))
+
+    def assembled(self, matrices: list[Tensor], dtype: torch.dtype) -> Tensor:
+        """Matrices as one tensor of the weight's shape."""
+        flat = torch.zeros(self.parameter.numel(), dtype=dtype, device=self.parameter.device)
+        for index, matrix in zip(self.index, matrices, strict=True):
+            flat[index.reshape(-1).to(flat.device)] = matrix.reshape(-1).to(flat)
+        return flat.view(self.parameter.shape)
+
+
+def _first_input(arguments: Arguments) -> Tensor:
+    positional, named = arguments
+    found = positional[0] if positional else next(iter(named.values()))
+    assert isinstance(found, Tensor)
+    return found.detach()
+
+
+class LinearView(LayerView):
+    """A linear layer, or a transformers `Conv1D` with weight [in, out]."""
+
+    def __init__(self, name: str, module: nn.Module, parameter: nn.Parameter) -> None:
+        super().__init__(name, module, parameter)
+        index = torch.arange(parameter.numel()).view(parameter.shape)
+        self.index = [index.T if is_transformers_conv1d(module) else index]
+
+    def sources(self, arguments: Arguments) -> list[Tensor]:
+        """The input."""
+        return [_first_input(arguments)]
+
+    def rows(self, number: int, source: Tensor) -> Iterator[Tensor]:
+        """All but the last dimension together."""
+        yield from source.reshape(-1, source.shape[-1]).split(_pieces(source.shape[-1]))
+
+
+class ConvolutionView(LayerView):
+    """A convolution of one to three dimensions, grouped or not: a row for each output position."""
+
+    def __init__(self, name: str, module: nn.Module, parameter: nn.Parameter) -> None:
+        super().__init__(name, module, parameter)
+        groups = int(module.groups)  # type: ignore[arg-type]
+        layout = layout_of(module, parameter.shape)
+        described = PrunableWeight(name, parameter.shape, layout, type(module).__name__, groups)
+        entries = as_matrix(described)  # [out, inputs, positions]
+        outputs, inputs, positions = entries.shape
+        by_group = entries.view(groups, outputs // groups, inputs, positions).transpose(2, 3)
+        self.index = list(by_group.reshape(groups, outputs // groups, positions * inputs))
+        self.positions, self.groups = positions, groups
+
+    @property
+    def unfolding(self) -> object:
+        """Its geometry."""
+        m: Any = self.module
+        return (m.kernel_size, m.stride, m.dilation, str(m.padding), m.padding_mode, m.groups, type(m).__name__)
+
+    def sources(self, arguments: Arguments) -> list[Tensor]:
+        """The input, for every group."""
+        x = _first_input(arguments)
+        batched = x if x.dim() == len(self.module.kernel_size) + 2 else x[None]  # type: ignore[arg-type]
+        return [batched] * self.groups
+
+    def rows(self, number: int, source: Tensor) -> Iterator[Tensor]:
+        """The patches of a group's channels."""
+        m: Any = self.module
+        channels = source.shape[1] // self.groups
+        part = source[:, number * channels : (number + 1) * channels]
+        places = math.prod(source.shape[2:])
+        for piece in part.split(max(1, _pieces(channels * self.positions) // max(1, places))):
+            yield self._unfolded(piece, m)
+
+    def _unfolded(self, x: Tensor, m: Any) -> Tensor:
+        mode = "constant" if m.padding_mode == "zeros" else m.padding_mode
+        padding = list(m._reversed_padding_repeated_twice)
+        return _patches(functional.pad(x, padding, mode=mode), m.kernel_size, m.stride, m.dilation)
+
+
+class TransposedView(ConvolutionView):
+    """A transposed convolution: patches of the input spread out by the stride, kernel mirrored."""
+
+    @property
+    def unfolding(self) -> object:
+        """Its geometry."""
+        return (super().unfolding, self.module.output_padding)
+
+    def _unfolded(self, x: Tensor, m: Any) -> Tensor:
+        spatial = x.shape[2:]
+        spread = x.new_zeros(*x.shape[:2], *[(n - 1) * s + 1 for n, s in zip(spatial, m.stride, strict=True)])
+        spread[(slice(None), slice(None), *[slice(None, None, s) for s in m.stride])] = x
+        padding: list[int] = []
+        for k, d, p, o in zip(m.kernel_size, m.dilation, m.padding, m.output_padding, strict=True):
+            padding = [d * (k - 1) - p, d * (k - 1) - p + o, *padding]
+        ones = tuple(1 for _ in m.kernel_size)
+        patches = _patches(functional.pad(spread, padding), m.kernel_size, ones, m.dilation)
+        return patches.view(len(patches), self.positions, -1).flip(1).reshape(len(patches), -1)
+
+
+class AttentionInputView(LayerView):
+    """The projections of queries, keys and values of `MultiheadAttention`, packed or separate."""
+
+    def __init__(self, name: str, module: nn.MultiheadAttention, parameter: nn.Parameter) -> None:
+        super().__init__(name, module, parameter)
+        index = torch.arange(parameter.numel()).view(parameter.shape)
+        kinds = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+        own = name.rsplit(".", 1)[-1]
+        self.inputs = [kinds.index(own)] if own in kinds else [0, 1, 2]
+        self.index = list(index.chunk(len(self.inputs)))
+
+    def sources(self, arguments: Arguments) -> list[Tensor]:
+        """Query, key and value."""
+        positional, named = arguments
+        every = [*positional, *(named[key] for key in ("query", "key", "value") if key in named)]
+        return [every[number].detach() for number in self.inputs]
+
+    def rows(self, number: int, source: Tensor) -> Iterator[Tensor]:
+        """All but the last dimension together."""
+        yield from source.reshape(-1, source.shape[-1]).split(_pieces(source.shape[-1]))
+
+
+class AttentionOutputView(LayerView):
+    """The output projection of `MultiheadAttention`, which torch computes without calling it."""
+
+    def __init__(self, name: str, module: nn.MultiheadAttention, parameter: nn.Parameter) -> None:
+        super().__init__(name, module, parameter)
+        self.index = [torch.arange(parameter.numel()).view(parameter.shape)]
+        self._inside = False
+
+    @property
+    def unfolding(self) -> object:
+        """Its inputs are no tensor that others have."""
+        return self.name
+
+    def sources(self, arguments: Arguments) -> list[Tensor]:
+        """What attention returns where the output projection is the identity."""
+        if self._inside:
+            return []
+        module: Any = self.module
+        projection = module.out_proj
+        weight, bias = projection.weight, projection.bias
+        one = torch.eye(weight.shape[0], dtype=weight.dtype, device=weight.device)
+        replaced: dict[str, Any] = {"out_proj.weight": one}
+        if bias is not None:
+            replaced["out_proj.bias"] = torch.zeros_like(bias)
+        self._inside = True
+        try:
+            with torch.no_grad():
+                positional, named = arguments
+                mixed = torch.func.functional_call(module, replaced, tuple(positional), dict(named))
+        finally:
+            self._inside = False
+        return [mixed[0]]
+
+    def rows(self, number: int, source: Tensor) -> Iterator[Tensor]:
+        """All but the last dimension together."""
+        yield from source.reshape(-1, source.shape[-1]).split(_pieces(source.shape[-1]))
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """A weight whose inputs cannot be seen from outside of its layer, and why."""
+
+    name: str
+    why: str
+
+
+def views_of(model: nn.Module, names: list[str]) -> tuple[list[LayerView], list[Unseen]]:
+    """A view of each named weight.
+
+    Args:
+        model: Where the layers are.
+        names: Of parameters.
+
+    Returns:
+        Views in the order of the layers, and the weights that have none.
+    """
+    named = named_parameters(model)
+    ids = {id(named[name]): name for name in names}
+    views: list[LayerView] = []
+    for _, layer in named_layers(model):
+        if isinstance(layer, nn.MultiheadAttention):
+            own = [*weight_names(layer), "out_proj.weight"]
+            for key in own:
+                holder = layer.out_proj if key == "out_proj.weight" else layer
+                parameter = parameter_behind(holder, key.rsplit(".", 1)[-1])
+                if parameter is None or (name := ids.pop(id(parameter), None)) is None:
+                    continue
+                kind = AttentionOutputView if key == "out_proj.weight" else AttentionInputView
+                views.append(kind(name, layer, parameter))
+            continue
+        if weight_names(layer) != ["weight"]:
+            continue
+        parameter = parameter_behind(layer, "weight")
+        if parameter is None or (name := ids.get(id(parameter))) is None:
+            continue
+        if any(view.module is layer for view in views):
+            continue
+        ids.pop(id(parameter))
+        views.append(_view_of(name, layer, parameter))
+    return views, [Unseen(name, "has inputs that no call of a layer shows") for name in ids.values()]
+
+
+def _view_of(name: str, layer: nn.Module, parameter: nn.Parameter) -> LayerView:
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        return TransposedView(name, layer, parameter)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return ConvolutionView(name, layer, parameter)
+    return LinearView(name, layer, parameter)
+
+
+def _pieces(columns: int) -> int:
+    return max(1, _CHUNK_BYTES // (4 * max(1, columns)))
+
+
+def _patches(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
+    """Patches [samples · output positions, kernel positions · channels] of padded inputs."""
+    outs = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)]
+    pieces = []
+    for place in product(*map(range, kernel)):
+        window = [
+            slice(p * d, p * d + s * (o - 1) + 1, s) for p, d, s, o in zip(place, dilation, stride, outs, strict=True)
+        ]
+        pieces.append(x[(slice(None), slice(None), *window)].flatten(2).transpose(1, 2))  # [n, outs, channels]
+    return torch.stack(pieces, 2).reshape(-1, len(pieces) * x.shape[1])
