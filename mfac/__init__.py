@@ -18,6 +18,7 @@ from mfac.curvature.fisher import EmpiricalFisher, ihvp
 from mfac.curvature.held_out import HeldOutDamping, held_out
 from mfac.gradients.collecting import collect_gradients
 from mfac.layerwise.grid import Grid
+from mfac.layerwise.hessian import NotPositiveDefiniteError
 from mfac.layerwise.prune_layerwise import prune_layerwise
 from mfac.layerwise.report import LayerwiseReport
 from mfac.layerwise.solution import LayerSolution
@@ -50,6 +51,7 @@ __version__ = build_info()["version"]  # of the pyproject.toml that the core was
 __all__ = [
     "MFAC",
     "NM",
+    "NotPositiveDefiniteError",
     "Allocation",
     "AllocationContext",
     "Budget",
