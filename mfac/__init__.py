@@ -17,6 +17,7 @@ from mfac.curvature.damping import RelativeDamping, RowRelativeDamping, relative
 from mfac.curvature.fisher import EmpiricalFisher, ihvp
 from mfac.curvature.held_out import HeldOutDamping, held_out
 from mfac.gradients.collecting import collect_gradients
+from mfac.layerwise.perplexity import evaluate_perplexity
 from mfac.masks.export import export_onnx, load_compact_, plain_state_dict, save_compact, to_semi_structured_
 from mfac.masks.masks import Masks
 from mfac.masks.patterns import NM, Candidates, Heads, Pattern, Units
@@ -73,6 +74,7 @@ __all__ = [
     "build_info",
     "collect_gradients",
     "cost_table",
+    "evaluate_perplexity",
     "export_onnx",
     "group_parameters",
     "held_out",

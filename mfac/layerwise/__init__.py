@@ -1,0 +1,1 @@
+"""Language models layer by layer: what is measured of them."""
