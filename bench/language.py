@@ -103,7 +103,7 @@ def _packed(tokenizer: Any, texts: Iterable[str], sequences: int, length: int) -
         if len(tokens) >= wanted:
             return torch.tensor(tokens[:wanted]).view(sequences, length)
     raise ValueError(
-        f"Parameters `sequences` and `length` should ask for at most {len(tokens)} tokens. Found {sequences} · {length}."
+        f"Parameters `sequences` and `length` should ask for at most {len(tokens)} tokens. Found {wanted}."
     )
 
 

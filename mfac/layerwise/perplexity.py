@@ -19,7 +19,7 @@ _UNCOUNTED = -100  # a label that torch's and Hugging Face's losses pass over
 def evaluate_perplexity(model: nn.Module, batches: Iterable[Any], loss_fn: LossFunction | None = None) -> float:
     r"""Perplexity of a causal language model over all predicted tokens of all batches.
 
-    .. math:: \exp\Bigl(-\frac{1}{N} \sum_{s} \sum_{j \ge 2} \log p(x_{s,j} | x_{s,1}, …, x_{s,j-1})\Bigr)
+    .. math:: \exp\Bigl(-\frac{1}{N} \sum_s \sum_{j \ge 2} \log p(x_{sj} | x_{s1}, …, x_{s,j-1})\Bigr)
 
     over sequences s and the N tokens that have one before them in their sequence. Each token weighs
     the same, whatever the sizes of the batches.
@@ -48,9 +48,9 @@ def evaluate_perplexity(model: nn.Module, batches: Iterable[Any], loss_fn: LossF
 
     Raises:
         TypeError: If batches, a batch, ids, logits or the loss are of a wrong type.
-        ValueError: If there is no batch or no token to predict, if ids, mask, labels or logits have
-            another shape, a label is another token, an id is none of the vocabulary, or a likelihood
-            is NaN, with the batch's number.
+        ValueError: If there is no batch or no token to predict. With the batch's number: if ids,
+            mask, labels or logits have another shape, a label is another token, an id is none of
+            the vocabulary, or a likelihood is NaN.
 
     Time is that of a forward pass a batch, and of a log-softmax. Beside the model's own memory and
     its logits, 32 MB are taken for chunks of float32 logits, whatever the batch.
