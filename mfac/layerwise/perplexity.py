@@ -19,7 +19,7 @@ _UNCOUNTED = -100  # a label that torch's and Hugging Face's losses pass over
 def evaluate_perplexity(model: nn.Module, batches: Iterable[Any], loss_fn: LossFunction | None = None) -> float:
     r"""Perplexity of a causal language model over all predicted tokens of all batches.
 
-    .. math:: \exp\Bigl(-\frac{1}{N} \sum_s \sum_{j \ge 2} \log p(x_{sj} | x_{s1}, …, x_{s,j-1})\Bigr)
+    .. math:: \exp\Bigl(-\frac{1}{N} \sum_{s} \sum_{j > 1} \log p(x_{sj} | x_{s, <j})\Bigr)
 
     over sequences s and the N tokens that have one before them in their sequence. Each token weighs
     the same, whatever the sizes of the batches.
