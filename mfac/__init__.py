@@ -52,7 +52,6 @@ __version__ = build_info()["version"]  # of the pyproject.toml that the core was
 __all__ = [
     "MFAC",
     "NM",
-    "NotPositiveDefiniteError",
     "Allocation",
     "AllocationContext",
     "Budget",
@@ -67,6 +66,7 @@ __all__ = [
     "LayerSolution",
     "LayerwiseReport",
     "Masks",
+    "NotPositiveDefiniteError",
     "Pattern",
     "Pruner",
     "PruningPlan",

@@ -54,7 +54,8 @@ def save_quantized(path: str | os.PathLike[str], model: nn.Module, report: Layer
             step = scale.max()
             if bool(((again - matrix).abs() > 0.01 * step).masked_fill(matrix == 0, False).any()):
                 raise ValueError(
-                    f"Parameter `model` should have its weights where rounding left them. Found others in {view.name!r}."
+                    f"Parameter `model` should have its weights where rounding left them. "
+                    f"Found others in {view.name!r}."
                 )
             tensors[f"{view.name}|integers{number}"] = _packed(codes, grid.bits)
             tensors[f"{view.name}|scales{number}"] = values.scales.float()

@@ -129,8 +129,9 @@ def _mask_of_blocks(hessian: Hessian, weight: Tensor, pattern: MatrixPattern, dr
 
 
 def _by_position(hessian: Hessian, weight: Tensor, pattern: MatrixPattern) -> tuple[Tensor, Tensor]:
-    """N:M where a group at the end of each position is smaller: columns that no input drives fill
-    it up, whose weights of zero go first at no cost.
+    """N:M where a group at the end of each position is smaller.
+
+    Columns that no input drives fill it up; they are gone beforehand.
     """
     assert pattern.nm is not None
     keep, group = pattern.nm

@@ -14,9 +14,7 @@ _FIRST = 0.05  # of a row's kept weights, swapped at once in the first round
 _BYTES = 256 << 20
 
 
-def swapped(
-    hessian: Hessian, weight: Tensor, kept: Tensor, pattern: MatrixPattern, rounds: int = 10
-) -> LayerSolution:
+def swapped(hessian: Hessian, weight: Tensor, kept: Tensor, pattern: MatrixPattern, rounds: int = 10) -> LayerSolution:
     """Improves a mask by swaps within rows, and fits its weights exactly.
 
     At the exact weights of a mask S, dropping i costs ŵ_i²/((H_SS)⁻¹)_ii and keeping j gains
