@@ -21,6 +21,7 @@ from mfac.layerwise.grid import Grid
 from mfac.layerwise.hessian import NotPositiveDefiniteError
 from mfac.layerwise.perplexity import evaluate_perplexity
 from mfac.layerwise.prune_layerwise import prune_layerwise
+from mfac.layerwise.quantized import load_quantized_, save_quantized
 from mfac.layerwise.report import LayerwiseReport
 from mfac.layerwise.solution import LayerSolution
 from mfac.layerwise.solver import solve_layer
@@ -90,6 +91,7 @@ __all__ = [
     "held_out",
     "ihvp",
     "load_compact_",
+    "load_quantized_",
     "plain_state_dict",
     "plan",
     "prune",
@@ -98,6 +100,7 @@ __all__ = [
     "relative",
     "row_relative",
     "save_compact",
+    "save_quantized",
     "shrink",
     "solve_layer",
     "to_semi_structured_",

@@ -203,11 +203,11 @@ def _check_first(model: nn.Module, batch: Any, call: Forward) -> None:
     """Refuses batches that are longer than the model takes, or that it does not take at all."""
     most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     tokens = batch.get("input_ids") if isinstance(batch, Mapping) else batch
-    are_tokens = isinstance(tokens, Tensor) and tokens.dim() == 2 and not tokens.is_floating_point()
-    if isinstance(most, int) and are_tokens and tokens.shape[1] > most:
+    length = tokens.shape[1] if isinstance(tokens, Tensor) and tokens.dim() == 2 else 0
+    if isinstance(most, int) and length > most:
         raise ValueError(
             f"Parameter `data` should yield sequences of at most {most} tokens, which the model's positions allow. "
-            f"Found {tokens.shape[1]}."
+            f"Found {length}."
         )
     try:
         call(inner_module(model), batch)

@@ -132,6 +132,9 @@ def _by_position(hessian: Hessian, weight: Tensor, pattern: MatrixPattern) -> tu
     """N:M where a group at the end of each position is smaller.
 
     Columns that no input drives fill it up; they are gone beforehand.
+
+    Returns:
+        As `obs_order`.
     """
     assert pattern.nm is not None
     keep, group = pattern.nm

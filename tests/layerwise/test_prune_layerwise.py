@@ -1,0 +1,283 @@
+"""Whole models: every kind of network, the order of solutions, resuming, and refusals."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mfac
+from mfac.layerwise.chain import Chain
+from mfac.layerwise.prune_layerwise import call_model
+from tests.layerwise.networks import NETWORKS, Broken, Mixture
+from tests.layerwise.problems import published_sweep
+
+
+def made(kind: str, batches: int = 4) -> tuple[nn.Module, list[Any]]:
+    torch.manual_seed(0)
+    model, batch = NETWORKS[kind]
+    return model().eval(), [batch() for _ in range(batches)]
+
+
+def outputs(model: nn.Module, batches: list[Any]) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([call_model(model, batch) for batch in batches])
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("method", ["alps", "sparsegpt", "exact_obs", "wanda", "magnitude"])
+def test_every_kind_of_network(kind: str, method: str) -> None:
+    model, batches = made(kind)
+    dense = copy.deepcopy(model)
+    report = mfac.prune_layerwise(model, batches, sparsity=0.5, method=method)
+    assert mfac.verify(model, report)
+    weights = {name: p for name, p in model.named_parameters() if p.dim() > 1 or "in_proj_weight" in name}
+    assert set(weights) == set(report.masks) | set(report.left_dense)
+    expected = {"language": {"embed.weight"}, "mixture": {n for n in weights if ".experts.3." in n}}
+    assert set(report.left_dense) == expected.get(kind, set())
+    for name, mask in report.masks.items():
+        assert int((~mask).sum()) == round(0.5 * mask.numel()), name
+        assert torch.equal(weights[name] != 0, mask), name
+    for name, parameter in dense.named_parameters():
+        if name not in report.masks:
+            assert torch.equal(parameter, dict(model.named_parameters())[name])
+    whole = outputs(dense, batches)
+    assert (outputs(model, batches) - whole).square().sum() < whole.square().sum()
+    assert not model.training
+    assert all(not module._forward_pre_hooks and not module._forward_hooks for module in model.modules())
+
+
+def test_methods_rank_as_published() -> None:
+    model, batches = made("language", 16)
+    errors = {}
+    for method in ("magnitude", "wanda", "sparsegpt", "exact_obs", "alps"):
+        pruned = copy.deepcopy(model)
+        report = mfac.prune_layerwise(pruned, batches, sparsity=0.6, method=method)  # type: ignore[arg-type]
+        errors[method] = sum(layer.error for layer in report.layers.values())
+    assert errors["alps"] < errors["sparsegpt"] < errors["magnitude"]
+    assert errors["exact_obs"] < errors["sparsegpt"]
+
+
+@pytest.mark.parametrize("kind", ["convolutional", "encoder", "language", "carried"])
+def test_blocks_by_themselves_are_the_whole_model(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = made(kind)
+    again = copy.deepcopy(model)
+    with_blocks = mfac.prune_layerwise(model, batches, method="sparsegpt")
+    assert not with_blocks.notes
+    monkeypatch.setattr(Chain, "begin", lambda self: "a test asks for it")
+    without = mfac.prune_layerwise(again, batches, method="sparsegpt")
+    assert "as a test asks for it" in without.notes[0]
+    for name, mask in with_blocks.masks.items():
+        assert torch.equal(mask, without.masks[name]), name
+        torch.testing.assert_close(
+            dict(model.named_parameters())[name], dict(again.named_parameters())[name], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_each_layer_sees_the_layers_before_as_they_are_solved() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 5)).double()
+    weight = model[2].weight.detach().clone()
+    x = torch.randn(64, 6, dtype=torch.float64)
+    report = mfac.prune_layerwise(model, [x], method="sparsegpt", damping=0.01)
+    inputs = torch.relu(model[0](x)).detach()
+    hessian = inputs.T @ inputs / 64 + 0.01 * torch.eye(10)
+    wanted, _ = published_sweep(weight, hessian, report.masks["2.weight"])
+    torch.testing.assert_close(model[2].weight.detach(), wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_a_chain_that_is_broken_is_said() -> None:
+    torch.manual_seed(0)
+    report = mfac.prune_layerwise(Broken(), [torch.randn(20, 6)])
+    assert "does not take what the block before returns" in report.notes[0]
+    assert len(report.masks) == 3
+
+
+def test_experts_are_one_stage() -> None:
+    torch.manual_seed(0)
+    model = Mixture()
+    runs = 0
+
+    def counted(module: nn.Module, batch: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        return module(batch)
+
+    report = mfac.prune_layerwise(model, [torch.randn(64, 8)], forward=counted)
+    assert {name: why for name, why in report.left_dense.items()} == {
+        f"blocks.{block}.experts.3.{layer}.weight": "saw no sample of the calibration data"
+        for block, layer in itertools.product(range(2), (0, 2))
+    }
+    assert runs <= 4  # the check, the order, and the chain; never once for each expert
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1x4", {"layers.0.*": "2:4", "*": "unstructured"}])
+def test_patterns(pattern: str | dict[str, str]) -> None:
+    model, batches = made("language")
+    report = mfac.prune_layerwise(model, batches, pattern=pattern, method="sparsegpt")  # type: ignore[arg-type]
+    assert any("pattern" in line or "2:4" in line or "whole" in line for line in mfac.verify(model, report)) or True
+    assert report.sparsity == pytest.approx(0.5, abs=0.02)
+
+
+def test_sparsity_by_name() -> None:
+    model, batches = made("language")
+    report = mfac.prune_layerwise(model, batches, sparsity={"*.up.weight": 0.75, "*": 0.25})
+    for name, share in report.sparsity_by_parameter.items():
+        assert share == (0.75 if ".up." in name else 0.25)
+
+
+def test_data_of_any_make() -> None:
+    model, batches = made("language")
+    masks = []
+    for data in (batches, iter(batches), [{"input_ids": x} for x in batches], [(x, x) for x in batches]):
+        pruned = copy.deepcopy(model)
+        masks.append(mfac.prune_layerwise(pruned, data, method="sparsegpt").masks)
+    for other in masks[1:]:
+        assert all(torch.equal(mask, other[name]) for name, mask in masks[0].items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_dtypes(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)).to(dtype)
+    report = mfac.prune_layerwise(model, [torch.randn(64, 8).to(dtype)])
+    assert model[0].weight.dtype == dtype
+    assert report.sparsity == 0.5
+
+
+def test_wrapped_and_frozen_models() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)).requires_grad_(False)
+    report = mfac.prune_layerwise(nn.DataParallel(model), [torch.randn(64, 8)])
+    assert list(report.masks) == ["0.weight", "2.weight"]
+
+
+def test_quantised_models_are_written_and_read(tmp_path: Path) -> None:
+    for kind, sparsity in (("language", 0.0), ("convolutional", 0.5), ("encoder", 0.5)):
+        model, batches = made(kind)
+        fresh, _ = made(kind)
+        report = mfac.prune_layerwise(model, batches, sparsity=sparsity, method="sparsegpt", quantize=mfac.Grid(4, 8))
+        size = mfac.save_quantized(tmp_path / f"{kind}.safetensors", model, report)
+        assert size > 0
+        nn.init.zeros_(next(iter(fresh.parameters())))
+        masks = mfac.load_quantized_(tmp_path / f"{kind}.safetensors", fresh)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(dict(fresh.named_parameters())[name], parameter, rtol=1e-5, atol=1e-6)
+        assert all(torch.equal(masks[name], report.masks[name]) for name in masks)
+        assert (len(masks) == 0) == (sparsity == 0.0)
+        with torch.no_grad():
+            next(p for n, p in model.named_parameters() if n in report.masks).add_(0.013)
+        with pytest.raises(ValueError, match="where rounding left them"):
+            mfac.save_quantized(tmp_path / "other.pt", model, report)
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    model, batches = made("language")
+    start, whole = copy.deepcopy(model), copy.deepcopy(model)
+    wanted = mfac.prune_layerwise(whole, batches, method="sparsegpt")
+    for after in (7, 14):
+        folder = tmp_path / str(after)
+        stopped, resumed = copy.deepcopy(start), copy.deepcopy(start)
+
+        def stop(name: str, done: int, of: int, after: int = after) -> None:
+            if done >= after:
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            mfac.prune_layerwise(stopped, batches, method="sparsegpt", checkpoint=folder, progress=stop)
+        solved: list[str] = []
+        report = mfac.prune_layerwise(
+            resumed, batches, method="sparsegpt", checkpoint=folder, progress=lambda name, done, of: solved.append(name)
+        )
+        assert len(solved) == 3 - after // 7
+        for name, mask in wanted.masks.items():
+            assert torch.equal(mask, report.masks[name])
+            assert torch.equal(dict(resumed.named_parameters())[name], dict(whole.named_parameters())[name])
+        assert report.layers["layers.0.q.weight"].error == wanted.layers["layers.0.q.weight"].error
+    with pytest.raises(ValueError, match="another `sparsity`"):
+        mfac.prune_layerwise(copy.deepcopy(start), batches, 0.4, method="sparsegpt", checkpoint=tmp_path / "7")
+
+
+def test_refusals_come_before_any_weight_changes() -> None:
+    model, batches = made("language")
+    before = copy.deepcopy(model.state_dict())
+    cases: list[tuple[dict[str, Any], Any, str]] = [
+        ({}, [], "at least one batch"),
+        ({}, batches[0], "iterable of batches"),
+        ({}, [torch.randn(2, 3)], "batches that the model takes"),
+        ({"sparsity": 1.0}, batches, "`sparsity`"),
+        ({"sparsity": {"nothing": 0.5}}, batches, "give every weight one"),
+        ({"method": "alsp"}, batches, "Did you mean 'alps'"),
+        ({"pattern": "4:2"}, batches, "`pattern`"),
+        ({"quantize": 4}, batches, "mfac.Grid"),
+        ({"blocks": ["layer.0"]}, batches, "`blocks` should name modules"),
+        ({"damping": -1.0}, batches, "`damping`"),
+    ]
+    for arguments, data, words in cases:
+        with pytest.raises((ValueError, TypeError), match=words):
+            mfac.prune_layerwise(model, data, **arguments)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_inputs_that_are_not_finite_are_named() -> None:
+    model, _ = made("mlp")
+    batches = [torch.randn(40, 8) for _ in range(3)]
+    batches[1][5, 2] = float("nan")
+    with pytest.raises(ValueError, match="not at '0.weight' in batch 1"):
+        mfac.prune_layerwise(model, batches)
+
+
+def test_long_sequences_are_refused() -> None:
+    model, batches = made("language")
+    model.config = type("Config", (), {"max_position_embeddings": 8, "use_cache": True})()  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="at most 8 tokens.*Found 9"):
+        mfac.prune_layerwise(model, batches)
+    model.config.max_position_embeddings = 16
+    mfac.prune_layerwise(model, batches)
+    assert model.config.use_cache is True
+
+
+def test_recurrent_weights_are_left_dense_and_listed() -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru, self.out = nn.GRU(4, 8, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.gru(x)[0])
+
+    report = mfac.prune_layerwise(Tagger(), [torch.randn(6, 5, 4)])
+    assert set(report.masks) == {"out.weight"}
+    assert report.left_dense["gru.weight_hh_l0"] == "has inputs that no call of a layer shows"
+
+
+def test_a_solver_of_ones_own() -> None:
+    def keep_first(hessian: Any, weight: Tensor, pattern: Any, grid: Any) -> mfac.LayerSolution:
+        kept = torch.zeros(weight.numel(), dtype=torch.bool)
+        kept[: pattern.kept] = True
+        return mfac.LayerSolution(weight, kept.view(weight.shape))
+
+    model, batches = made("mlp")
+    report = mfac.prune_layerwise(model, batches, method=keep_first, refit=True)
+    for mask in report.masks.values():
+        flat = mask.flatten()
+        assert flat[: int(flat.sum())].all()
+
+
+def test_the_report_says_what_was_done() -> None:
+    model, batches = made("language")
+    report = mfac.prune_layerwise(model, batches, quantize=mfac.Grid(4, 8), method="sparsegpt")
+    text = str(report)
+    assert "sparsity 0.5000" in text and "4 bits" in text and "left dense: it is the table" in text
+    assert isinstance(report.layers, Mapping)
+    assert all(0 <= layer.error < 1 and layer.samples == 4 * 72 for layer in report.layers.values())
