@@ -231,7 +231,7 @@ def obs_eliminate(
     zeros: Tensor | None = None,
     levels: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Greedy steps of every row [rows, n] by H⁻¹: order, losses [rows, count], weights; O(n³) each."""
+    """Greedy steps of every row by H⁻¹: order, losses [rows, count], weights; O(n³) a row."""
     order, losses, result = _ops.obs_eliminate(weight, inverse, dropped, count, keep, group, scales, zeros, levels)
     return order, losses, result
 
