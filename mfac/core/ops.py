@@ -231,7 +231,7 @@ def obs_eliminate(
     zeros: Tensor | None = None,
     levels: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Greedy steps of every row [rows, n] by H⁻¹: order, losses [rows, count], weights; O(n³) each."""
+    """Greedy steps of every row by H⁻¹: order, losses [rows, count], weights; O(n³) a row."""
     order, losses, result = _ops.obs_eliminate(weight, inverse, dropped, count, keep, group, scales, zeros, levels)
     return order, losses, result
 
@@ -244,6 +244,17 @@ def _block_order(window: Tensor, block_size: int) -> tuple[int, int]:
     rank, dim = window.shape
     size = max(1, min(block_size, dim))
     return -(-dim // size), min(rank, size)
+
+
+for _name in (
+    "window_combine_",
+    "window_descend_",
+    "prefer_huge_pages_",
+    "topk_combine_",
+    "topk_descend_",
+    "obs_sweep_",
+):
+    torch.library.register_fake(f"mfac::{_name}", lambda *_: None)
 
 
 @torch.library.register_fake("mfac::squared_norms")
@@ -266,34 +277,6 @@ def _(window: Tensor, vectors: Tensor, scales: Tensor | None = None) -> Tensor:
     return _float64(vectors, vectors.shape[0], window.shape[0])
 
 
-@torch.library.register_fake("mfac::window_combine_")
-def _(
-    out: Tensor, window: Tensor, coefficients: Tensor, alpha: float, beta: float, scales: Tensor | None = None
-) -> None:
-    return None
-
-
-@torch.library.register_fake("mfac::window_descend_")
-def _(
-    parameters: Sequence[Tensor],
-    average: Tensor | None,
-    window: Tensor,
-    coefficients: Tensor,
-    beta: float,
-    momentum: float,
-    columns: Sequence[int],
-    rates: Sequence[float],
-    decays: Sequence[float],
-    scales: Tensor | None = None,
-) -> None:
-    return None
-
-
-@torch.library.register_fake("mfac::prefer_huge_pages_")
-def _(memory: Tensor) -> None:
-    return None
-
-
 @torch.library.register_fake("mfac::window_push_")
 def _(window: Tensor, row: int, gradient: Tensor, scales: Tensor | None = None) -> Tensor:
     return _float64(gradient, window.shape[0])
@@ -302,40 +285,6 @@ def _(window: Tensor, row: int, gradient: Tensor, scales: Tensor | None = None) 
 @torch.library.register_fake("mfac::topk_dot")
 def _(values: Tensor, indices: Tensor, vectors: Tensor, block_size: int) -> Tensor:
     return _float64(vectors, vectors.shape[0], values.shape[0])
-
-
-@torch.library.register_fake("mfac::topk_combine_")
-def _(
-    out: Tensor,
-    values: Tensor,
-    indices: Tensor,
-    coefficients: Tensor,
-    alpha: float,
-    beta: float,
-    block_size: int,
-    boundaries: Tensor | None = None,
-) -> None:
-    return None
-
-
-@torch.library.register_fake("mfac::topk_descend_")
-def _(
-    parameters: Sequence[Tensor],
-    average: Tensor | None,
-    values: Tensor,
-    indices: Tensor,
-    coefficients: Tensor,
-    beta: float,
-    momentum: float,
-    newest: int,
-    columns: Sequence[int],
-    rates: Sequence[float],
-    decays: Sequence[float],
-    dim: int,
-    block_size: int,
-    boundaries: Tensor | None = None,
-) -> None:
-    return None
 
 
 @torch.library.register_fake("mfac::topk_push_")
@@ -390,21 +339,6 @@ def _(weights: Tensor, inverse_diagonal: Tensor) -> Tensor:
 @torch.library.register_fake("mfac::nm_mask")
 def _(scores: Tensor, keep: int, group: int) -> Tensor:
     return scores.new_empty(scores.shape, dtype=torch.bool)
-
-
-@torch.library.register_fake("mfac::obs_sweep_")
-def _(
-    weight: Tensor,
-    carried: Tensor,
-    factor: Tensor,
-    kept: Tensor,
-    keep: int,
-    group: int,
-    scales: Tensor | None = None,
-    zeros: Tensor | None = None,
-    levels: int = 0,
-) -> None:
-    return None
 
 
 @torch.library.register_fake("mfac::obs_eliminate")

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import pytest
 import torch
@@ -55,7 +56,21 @@ def pushes() -> list[torch.Tensor]:
     return [W.precondition(), W.ihvp(W.rows[0].clone()), W.matvec(W.rows[0].clone())]
 
 
-@pytest.mark.parametrize("compute", [gram, window_dot, window_combine, capacitance, blocks, pushes])
+@cache  # LAPACK's own last bits depend on threads
+def layer() -> tuple[torch.Tensor, torch.Tensor]:
+    rows = window(200, 90)
+    H = rows.T @ rows + torch.eye(90, dtype=torch.float64)
+    return torch.linalg.cholesky(H.flip(0, 1)).flip(0, 1).contiguous(), torch.linalg.inv(H).contiguous()
+
+
+def layers() -> list[torch.Tensor]:
+    W, (R, inverse) = normal(70, 90), layer()
+    Q, errors, kept = W.clone(), torch.zeros_like(W), torch.zeros_like(W, dtype=torch.bool)
+    ops.obs_sweep_(Q, errors, R, kept, 2, 4)
+    return [Q, errors, kept, *ops.obs_eliminate(W, inverse, W > 1, 60, 0, 1)]
+
+
+@pytest.mark.parametrize("compute", [gram, window_dot, window_combine, capacitance, blocks, pushes, layers])
 @pytest.mark.usefixtures("restored_threads")
 def test_results_are_bit_identical_for_any_number_of_threads(compute: Callable[[], list[torch.Tensor]]):
     torch.set_num_threads(1)

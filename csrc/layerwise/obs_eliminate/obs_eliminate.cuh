@@ -1,5 +1,5 @@
-// CUDA kernel of obs_eliminate: a block a row, with an H⁻¹ of its own in global memory. As on the CPU
-// what pivots take off it is kept back as vectors, and taken off in one pass for 32 of them.
+// CUDA kernel of obs_eliminate: a block a row, with an H⁻¹ of its own in global memory. As on the
+// CPU what pivots take off it is kept back as vectors, and taken off in one pass for 32 of them.
 #pragma once
 
 #include "cuda/simt.h"
@@ -11,7 +11,7 @@ namespace mfac::cuda {
 constexpr int kEliminateThreads = 256;
 constexpr int kEliminateWarps = kEliminateThreads / kWarp;
 constexpr int kEliminateBlocks = 2;  // on a multiprocessor, each with the registers of four
-constexpr int kEliminateRows = 4;  // of H⁻¹, that a warp updates at a time
+constexpr int kEliminateRows = 4;    // of H⁻¹, that a warp updates at a time
 constexpr int64_t kNone = INT64_MAX;
 
 enum WeightState : int64_t { kFree, kStays, kGone };
@@ -146,8 +146,8 @@ MFAC_DEVICE void take_off_pending(EliminatedRow& row) {
   row.pending = 0;
 }
 
-// Drives weight p to q, the others after it; the candidate of every thread. Shared memory: entries p
-// of the vectors kept back.
+// Drives weight p to q, the others after it; the candidate of every thread. Shared memory: entries
+// p of the vectors kept back.
 MFAC_DEVICE Candidate drive(const EliminationArguments& e, EliminatedRow& row, int64_t p, double q, bool was_dropped) {
   MFAC_SHARED(double, factors, [kPendingPivots]);
   const int thread = threadIdx.x;

@@ -81,7 +81,7 @@ MFAC_INLINE int64_t place_of(const LeftWeights& left, int64_t index) {
   return low;
 }
 
-// A weight of a group is gone, or only found to be: with the last that may go, the others stay.
+// Where a group has no room, all that is left of it stays; `near` is the place of one of it.
 MFAC_INLINE void close_if_full(const Elimination& e, const LeftWeights& left, int64_t group, int64_t near) {
   if (left.room[group] > 0) return;
   while (near > 0 && left.index[near - 1] / e.group == group) --near;
@@ -181,8 +181,9 @@ struct LeastScores {
   }
 };
 
-// The place of the weight that goes next, -1 if there is none; `takes_off`: after the pivot has been
-// taken off the weights by `shift` of its column and off the diagonal, and its vector kept back.
+// The place of the weight that goes next, -1 if there is none; `takes_off`: after the pivot has
+// been taken off the weights, by `shift` of its column, and off the diagonal. Its vector is kept
+// back.
 template <bool takes_off, bool quantises>
 MFAC_INLINE int64_t next_place(const LeftWeights& left, double levels, double shift, double inverse_root) {
   LeastScores least, outside;

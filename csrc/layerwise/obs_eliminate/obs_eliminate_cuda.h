@@ -12,8 +12,8 @@ constexpr int kPendingPivots = 32;                // whose vectors are kept back
 constexpr int64_t kMostSlots = 264;               // blocks that each have an H⁻¹, two for every multiprocessor
 constexpr int64_t kSlotBytes = int64_t{4} << 30;  // of all of them, where one is no larger
 
-// weight and dropped [rows, n], inverse [n, n], scales and zeros [rows, n] or null; order and losses
-// [rows, count], result [rows, n].
+// weight and dropped [rows, n], inverse [n, n], scales and zeros [rows, n] or null; order and
+// losses [rows, count], result [rows, n].
 struct EliminationArguments {
   const double* weight;
   int64_t weight_stride;

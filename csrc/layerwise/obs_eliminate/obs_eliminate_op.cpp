@@ -1,7 +1,7 @@
-// obs_eliminate(weight, inverse, dropped, count, keep, group, scales, zeros, levels) -> order, losses,
-// weight: greedy Optimal Brain Surgeon, and with a grid Optimal Brain Quantizer, of every row on its
-// own. Each step takes the weight that raises δHδᵀ least, and the others of the row move to make up
-// for it.
+// obs_eliminate(weight, inverse, dropped, count, keep, group, scales, zeros, levels) -> order,
+// losses, weight: greedy Optimal Brain Surgeon, and with a grid Optimal Brain Quantizer, of every
+// row on its own. Each step takes the weight that raises δHδᵀ least, and the others of the row move
+// to make up for it.
 #include "layerwise/obs_eliminate/obs_eliminate_checks.h"
 
 namespace mfac {

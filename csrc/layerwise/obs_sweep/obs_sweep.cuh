@@ -8,7 +8,7 @@
 namespace mfac::cuda {
 
 constexpr int kSweepThreads = 256;
-constexpr int kSweepRows = 16;  // of a block
+constexpr int kSweepRows = 16;   // of a block
 constexpr int kSweepBlocks = 2;  // on a multiprocessor, each with the registers of four
 constexpr int kSweepTile = kMostInGroup;
 constexpr int kSweepOwn = kSweepRows * kSweepTile / kSweepThreads;  // rows of a thread, of one column

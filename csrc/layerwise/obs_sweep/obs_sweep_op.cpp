@@ -1,6 +1,6 @@
-// obs_sweep_(weight, carried, factor, kept, keep, group, scales, zeros, levels): the column sweep of
-// SparseGPT and GPTQ over one block of columns, of every row on its own. H = R Rᵀ with R upper
-// triangular, w becomes q, and S what e = (w - q) R is: the errors of the block's columns.
+// obs_sweep_(weight, carried, factor, kept, keep, group, scales, zeros, levels): the column sweep
+// of SparseGPT and GPTQ over one block of columns, of every row on its own. H = R Rᵀ with R upper
+// triangular; weight w becomes q, and `carried` (w - q) R, the errors of the block's columns.
 #include "layerwise/obs_sweep/obs_sweep_checks.h"
 
 namespace mfac {
