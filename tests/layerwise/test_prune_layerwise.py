@@ -177,8 +177,8 @@ def test_quantised_models_are_written_and_read(tmp_path: Path) -> None:
             mfac.save_quantized(tmp_path / "other.pt", model, report)
 
 
-class Stopped(Exception):
-    pass
+class StoppedError(Exception):
+    """Raised by a test in the middle of a run."""
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
@@ -191,13 +191,17 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
 
         def stop(name: str, done: int, of: int, after: int = after) -> None:
             if done >= after:
-                raise Stopped
+                raise StoppedError
 
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             mfac.prune_layerwise(stopped, batches, method="sparsegpt", checkpoint=folder, progress=stop)
         solved: list[str] = []
         report = mfac.prune_layerwise(
-            resumed, batches, method="sparsegpt", checkpoint=folder, progress=lambda name, done, of: solved.append(name)
+            resumed,
+            batches,
+            method="sparsegpt",
+            checkpoint=folder,
+            progress=lambda name, done, of, solved=solved: solved.append(name),
         )
         assert len(solved) == 3 - after // 7
         for name, mask in wanted.masks.items():
@@ -233,14 +237,14 @@ def test_inputs_that_are_not_finite_are_named() -> None:
     model, _ = made("mlp")
     batches = [torch.randn(40, 8) for _ in range(3)]
     batches[1][5, 2] = float("nan")
-    with pytest.raises(ValueError, match="not at '0.weight' in batch 1"):
+    with pytest.raises(ValueError, match=r"not at '0\.weight' in batch 1"):
         mfac.prune_layerwise(model, batches)
 
 
 def test_long_sequences_are_refused() -> None:
     model, batches = made("language")
     model.config = type("Config", (), {"max_position_embeddings": 8, "use_cache": True})()  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="at most 8 tokens.*Found 9"):
+    with pytest.raises(ValueError, match=r"at most 8 tokens.*Found 9"):
         mfac.prune_layerwise(model, batches)
     model.config.max_position_embeddings = 16
     mfac.prune_layerwise(model, batches)
