@@ -33,8 +33,22 @@ def exact_obs(hessian: Hessian, weight: Tensor, pattern: MatrixPattern, grid: Gr
     (2) Weights of a row that are dropped go by one exact solve.
     """
     weight = weight.masked_fill(hessian.dead, 0).contiguous()
-    kept = obs_mask(hessian, weight, pattern)
-    solved = refit(hessian, weight, kept) if pattern.kept < weight.numel() else weight
+    return obs_on_mask(hessian, weight, obs_mask(hessian, weight, pattern), grid)
+
+
+def obs_on_mask(hessian: Hessian, weight: Tensor, kept: Tensor, grid: Grid | None) -> LayerSolution:
+    """The weights on a mask: exact, and then rounded one at a time where there is a grid.
+
+    Args:
+        hessian: Of the inputs.
+        weight: [rows, columns] float64; 0 in dead columns.
+        kept: The mask.
+        grid: Steps, or None.
+
+    Returns:
+        The solution.
+    """
+    solved = weight if bool(kept.all()) else refit(hessian, weight, kept)
     if grid is None:
         return LayerSolution(solved, kept)
     values = grid.fit(solved)
@@ -57,15 +71,28 @@ def obs_order(hessian: Hessian, weight: Tensor, pattern: MatrixPattern) -> tuple
         Columns [rows, steps], -1 after a row's end, and the rise of its error [rows, steps], inf
         there.
     """
+    check_obs_pattern(pattern)
+    keep, group = pattern.nm or (0, 0)
+    none = torch.zeros_like(weight, dtype=torch.bool)
+    order, losses, _ = ops.obs_eliminate(weight, hessian.inverse, none, weight.shape[1], keep, group)
+    return order, losses
+
+
+def check_obs_pattern(pattern: MatrixPattern) -> None:
+    """Refuses patterns that rows cannot follow one weight at a time.
+
+    Args:
+        pattern: On a matrix.
+
+    Raises:
+        ValueError: If it is neither N:M nor any entries.
+    """
     keep, group = pattern.nm or (0, 0)
     if not (pattern.is_unstructured or (keep and (pattern.positions == 1 or pattern.channels % group == 0))):
         raise ValueError(
             f'Parameter `pattern` should be "unstructured" or N:M with method="exact_obs", and M should divide the '
             f"input channels of a convolution. Found {str(pattern.pattern)!r} with {pattern.channels} channels."
         )
-    none = torch.zeros_like(weight, dtype=torch.bool)
-    order, losses, _ = ops.obs_eliminate(weight, hessian.inverse, none, weight.shape[1], keep, group)
-    return order, losses
 
 
 def obs_mask(hessian: Hessian, weight: Tensor, pattern: MatrixPattern) -> Tensor:
