@@ -77,4 +77,20 @@ STABLE_TORCH_LIBRARY(MFAC_LIBRARY, m) {
   // successive ones along the axis, or of as many as are left, bool; of equal ones the later is the
   // higher, and NaN is above infinity
   m.def("nm_mask(Tensor scores, int keep, int group) -> Tensor");
+  // A layer's weight [rows, n] and H [n, n] of its inputs, rows on their own, all float64. With
+  // keep > 0 at most `keep` of `group` successive columns stay, as in nm_mask. With scales and
+  // zeros a value is (level - zero)·scale, level in 0 .. `levels`.
+  //
+  // A block of columns: weight w becomes q, carried [rows, width] from (w - q) R of the columns
+  // before to that of these too, for factor [width, width] = R, H = R Rᵀ, upper triangular. kept
+  // [rows, width] is read, or written where keep > 0; scales and zeros [rows]
+  m.def(
+      "obs_sweep_(Tensor(a!) weight, Tensor(b!) carried, Tensor factor, Tensor(c!) kept, int keep, int group, Tensor? "
+      "scales=None, Tensor? zeros=None, int levels=0) -> ()");
+  // inverse [n, n] = H⁻¹; dropped [rows, n]: gone beforehand; scales and zeros [rows, n] -> the
+  // weights that went, [rows, count], -1 where none was left, what each raised δHδᵀ by, infinity
+  // there, and the weights as they are then
+  m.def(
+      "obs_eliminate(Tensor weight, Tensor inverse, Tensor dropped, int count, int keep, int group, Tensor? "
+      "scales=None, Tensor? zeros=None, int levels=0) -> (Tensor, Tensor, Tensor)");
 }

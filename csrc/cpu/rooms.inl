@@ -16,6 +16,8 @@
 #include MFAC_ROOM_FILE(curvature/whitened_norms/whitened_norms)
 #include MFAC_ROOM_FILE(curvature/block_fisher/block_fisher)
 #include MFAC_ROOM_FILE(pruning/nm_mask/nm_mask)
+#include MFAC_ROOM_FILE(layerwise/obs_sweep/obs_sweep)
+#include MFAC_ROOM_FILE(layerwise/obs_eliminate/obs_eliminate)
 // clang-format on
 #undef MFAC_ROOM_FILE
 #endif
@@ -32,5 +34,7 @@ MFAC_ROOM(GramRoom)
 MFAC_ROOM(WhitenedNormsRoom)
 MFAC_ROOM(BlockFisherRoom)
 MFAC_ROOM(NMMaskRoom)
+MFAC_ROOM(ObsSweepRoom)
+MFAC_ROOM(ObsEliminateRoom)
 #undef MFAC_ROOM
 #endif

@@ -202,6 +202,40 @@ def nm_mask(scores: Tensor, keep: int, group: int) -> Tensor:
     return result
 
 
+def obs_sweep_(
+    weight: Tensor,
+    carried: Tensor,
+    factor: Tensor,
+    kept: Tensor,
+    keep: int,
+    group: int,
+    scales: Tensor | None = None,
+    zeros: Tensor | None = None,
+    levels: int = 0,
+) -> None:
+    """In place: the column sweep of a block; w becomes q, `carried` (w - q) R with R = `factor`.
+
+    `kept` is the mask, or written where keep > 0. O(rows · width²).
+    """
+    _ops.obs_sweep_(weight, carried, factor, kept, keep, group, scales, zeros, levels)
+
+
+def obs_eliminate(
+    weight: Tensor,
+    inverse: Tensor,
+    dropped: Tensor,
+    count: int,
+    keep: int,
+    group: int,
+    scales: Tensor | None = None,
+    zeros: Tensor | None = None,
+    levels: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Greedy steps of every row [rows, n] by H⁻¹: order, losses [rows, count], weights; O(n³) each."""
+    order, losses, result = _ops.obs_eliminate(weight, inverse, dropped, count, keep, group, scales, zeros, levels)
+    return order, losses, result
+
+
 def _float64(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.float64)
 
@@ -356,3 +390,35 @@ def _(weights: Tensor, inverse_diagonal: Tensor) -> Tensor:
 @torch.library.register_fake("mfac::nm_mask")
 def _(scores: Tensor, keep: int, group: int) -> Tensor:
     return scores.new_empty(scores.shape, dtype=torch.bool)
+
+
+@torch.library.register_fake("mfac::obs_sweep_")
+def _(
+    weight: Tensor,
+    carried: Tensor,
+    factor: Tensor,
+    kept: Tensor,
+    keep: int,
+    group: int,
+    scales: Tensor | None = None,
+    zeros: Tensor | None = None,
+    levels: int = 0,
+) -> None:
+    return None
+
+
+@torch.library.register_fake("mfac::obs_eliminate")
+def _(
+    weight: Tensor,
+    inverse: Tensor,
+    dropped: Tensor,
+    count: int,
+    keep: int,
+    group: int,
+    scales: Tensor | None = None,
+    zeros: Tensor | None = None,
+    levels: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, n = weight.shape
+    order = weight.new_empty((rows, count), dtype=torch.int64)
+    return order, _float64(weight, rows, count), _float64(weight, rows, n)

@@ -27,6 +27,7 @@ def arguments(block_size: int = BLOCK) -> dict[str, tuple[Any, ...]]:
     indices = torch.tensor([0, 0], dtype=torch.uint16).expand(values.shape).contiguous()
     boundaries = torch.zeros(values.shape[1], 0, RANK, dtype=torch.uint16)  # blocks of one tile have none
     vectors, coefficients = normal(COUNT, DIM), normal(COUNT, RANK)
+    eye, mask = torch.eye(DIM, dtype=F64), vectors > 0
     return {
         "squared_norms": (strided(G),),
         "gram": (G,),
@@ -56,6 +57,14 @@ def arguments(block_size: int = BLOCK) -> dict[str, tuple[Any, ...]]:
         "obs_saliency": (G[0].clone(), vectors[0].abs() + 1),
         "nm_mask": (normal(COUNT, DIM, 3, dtype=F32), 2, 4),
         "block_inverse_diagonal": (G, factors, block_size, 0.1, float(RANK)),
+        "obs_sweep_": (
+            *(strided(vectors), vectors.clone(), strided(eye), mask.clone(), 2, 4),
+            *(torch.ones(COUNT, dtype=F64), torch.zeros(COUNT, dtype=F64), 15),
+        ),
+        "obs_eliminate": (
+            *(strided(vectors), strided(eye), mask, min(block_size, DIM), 2, 4),
+            *(vectors.abs() + 1, vectors.round(), 15),
+        ),
     }
 
 
@@ -245,6 +254,36 @@ REFUSED = [
         "block_inverse_diagonal: Parameter `factors` should have size 5. Found 4.",
     ),
     ("block_inverse_diagonal", 2, 0, "block_inverse_diagonal: Parameter `block_size` should be >= 1. Found 0."),
+    ("obs_sweep_", 0, torch.Tensor.float, "obs_sweep_: Parameter `weight` should be float64. Found Float of shape"),
+    ("obs_sweep_", 0, flat, "obs_sweep_: Parameter `weight` should be a matrix. Found Double of shape [66]"),
+    ("obs_sweep_", 0, spread, "obs_sweep_: Parameter `weight` should have contiguous rows."),
+    ("obs_sweep_", 1, narrower, "obs_sweep_: Parameter `carried` should have size 33. Found 32."),
+    ("obs_sweep_", 1, torch.Tensor.float, "obs_sweep_: Parameter `carried` should be float64."),
+    ("obs_sweep_", 2, narrower, "obs_sweep_: Parameter `factor` should have size 33. Found 32."),
+    ("obs_sweep_", 2, spread, "obs_sweep_: Parameter `factor` should have contiguous rows."),
+    ("obs_sweep_", 3, torch.Tensor.double, "obs_sweep_: Parameter `kept` should be bool. Found Double"),
+    ("obs_sweep_", 3, narrower, "obs_sweep_: Parameter `kept` should have size 33. Found 32."),
+    ("obs_sweep_", 4, -1, "obs_sweep_: Parameter `keep` should be >= 0. Found -1."),
+    ("obs_sweep_", 4, 5, "obs_sweep_: Parameter `keep` should be in [0, 4]. Found 5."),
+    ("obs_sweep_", 5, 65, "obs_sweep_: Parameter `group` should be in [1, 64]. Found 65."),
+    ("obs_sweep_", 6, narrower, "obs_sweep_: Parameter `scales` should have size 2. Found 1."),
+    ("obs_sweep_", 6, None, "obs_sweep_: Parameter `zeros` should be given with `scales`, and only with them."),
+    ("obs_sweep_", 7, None, "only with them. Found scales without zeros."),
+    ("obs_sweep_", 7, torch.Tensor.float, "obs_sweep_: Parameter `zeros` should be float64."),
+    ("obs_sweep_", 8, 0, "obs_sweep_: Parameter `levels` should be >= 1 where there are scales. Found 0."),
+    ("obs_eliminate", 0, torch.Tensor.float, "obs_eliminate: Parameter `weight` should be float64."),
+    ("obs_eliminate", 0, spread, "obs_eliminate: Parameter `weight` should have contiguous rows."),
+    ("obs_eliminate", 1, narrower, "obs_eliminate: Parameter `inverse` should have size 33. Found 32."),
+    ("obs_eliminate", 1, flat, "obs_eliminate: Parameter `inverse` should be a matrix."),
+    ("obs_eliminate", 2, torch.Tensor.double, "obs_eliminate: Parameter `dropped` should be bool."),
+    ("obs_eliminate", 2, narrower, "obs_eliminate: Parameter `dropped` should have size 33. Found 32."),
+    ("obs_eliminate", 3, DIM + 1, "obs_eliminate: Parameter `count` should be in [0, 33]. Found 34."),
+    ("obs_eliminate", 3, -1, "obs_eliminate: Parameter `count` should be in [0, 33]. Found -1."),
+    ("obs_eliminate", 4, 5, "obs_eliminate: Parameter `keep` should be in [0, 4]. Found 5."),
+    ("obs_eliminate", 5, 0, "obs_eliminate: Parameter `group` should be >= 1. Found 0."),
+    ("obs_eliminate", 6, narrower, "obs_eliminate: Parameter `scales` should have size 33. Found 32."),
+    ("obs_eliminate", 7, None, "obs_eliminate: Parameter `zeros` should be given with `scales`, and only with them."),
+    ("obs_eliminate", 8, -1, "obs_eliminate: Parameter `levels` should be >= 1 where there are scales. Found -1."),
 ]
 
 
