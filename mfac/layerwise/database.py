@@ -38,6 +38,7 @@ from mfac.pruning.targets import choose_targets
 CostTable = Mapping[str, Mapping[LevelKey, float]]
 """{weight: {level: cost}}."""
 
+DAMPING = relative(0.01)
 _SCALE_BITS = 16  # of a scale; a zero takes the bits of the grid
 
 
@@ -104,7 +105,7 @@ class LayerDatabase:
         pattern: str | Pattern | Mapping[str, str | Pattern] = "unstructured",
         quantize: Grid | None = None,
         refit: bool = False,
-        damping: Damping = relative(0.01),
+        damping: Damping = DAMPING,
         params: Selection = None,
         forward: Forward | None = None,
         progress: Callable[[str, int, int], None] | None = None,
@@ -185,15 +186,18 @@ class LayerDatabase:
 
     @property
     def errors(self) -> dict[str, dict[LevelKey, float]]:
-        """{layer: {level: tr(δHδᵀ)/tr(WHWᵀ)}}: 0 is no change of the layer's outputs on the data, 1
-        is as if the layer were gone.
+        """{layer: {level: error}}, tr(δHδᵀ)/tr(WHWᵀ).
+
+        0 is no change of the layer's outputs on the data, 1 is as if the layer were gone.
         """
         return {name: {key: level.error for key, level in layer.levels.items()} for name, layer in self._layers.items()}
 
     @property
     def absolute_errors(self) -> dict[str, dict[LevelKey, float]]:
-        """{layer: {level: tr(δHδᵀ)}}, H = XᵀX/n: the squared change of the layer's outputs for one
-        row of inputs, in the square of their unit.
+        """{layer: {level: error}}, tr(δHδᵀ) with H = XᵀX/n.
+
+        The squared change of the layer's outputs for one row of inputs, in the square of their
+        unit.
         """
         return {
             name: {key: level.absolute_error for key, level in layer.levels.items()}
