@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -110,7 +111,8 @@ def spdy_search(
     (1) levels of a layer are ranked by its measured errors, so that i counts levels of any kind;
     among sparsities alone that is their order. (2) What the measured errors choose, and the one
     level that fits for all layers with the least sum of them, are scored as well: the result is no
-    worse than either.
+    worse than either. (3) Where there are no more profiles than random c, as with one or two layers,
+    all that fit are scored.
 
     Example:
         >>> import tempfile, torch, mfac
@@ -141,7 +143,11 @@ def spdy_search(
             if errors == "prior":
                 if (uniform := _uniform(measured, table, budget)) is not None:
                     search.score(uniform)
-                search.run(_prior(measured), starts, failures, random.Random(seed))
+                if math.prod(map(len, table.values())) <= starts:
+                    for profile in _fitting(table, budget):
+                        search.score(profile)
+                else:
+                    search.run(_prior(measured), starts, failures, random.Random(seed))
         if search.best is None:
             raise ValueError("Parameter `loss_fn` should return finite losses. Found none for any stitched model.")
         if apply:
@@ -272,6 +278,14 @@ def _uniform(measured: Errors, table: CostTable, budget: float) -> Profile | Non
     profiles: list[Profile] = [dict.fromkeys(table, level) for level in common]
     fitting = [profile for profile in profiles if _total(table, profile) <= budget]
     return min(fitting, key=lambda profile: _total(measured, profile), default=None)
+
+
+def _fitting(table: CostTable, budget: float) -> Iterator[Profile]:
+    """Every profile within the budget."""
+    for levels in itertools.product(*table.values()):
+        profile = dict(zip(table, levels, strict=True))
+        if _total(table, profile) <= budget:
+            yield profile
 
 
 def _total(table: CostTable, profile: Profile) -> float:

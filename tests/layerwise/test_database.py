@@ -157,7 +157,8 @@ def test_hessians_that_do_not_fit_together_take_more_passes(tmp_path: Path, monk
     together = mfac.LayerDatabase.build(Attention(), data(), LEVELS, folder=tmp_path / "together")
     monkeypatch.setattr(database_build, "_BYTES", 1)
     apart = mfac.LayerDatabase.build(Attention(), data(), LEVELS, folder=tmp_path / "apart")
-    assert together.errors == apart.errors
+    for layer, errors in together.errors.items():  # float32 inputs; where they lie in memory shows in the last bits
+        assert apart.errors[layer] == pytest.approx(errors, rel=1e-5)
 
 
 def test_a_model_in_bfloat16_stays_in_it(tmp_path: Path):
@@ -182,7 +183,7 @@ def test_masks_of_a_stitched_model_attach(tmp_path: Path):
     masks = mfac.Masks(database.stitch({"4.weight": 0.9}, model))
     assert list(masks) == ["4.weight"] and torch.equal(model[0].weight, dense)
     assert masks.sparsity == pytest.approx(0.9, abs=0.01)
-    masks.attach(model)
+    masks.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 def test_a_layer_that_sees_nothing_is_left_dense(tmp_path: Path):
@@ -229,7 +230,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"`levels` should be finite and >= 0 and < 1"):
         build([1.0])
     assert not (tmp_path / "two").exists()
-    with pytest.raises(ValueError, match="Found no database.json"):
+    with pytest.raises(ValueError, match=r"Found no database\.json"):
         mfac.LayerDatabase.open(tmp_path)
 
 

@@ -100,7 +100,7 @@ def test_costs_by_function_and_some_levels_only(deep: tuple[nn.Sequential, mfac.
 
 
 def test_measured_errors_need_one_evaluation(deep: tuple[nn.Sequential, mfac.LayerDatabase]):
-    model, database = deep
+    _, database = deep
     costs = database.costs("bytes")
     found = search(deep, 3000.0, errors="measured")
     assert found.evaluations == 1
@@ -154,7 +154,7 @@ def test_few_layers(layers: int, tmp_path: Path):
     database = mfac.LayerDatabase.build(model, [x for x, _ in DATA], LEVELS, folder=tmp_path, params=params)
     costs = database.costs("bits")
     budget = 0.5 * sum(of_layer[0.0] for of_layer in costs.values())
-    found = mfac.spdy_search(database, "bits", budget, cross_entropy, DATA, model=model, starts=10, failures=10)
+    found = mfac.spdy_search(database, "bits", budget, cross_entropy, DATA, model=model, starts=40, failures=10)
     assert found.cost <= budget
     losses = []
     for chosen in itertools.product(LEVELS, repeat=layers):
@@ -162,11 +162,11 @@ def test_few_layers(layers: int, tmp_path: Path):
         if cost(costs, profile) <= budget:
             database.stitch(profile, model)
             losses.append(loss(model))
-    assert found.loss <= sorted(losses)[layers - 1]  # of all that there are, the best or the next
+    assert found.loss == min(losses) and found.evaluations == len(losses)
 
 
 def test_an_impossible_budget_says_what_is_possible(deep: tuple[nn.Sequential, mfac.LayerDatabase]):
-    model, database = deep
+    _, database = deep
     least = sum(min(of_layer.values()) for of_layer in database.costs("bytes").values())
     with pytest.raises(
         ValueError, match=rf"`budget` should be at least {least:g}, what the cheapest levels cost. Found 9"
@@ -188,7 +188,7 @@ def test_only_layers_that_change_are_written_and_little_is_held(
     model, database = deep
     before = snapshot(model)
     one = 24 * 24 * 4
-    stitched = StitchedModel(database, model, database.layers, cache_bytes=4 * one)
+    stitched = StitchedModel(database, model, database.layers, cache_bytes=5 * one)
     stitched.write(dict.fromkeys(database.layers, 0.5))
     assert stitched.written == 6
     stitched.write({**dict.fromkeys(database.layers, 0.5), "4.weight": 0.9})
@@ -201,7 +201,7 @@ def test_only_layers_that_change_are_written_and_little_is_held(
     stitched.write({"0.weight": 0.9, "2.weight": 0.9})
     stitched.write({"0.weight": 0.5})  # long gone
     assert ("0.weight", 0.5) in loads
-    assert stitched._held == sum(weight.nbytes for weight in stitched._cache.values()) <= 4 * one
+    assert stitched._held == sum(weight.nbytes for weight in stitched._cache.values()) <= 5 * one
     stitched.restore()
     assert same_state(model, before)
 
