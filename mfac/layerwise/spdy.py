@@ -27,6 +27,7 @@ Profile = dict[str, LevelKey]
 Errors = Mapping[str, Mapping[LevelKey, float]]
 
 _SHARE = 0.1  # of the coefficients that are drawn anew at first
+_ROUNDING = 1e-12  # relative, of sums of the same costs in another order
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def spdy_search(
         progress: Called after each evaluation with their number and the least loss.
 
     Returns:
-        The best profile of all that were scored. The budget holds exactly.
+        The best profile of all that were scored. The budget holds, but for the rounding of the sum.
 
     Raises:
         ValueError: If layers or levels are unknown, even the cheapest levels cost more than the
@@ -276,7 +277,7 @@ def _uniform(measured: Errors, table: CostTable, budget: float) -> Profile | Non
     """One level for all layers, the one that fits and loses least; None where none fits."""
     common = [level for level in next(iter(table.values())) if all(level in of_layer for of_layer in table.values())]
     profiles: list[Profile] = [dict.fromkeys(table, level) for level in common]
-    fitting = [profile for profile in profiles if _total(table, profile) <= budget]
+    fitting = [profile for profile in profiles if _fits(table, profile, budget)]
     return min(fitting, key=lambda profile: _total(measured, profile), default=None)
 
 
@@ -284,8 +285,12 @@ def _fitting(table: CostTable, budget: float) -> Iterator[Profile]:
     """Every profile within the budget."""
     for levels in itertools.product(*table.values()):
         profile = dict(zip(table, levels, strict=True))
-        if _total(table, profile) <= budget:
+        if _fits(table, profile, budget):
             yield profile
+
+
+def _fits(table: CostTable, profile: Profile, budget: float) -> bool:
+    return _total(table, profile) <= budget * (1 + _ROUNDING)
 
 
 def _total(table: CostTable, profile: Profile) -> float:

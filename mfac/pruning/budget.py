@@ -71,7 +71,7 @@ def allocate(
     for layer, of_layer in errors.items():
         levels = list(of_layer)
         above = [costs[layer][level] - cheapest[layer] for level in levels]
-        steps = [0 if a <= 0 else buckets + 1 if a > rest else math.ceil(a / rest * buckets) for a in above]
+        steps = [0 if a <= 0 else buckets + 1 if a > rest else math.ceil(a * buckets / rest) for a in above]
         candidates = torch.full((len(levels), buckets + 1), math.inf, dtype=torch.float64)
         for row, (level, step) in enumerate(zip(levels, steps, strict=True)):
             if step <= buckets:

@@ -179,7 +179,7 @@ def test_an_impossible_budget_says_what_is_possible(deep: tuple[nn.Sequential, m
     with pytest.raises(TypeError, match=r"`costs` should be a table, a function or a unit. Found int"):
         search(deep, 9.0, costs=3)
     with pytest.raises(ValueError, match=r"`errors` should be 'prior' or 'measured'"):
-        search(deep, 9.0, errors="mesured")
+        search(deep, 9.0, errors="guessed")
 
 
 def test_only_layers_that_change_are_written_and_little_is_held(
