@@ -19,7 +19,9 @@ from mfac.curvature.held_out import HeldOutDamping, held_out
 from mfac.gradients.collecting import collect_gradients
 from mfac.layerwise.database import LayerDatabase
 from mfac.layerwise.grid import Grid
+from mfac.layerwise.hessian import NotPositiveDefiniteError
 from mfac.layerwise.level import Level
+from mfac.layerwise.perplexity import evaluate_perplexity
 from mfac.layerwise.prune_layerwise import prune_layerwise
 from mfac.layerwise.report import LayerwiseReport
 from mfac.layerwise.solution import LayerSolution
@@ -69,6 +71,7 @@ __all__ = [
     "LayerwiseReport",
     "Level",
     "Masks",
+    "NotPositiveDefiniteError",
     "Pattern",
     "Pruner",
     "PruningPlan",
@@ -86,6 +89,7 @@ __all__ = [
     "build_info",
     "collect_gradients",
     "cost_table",
+    "evaluate_perplexity",
     "export_onnx",
     "group_parameters",
     "held_out",

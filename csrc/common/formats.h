@@ -16,7 +16,9 @@ constexpr int64_t kScaleColumns = 1024;  // columns of an int8 row that share a 
 constexpr int64_t kSingleDepth = 64;     // products summed before their sum is added to others (whitened_norms/)
 constexpr int kPacketBytes = 16;         // of an aligned load of CUDA kernels (cuda/packet.cuh)
 constexpr int kMostInGroup = 64;         // scores of a group (nm_mask/)
-constexpr double kCancelled = 1e-6;      // of 1 - ‖U_:j‖² (block_fisher/): below this a bound is looked at
+constexpr double kWithinGrid =
+    0.5 * (1 + 1e-9);                // of a step: a weight further from its value is outside (obs_eliminate/)
+constexpr double kCancelled = 1e-6;  // of 1 - ‖U_:j‖² (block_fisher/): below this a bound is looked at
 
 // The 16-bit formats of a window, as bits: kernels widen them on load.
 struct bf16 {

@@ -55,7 +55,8 @@ def find_chains(model: nn.Module, views: Sequence[LayerView], blocks: Sequence[s
     for name, layer in layers.items():
         if not isinstance(layer, nn.ModuleList | nn.Sequential) or any(layer is inner for inner in taken):
             continue
-        members = [NamedBlock(f"{name}.{key}" if name else key, child) for key, child in layer._modules.items() if child]
+        inside = [(key, child) for key, child in layer._modules.items() if child is not None]
+        members = [NamedBlock(f"{name}.{key}" if name else key, child) for key, child in inside]
         if len(members) < 2 or len({type(member.module) for member in members}) > 1:
             continue
         if not all(any(member.holds(view) for view in views) for member in members):

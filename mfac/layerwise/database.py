@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mfac.core.checks.choices import check_choice, check_flag, did_you_mean
-from mfac.curvature.damping import Damping, check_damping, relative
+from mfac.curvature.damping import Damping, check_damping
 from mfac.gradients.modes import model_mode
 from mfac.gradients.naming import inner_module, named_parameters
 from mfac.gradients.parameters import Selection
@@ -19,6 +19,7 @@ from mfac.gradients.prunable import describe_weights
 from mfac.layerwise.database_build import DatabaseBuild, DatabaseSettings
 from mfac.layerwise.database_files import LayerEntry, LevelEntry, read_index, read_level
 from mfac.layerwise.grid import Grid, GridValues
+from mfac.layerwise.hessian import DAMPING
 from mfac.layerwise.level import LevelKey, Levels, levels_by_weight
 from mfac.layerwise.prune_layerwise import (
     Forward,
@@ -38,7 +39,6 @@ from mfac.pruning.targets import choose_targets
 CostTable = Mapping[str, Mapping[LevelKey, float]]
 """{weight: {level: cost}}."""
 
-DAMPING = relative(0.01)
 _SCALE_BITS = 16  # of a scale; a zero takes the bits of the grid
 
 

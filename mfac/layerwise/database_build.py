@@ -182,7 +182,8 @@ class DatabaseBuild:
         number: int,
     ) -> LayerSolution:
         """A matrix at a level; of ExactOBS the order of a matrix serves all its levels."""
-        if self.settings.solver is not exact_obs or self.settings.refit:
+        ranked = self.settings.solver is exact_obs and (pattern.is_unstructured or pattern.nm is not None)
+        if not ranked or self.settings.refit:
             return solved(self.settings.solver, hessian, matrix, pattern, self.settings.refit, grid)
         live = matrix.masked_fill(hessian.dead, 0).contiguous()
         drop = matrix.numel() - pattern.kept

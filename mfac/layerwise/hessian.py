@@ -9,6 +9,8 @@ from torch import Tensor
 
 from mfac.curvature.damping import Damping, check_damping, relative, resolve_damping
 
+DAMPING = relative(0.01)
+"""What is taken where nothing is given, as in SparseGPT and ALPS."""
 RAISED = 10.0
 """What the damping is multiplied by where a factorisation fails."""
 MOST_RAISED = 1.0
@@ -42,11 +44,10 @@ class Hessian:
         asked: The λ that was asked for.
     """
 
-    def __init__(self, gram: Tensor, damping: Damping = relative(0.01)) -> None:
+    def __init__(self, gram: Tensor, damping: Damping = DAMPING) -> None:
         if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or not gram.is_floating_point():
             raise ValueError(
-                f"Parameter `hessian` should be a square floating-point matrix. Found {gram.dtype}, "
-                f"{list(gram.shape)}."
+                f"Parameter `hessian` should be a square floating-point matrix. Found {gram.dtype}, {list(gram.shape)}."
             )
         self.gram = gram.double()
         diagonal = self.gram.diagonal()
@@ -75,8 +76,9 @@ class Hessian:
 
     @cached_property
     def upper_factor(self) -> Tensor:
-        """R, upper triangular with a positive diagonal, H = R Rᵀ: 1/R_jj² is the pivot (H⁻¹)_jj
-        once all columns before j are decided. O(columns³/3), no inverse is formed.
+        """R, upper triangular with a positive diagonal, H = R Rᵀ; no inverse, O(columns³/3).
+
+        1/R_jj² is (H⁻¹)_jj once all columns before j are decided.
         """
         while True:
             lower, failed = torch.linalg.cholesky_ex(self.matrix.flip(0, 1))
@@ -92,7 +94,7 @@ class Hessian:
 
     @cached_property
     def scaled_eigen(self) -> tuple[Tensor, Tensor, Tensor]:
-        """e = √diag H, and the eigenvalues and eigenvectors of H/(e eᵀ); O(10 · columns³)."""
+        """√diag H = e, and the eigenvalues and eigenvectors of H/(e eᵀ); O(10 · columns³)."""
         _ = self.upper_factor  # so that the damping is settled
         matrix = self.matrix
         scale = matrix.diagonal().sqrt()

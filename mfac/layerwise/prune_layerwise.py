@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mfac.core.checks.choices import check_flag
 from mfac.core.checks.numbers import check_number
-from mfac.curvature.damping import Damping, check_damping, relative
+from mfac.curvature.damping import Damping, check_damping
 from mfac.gradients.modes import model_mode
 from mfac.gradients.naming import inner_module
 from mfac.gradients.parameters import Selection
@@ -22,6 +22,7 @@ from mfac.gradients.prunable import PrunableWeight, describe_weights
 from mfac.layerwise.chain import find_chains
 from mfac.layerwise.checkpoint import Checkpoint
 from mfac.layerwise.grid import Grid
+from mfac.layerwise.hessian import DAMPING
 from mfac.layerwise.report import LayerwiseReport
 from mfac.layerwise.run import LayerwiseRun, Settings, sparsities
 from mfac.layerwise.solution import LayerSolver
@@ -44,7 +45,7 @@ def prune_layerwise(
     refit: bool = False,
     quantize: Grid | None = None,
     blocks: Sequence[str] | None = None,
-    damping: Damping = relative(0.01),
+    damping: Damping = DAMPING,
     params: Selection = None,
     forward: Forward | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -234,12 +235,12 @@ def check_first(model: nn.Module, batch: Any, call: Forward) -> None:
     """
     most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     tokens = batch.get("input_ids") if isinstance(batch, Mapping) else batch
-    if isinstance(most, int) and isinstance(tokens, Tensor) and tokens.dim() == 2 and not tokens.is_floating_point():
-        if tokens.shape[1] > most:
-            raise ValueError(
-                f"Parameter `data` should yield sequences of at most {most} tokens, which the model's positions "
-                f"allow. Found {tokens.shape[1]}."
-            )
+    are_tokens = isinstance(tokens, Tensor) and tokens.dim() == 2 and not tokens.is_floating_point()
+    if isinstance(most, int) and are_tokens and tokens.shape[1] > most:
+        raise ValueError(
+            f"Parameter `data` should yield sequences of at most {most} tokens, which the model's positions allow. "
+            f"Found {tokens.shape[1]}."
+        )
     try:
         call(inner_module(model), batch)
     except Exception as error:
@@ -261,7 +262,7 @@ def without_caches(model: nn.Module) -> Generator[None]:
     """
     config = getattr(inner_module(model), "config", None)
     had = getattr(config, "use_cache", None)
-    if had is None:
+    if config is None or had is None:
         yield
         return
     config.use_cache = False

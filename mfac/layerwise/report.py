@@ -34,7 +34,7 @@ class LayerResult:
 
 @dataclass
 class LayerwiseReport(PruningReport):
-    """The result of `mfac.prune_layerwise`; as `PruningReport`, and:
+    """The result of `mfac.prune_layerwise`: a `PruningReport`, and what layers say.
 
     Attributes:
         layers: Name of each weight to its result, in the order in which they were solved.

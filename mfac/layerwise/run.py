@@ -6,10 +6,11 @@ import fnmatch
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mfac.curvature.damping import Damping
 from mfac.layerwise.chain import Chain, NamedBlock
@@ -66,8 +67,8 @@ class LayerwiseRun:
         run: Runs the model on a batch, by its number.
         batches: How many batches.
         settings: What is asked for.
-        done: What an earlier run has solved: name to weight and mask, by unit of work.
-        finished: Called after each unit of work with its name and the names of its weights.
+        finished: Called with the weights of each block, or run of layers, that is solved.
+        restore: Puts back what an earlier run found of such weights; whether it did.
     """
 
     def __init__(
@@ -97,8 +98,9 @@ class LayerwiseRun:
         chain = Chain(segment.chain, self._run, self.batches)
         began = time.perf_counter()
         if (why := chain.begin()) is not None:
-            self.results.notes.append(f"The whole model was run again for each layer of {segment.chain[0].name!r} "
-                                      f"and the like, as {why}.")
+            self.results.notes.append(
+                f"The whole model was run again for each layer of {segment.chain[0].name!r} and the like, as {why}."
+            )
             return False
         self.results.seconds_forward += time.perf_counter() - began
         for block in segment.chain:
@@ -109,9 +111,7 @@ class LayerwiseRun:
             self.results.seconds_forward += time.perf_counter() - began
         return True
 
-    def _stages(
-        self, run: Callable[[int], Any], views: Sequence[LayerView], like: Callable[[str], str | None]
-    ) -> None:
+    def _stages(self, run: Callable[[int], Any], views: Sequence[LayerView], like: Callable[[str], str | None]) -> None:
         if not views or self._restore(views, self.results):
             return
         began = time.perf_counter()
@@ -136,7 +136,9 @@ class LayerwiseRun:
                 if key not in hessians:
                     gram = grams[key]
                     hessians[key] = Hessian(gram.total / gram.count, self.settings.damping)
-            self._solve_view(view, [hessians[key] for key in keys], sum(grams[key].count for key in dict.fromkeys(keys)))
+            self._solve_view(
+                view, [hessians[key] for key in keys], sum(grams[key].count for key in dict.fromkeys(keys))
+            )
             for key in dict.fromkeys(keys):  # whose factors nobody needs any more
                 users.remove(key)
                 if key not in users:
@@ -190,7 +192,7 @@ def matrix_patterns(view: LayerView, pattern: Pattern, sparsity: float) -> list[
 def _like_experts(name: str) -> str | None:
     """A name without the number of an expert; None for what is no expert's."""
     parts = name.split(".")
-    for place, (part, after) in enumerate(zip(parts, parts[1:], strict=False)):
+    for place, (part, after) in enumerate(pairwise(parts)):
         if "expert" in part.lower() and after.isdecimal():
             return ".".join([*parts[: place + 1], "*", *parts[place + 2 :]])
     return None
@@ -206,7 +208,8 @@ def sparsities(sparsity: float | Mapping[str, float], names: Sequence[str]) -> d
         key = next((k for k in sparsity if fnmatch.fnmatchcase(name, k)), None) if key is None else key
         if key is None:
             raise ValueError(
-                f"Parameter `sparsity` should give every weight one. Found none for {name!r}; '*' stands for all others."
+                f"Parameter `sparsity` should give every weight one. Found none for {name!r}; '*' stands for all "
+                f"others."
             )
         found[name] = float(sparsity[key])
     return found

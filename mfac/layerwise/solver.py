@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mfac.core.checks.choices import check_flag, did_you_mean, names_of
 from mfac.core.checks.numbers import check_number
-from mfac.curvature.damping import Damping, relative
+from mfac.curvature.damping import Damping
 from mfac.layerwise.grid import Grid, GridValues
-from mfac.layerwise.hessian import Hessian
+from mfac.layerwise.hessian import DAMPING, Hessian
 from mfac.layerwise.matrix_pattern import MatrixPattern
 from mfac.layerwise.solution import LayerSolution, LayerSolver
 from mfac.layerwise.solvers.alps import alps
@@ -129,7 +129,7 @@ def solve_layer(
     *,
     refit: bool = False,
     quantize: Grid | None = None,
-    damping: Damping = relative(0.01),
+    damping: Damping = DAMPING,
 ) -> SolvedLayer:
     """Prunes or rounds one matrix of weights so that its outputs stay the same.
 
@@ -169,7 +169,7 @@ def solve_layer(
         )
     check_flag("refit", refit)
     check_number("sparsity", sparsity, least=0, below=1)
-    wanted = MatrixPattern.of(resolve_pattern(pattern), *weight.shape, 1, sparsity)
+    wanted = MatrixPattern.of(resolve_pattern(pattern), weight.shape[0], weight.shape[1], 1, sparsity)
     found = solved(resolve_solver(method), inputs, weight.double(), wanted, refit, quantize)
     error = inputs.relative_error(weight, found.weight)
     return SolvedLayer(found.weight.to(weight.dtype), found.kept, error, inputs.damping, found.grid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -176,8 +177,6 @@ def grams_of(run: Callable[[int], Any], stage: Stage, batches: Sequence[int]) ->
                 watch.add(view, add)
         for number in batches:
             now = number
-            try:
+            with suppress(EnoughError):
                 run(number)
-            except EnoughError:
-                pass
     return found

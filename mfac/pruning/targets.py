@@ -66,9 +66,7 @@ class Targets:
         return Targets(self.vector.restricted(left), {**self.left_dense, **out}, self.whole)
 
 
-def choose_targets(
-    model: nn.Module, params: Selection, existing_zeros: ExistingZeros, frozen: bool = False
-) -> Targets:
+def choose_targets(model: nn.Module, params: Selection, existing_zeros: ExistingZeros, frozen: bool = False) -> Targets:
     """Finds what there is to prune, before anything is computed.
 
     Args:

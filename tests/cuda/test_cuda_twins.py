@@ -144,6 +144,47 @@ def test_nm_mask(cuda, dtype: torch.dtype, inner: int):
             assert torch.equal(cuda.nm_mask(some, keep, group), cpu.nm_mask(some, keep, group))
 
 
+def related(n: int) -> Tensor:
+    """A Hessian of condition below 50."""
+    rows = window(2 * n, n, norm=1.0)
+    return rows.T @ rows * (n / (2 * n)) + 0.1 * torch.eye(n, dtype=F64)
+
+
+@pytest.mark.parametrize("keep", [0, 3])
+@pytest.mark.parametrize("levels", [0, 15])
+def test_obs_sweep(cuda, keep: int, levels: int):
+    for rank, dim in shapes("sweep", keep, levels):
+        n, group = 1 + dim % 150, max(keep, 1) + dim % 40
+        R = torch.linalg.cholesky(related(n).flip(0, 1)).flip(0, 1)
+        R, W, S = R.contiguous(), normal(rank, n, seed=1), normal(rank, n, seed=2)
+        grid = (torch.full((rank,), 0.3, dtype=F64), torch.full((rank,), 7.0, dtype=F64)) if levels else (None, None)
+        results = []
+        for op in (cuda, cpu):
+            q, e, kept = laid_out(W, False), laid_out(S, False), laid_out(W > S, False)
+            op.obs_sweep_(q, e, R, kept, keep, group, *grid, levels)
+            results.append((q, e, kept))
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)  # n·u·κ is below 1e-11
+        assert torch.equal(results[0][2], W > S) or keep > 0
+
+
+@pytest.mark.parametrize("keep", [0, 3])
+@pytest.mark.parametrize("levels", [0, 15])
+def test_obs_eliminate(cuda, keep: int, levels: int):
+    for rank, dim in shapes("eliminate", keep, levels):
+        rows, n = 1 + rank % 4, 1 + dim % 100
+        W, dropped = normal(rows, n, seed=1), normal(rows, n, seed=2) > 0.8
+        inverse = torch.linalg.inv(related(n))
+        inverse = laid_out((inverse + inverse.T) / 2, False)
+        grid = (torch.full((rows, n), 0.3, dtype=F64), torch.full((rows, n), 7.0, dtype=F64))
+        arguments = (n - rank % n, keep, max(keep, 1) + dim % 20, *(grid if levels else (None, None)), levels)
+        for some in (dropped, torch.zeros_like(dropped)):
+            found, expected = (op.obs_eliminate(W, inverse, some, *arguments) for op in (cuda, cpu))
+            assert torch.equal(found[0], expected[0])
+            for one, other in zip(found[1:], expected[1:], strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
 @every_format
 @every_vector
 @every_layout

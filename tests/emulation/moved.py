@@ -138,6 +138,21 @@ def pruning_cases() -> Iterator[Case]:
     yield "nm_mask", partial(ops.nm_mask, torch.rand(20, d // 20, 1).double(), 2, 4), 9 * d
 
 
+def layerwise_cases() -> Iterator[Case]:
+    """Of layers' weights: rows enough that all of H⁻¹ is read, each of a slot of its own."""
+    rows, n, K = 48, 160, 32
+    W, kept, eye = torch.randn(rows, n).double(), torch.rand(rows, n) > 0.5, torch.eye(n).double()
+    sweep = partial(ops.obs_sweep_, W.clone(), torch.zeros_like(W), eye, kept)
+    yield "obs_sweep_", partial(sweep, 0, 1), 33 * rows * n + 4 * n * n
+    yield "obs_sweep_ 2:4", partial(sweep, 2, 4), 33 * rows * n + 4 * n * n
+    for count, pending, left in ((n, K, n - K), (K // 2, K // 2, 0)):
+        own = (
+            8 * pending * n - 4 * pending**2 + 4 * left**2 + (8 + 8 + 8) * n
+        )  # vectors, H⁻¹, its diagonal; places, states
+        moved = 8 * n * n + rows * (own + (8 + 8 + 1) * n + 16 * count)
+        yield f"obs_eliminate {count}", partial(ops.obs_eliminate, W, eye, W.isnan(), count, 0, 1), moved
+
+
 def main() -> None:
     """Prints what every case moves."""
     torch.manual_seed(0)
@@ -146,7 +161,7 @@ def main() -> None:
     torch.ops.load_library(library)
     report = ctypes.CDLL(library).mfac_simt_bytes
     report.restype = ctypes.c_char_p
-    for cases in (window_cases, sparse_cases, square_cases, block_cases, pruning_cases):
+    for cases in (window_cases, sparse_cases, square_cases, block_cases, pruning_cases, layerwise_cases):
         for name, run, stated in cases():
             report()
             run()

@@ -221,7 +221,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
         build([0.5, mfac.Level(0.5)])
     with pytest.raises(ValueError, match=r"`levels` should have no sparsities where `pattern` fixes it"):
         build([0.5], pattern="2:4")
-    with pytest.raises(ValueError, match=r'`pattern` should be "unstructured" or N:M with method="exact_obs"'):
+    with pytest.raises(ValueError, match=r'`pattern` should be "unstructured", N:M or blocks with method="exact_obs"'):
         build(["0.5 rows"])
     with pytest.raises(ValueError, match=r"`levels` should give every weight some. Found none for '2.weight'"):
         build({"0.*": [0.5]})
@@ -233,11 +233,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
 
 
 def test_levels_by_name(tmp_path: Path):
-    levels = {"0.*": [0.0, "8bit"], "*": [0.0, 0.5, "4x1"]}
-    with pytest.raises(ValueError, match="method"):
+    levels = {"0.*": [0.0, "8bit"], "*": [0.0, 0.5, "0.5 channels"]}
+    with pytest.raises(ValueError, match='method="exact_obs"'):
         mfac.LayerDatabase.build(classifier(), data(), levels, folder=tmp_path)
     levels["*"] = [0.0, 0.5, "0.5 1x4"]
-    database = mfac.LayerDatabase.build(classifier(), data(), levels, folder=tmp_path, method="sparsegpt")
+    database = mfac.LayerDatabase.build(classifier(), data(), levels, folder=tmp_path)
     assert database.levels("0.weight") == [0.0, "8bit"]
     assert database.levels("2.weight") == [0.0, 0.5, "0.5 1x4"]
     assert set(database.mask("2.weight", "0.5 1x4").view(3, 8, 4).sum(2).unique().tolist()) == {0, 4}

@@ -10,7 +10,20 @@ PACKAGE = Path(__file__).parents[2] / "mfac"
 
 # From top to bottom. `bench` may use all of them; the package itself, as users import it, stands
 # below everything.
-ROOMS = ["_C", "core", "gradients", "curvature", "window", "distributed", "masks", "pruning", "optim", "cli", "bench"]
+ROOMS = [
+    "_C",
+    "core",
+    "gradients",
+    "curvature",
+    "window",
+    "distributed",
+    "masks",
+    "pruning",
+    "layerwise",
+    "optim",
+    "cli",
+    "bench",
+]
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -6,7 +6,6 @@
 // Of H⁻¹ the upper triangle is stored. The first time it is read where all rows share it, and
 // written to the row's own.
 constexpr int64_t kMostPending = 32;
-constexpr double kWithinGrid = 0.5 * (1 + 1e-9);  // of a step: what is further from its value is outside of the grid
 constexpr double kNever = __builtin_inf();
 
 // Everything about the weights that are left, by their place: in the order of their index, and up

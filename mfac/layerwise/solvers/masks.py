@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -45,7 +47,7 @@ def wanda(hessian: Hessian, weight: Tensor, pattern: MatrixPattern, grid: Grid |
     if not pattern.is_unstructured:
         return _finished(hessian, weight, pattern.choose(scores), pattern, grid)
     ends = [pattern.kept * row // pattern.rows for row in range(pattern.rows + 1)]
-    counts = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    counts = [after - before for before, after in pairwise(ends)]
     kept = torch.stack([highest(row, count) for row, count in zip(scores, counts, strict=True)])
     return _finished(hessian, weight, kept, pattern, grid)
 

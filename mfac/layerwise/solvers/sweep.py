@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -100,7 +102,7 @@ def sweep(
     return LayerSolution(solved, chosen, values)
 
 
-def _within(cuts, edges):  # type: ignore[no-untyped-def]
+def _within(cuts: Iterable[tuple[int, int]], edges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Cuts that end where groups of the grid end, too."""
     inner = sorted({begin for begin, _ in edges})
     for begin, end in cuts:
