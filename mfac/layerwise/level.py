@@ -1,4 +1,4 @@
-"""Levels of a database: how sparse, in which pattern and on which grid a layer is, and their keys."""
+"""Levels of a database: sparsity, pattern and grid of a layer, and their keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SPDY: the levels of all layers that lose least within a budget, scored by the model's own loss."""
+"""SPDY: the levels of layers that lose least within a budget, scored by the model's own loss."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def spdy_search(
     (1) levels of a layer are ranked by its measured errors, so that i counts levels of any kind;
     among sparsities alone that is their order. (2) What the measured errors choose, and the one
     level that fits for all layers with the least sum of them, are scored as well: the result is no
-    worse than either. (3) Where there are no more profiles than random c, as with one or two layers,
-    all that fit are scored.
+    worse than either. (3) Where there are no more profiles than random c, as with one or two
+    layers, all that fit are scored.
 
     Example:
         >>> import tempfile, torch, mfac
