@@ -17,14 +17,17 @@ from mfac.curvature.damping import RelativeDamping, RowRelativeDamping, relative
 from mfac.curvature.fisher import EmpiricalFisher, ihvp
 from mfac.curvature.held_out import HeldOutDamping, held_out
 from mfac.gradients.collecting import collect_gradients
+from mfac.layerwise.database import LayerDatabase
 from mfac.layerwise.grid import Grid
 from mfac.layerwise.hessian import NotPositiveDefiniteError
+from mfac.layerwise.level import Level
 from mfac.layerwise.perplexity import evaluate_perplexity
 from mfac.layerwise.prune_layerwise import prune_layerwise
 from mfac.layerwise.quantized import load_quantized_, save_quantized
 from mfac.layerwise.report import LayerwiseReport
 from mfac.layerwise.solution import LayerSolution
 from mfac.layerwise.solver import solve_layer
+from mfac.layerwise.spdy import spdy_search
 from mfac.masks.export import export_onnx, load_compact_, plain_state_dict, save_compact, to_semi_structured_
 from mfac.masks.masks import Masks
 from mfac.masks.patterns import NM, Candidates, Heads, Pattern, Units
@@ -64,8 +67,10 @@ __all__ = [
     "Grid",
     "Heads",
     "HeldOutDamping",
+    "LayerDatabase",
     "LayerSolution",
     "LayerwiseReport",
+    "Level",
     "Masks",
     "NotPositiveDefiniteError",
     "Pattern",
@@ -103,6 +108,7 @@ __all__ = [
     "save_quantized",
     "shrink",
     "solve_layer",
+    "spdy_search",
     "to_semi_structured_",
     "verify",
 ]

@@ -116,9 +116,9 @@ def prune_layerwise(
         )
     selected = {view.name: view.parameter for view in views}
     weights = describe_weights(model, selected)
-    patterns = _by_weight(resolved, weights)
+    patterns = patterns_by_weight(resolved, weights)
     settings = Settings(solver, sparsities(sparsity, list(selected)), patterns, refit, quantize, damping)
-    batches = _listed(data)
+    batches = listed_batches(data)
     call = forward if forward is not None else call_model
     saved = Checkpoint(checkpoint, settings, list(selected)) if checkpoint is not None else None
 
@@ -131,8 +131,8 @@ def prune_layerwise(
     def restore(views: Any, results: Any) -> bool:
         return saved is not None and saved.restore(views, results)
 
-    with model_mode(model, "eval"), _without_caches(model), torch.no_grad():
-        _check_first(model, batches[0], call)
+    with model_mode(model, "eval"), without_caches(model), torch.no_grad():
+        check_first(model, batches[0], call)
         inner = inner_module(model)
         run = LayerwiseRun(views, lambda n: call(inner, batches[n]), len(batches), settings, finished, restore)
         results = run.all(find_chains(model, views, blocks))
@@ -174,8 +174,19 @@ def _positional(model: nn.Module) -> int:
     return sum(k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for k in kinds)
 
 
-def _by_weight(pattern: Pattern, weights: Sequence[PrunableWeight]) -> dict[str, Pattern]:
-    """The pattern of each weight alone."""
+def patterns_by_weight(pattern: Pattern, weights: Sequence[PrunableWeight]) -> dict[str, Pattern]:
+    """The pattern of each weight alone.
+
+    Args:
+        pattern: For all weights.
+        weights: What is known of each.
+
+    Returns:
+        {weight: pattern}.
+
+    Raises:
+        ValueError: If the pattern has units of several weights, or does not fit a weight.
+    """
     pattern.check(weights)
     if any(len(group) > 1 for group in pattern.together(weights)):
         raise ValueError(
@@ -190,7 +201,19 @@ def _by_weight(pattern: Pattern, weights: Sequence[PrunableWeight]) -> dict[str,
     }
 
 
-def _listed(data: Iterable[Any]) -> list[Any]:
+def listed_batches(data: Iterable[Any]) -> list[Any]:
+    """All batches.
+
+    Args:
+        data: An iterable that ends.
+
+    Returns:
+        The batches, at least one.
+
+    Raises:
+        TypeError: If it is a tensor, or no iterable.
+        ValueError: If it is empty.
+    """
     if isinstance(data, Tensor) or not isinstance(data, Iterable):
         raise TypeError(f"Parameter `data` should be an iterable of batches. Found {type(data).__name__}.")
     batches = list(data)
@@ -199,8 +222,17 @@ def _listed(data: Iterable[Any]) -> list[Any]:
     return batches
 
 
-def _check_first(model: nn.Module, batch: Any, call: Forward) -> None:
-    """Refuses batches that are longer than the model takes, or that it does not take at all."""
+def check_first(model: nn.Module, batch: Any, call: Forward) -> None:
+    """Refuses batches that are longer than the model takes, or that it does not take at all.
+
+    Args:
+        model: The model.
+        batch: The first batch.
+        call: Runs the model on it.
+
+    Raises:
+        ValueError: If it does not take the batch.
+    """
     most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     tokens = batch.get("input_ids") if isinstance(batch, Mapping) else batch
     length = tokens.shape[1] if isinstance(tokens, Tensor) and tokens.dim() == 2 else 0
@@ -219,8 +251,15 @@ def _check_first(model: nn.Module, batch: Any, call: Forward) -> None:
 
 
 @contextmanager
-def _without_caches(model: nn.Module) -> Generator[None]:
-    """Models of transformers keep keys and values of earlier calls unless told otherwise."""
+def without_caches(model: nn.Module) -> Generator[None]:
+    """Models of transformers keep keys and values of earlier calls unless told otherwise.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
     config = getattr(inner_module(model), "config", None)
     had = getattr(config, "use_cache", None)
     if config is None or had is None:

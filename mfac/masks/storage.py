@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,28 @@ def check_suffix(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Generator[str]:
+    """A file beside another, which takes its place at the end of the block.
+
+    Args:
+        path: What is written, or stays as it was where the block raises.
+
+    Yields:
+        The path to write to.
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
 def write_tensors(
     path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
 ) -> int:
@@ -62,9 +85,7 @@ def write_tensors(
         ImportError: If safetensors is asked for and not installed.
     """
     path = check_suffix(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with whole_file(path) as temporary:
         on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         if path.suffix == ".safetensors":
             from safetensors.torch import save_file
@@ -72,20 +93,19 @@ def write_tensors(
             save_file(on_cpu, temporary, {"format": kind, "about": json.dumps(about)})
         else:
             torch.save({"format": kind, "about": json.dumps(about), "tensors": on_cpu}, temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
     return path.stat().st_size
 
 
-def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(
+    path: str | os.PathLike[str], kind: str, names: Collection[str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what `write_tensors` wrote.
 
     Args:
         path: The file.
         kind: What it should hold.
+        names: Of the tensors that are wanted, where a file holds them; the rest is not read. None
+            for all.
 
     Returns:
         Tensors on the CPU by name, and their description.
@@ -104,13 +124,20 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
 
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
-            found = {**about, "tensors": {name: file.get_tensor(name) for name in file.keys()}}  # ruff: ignore[in-dict-keys]
+            found = {**about, "tensors": {name: file.get_tensor(name) for name in _wanted(file.keys(), names)}}
     else:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=names is not None)
     if not isinstance(found, dict) or found.get("format") != kind:
         said = f"one of {found['format']!r}" if isinstance(found, dict) and "format" in found else "something else"
         raise ValueError(f"Parameter `path` should be a file of {kind!r}. Found {said} at {str(path)!r}.")
-    return found["tensors"], json.loads(found["about"])
+    tensors = found["tensors"]
+    if names is not None:  # copies, as the file may be written anew
+        tensors = {name: tensors[name].clone() for name in _wanted(tensors, names)}
+    return tensors, json.loads(found["about"])
+
+
+def _wanted(held: Collection[str], names: Collection[str] | None) -> list[str]:
+    return [name for name in held if names is None or name in names]
 
 
 def _umask() -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +17,15 @@ from mfac.pruning.allocation import Allocation, AllocationContext, towards
 Table = Mapping[str, Mapping[float, float]]
 """Layer to level of sparsity to a number, its error or its cost."""
 
+Level = TypeVar("Level", bound=Hashable)
 
-def allocate(errors: Table, costs: Table, budget: float, buckets: int = 10_000) -> dict[str, float]:
+
+def allocate(
+    errors: Mapping[str, Mapping[Level, float]],
+    costs: Mapping[str, Mapping[Level, float]],
+    budget: float,
+    buckets: int = 10_000,
+) -> dict[str, Level]:
     """The level of each layer that makes the sum of errors least within a budget of costs.
 
     A dynamic programme over buckets of the budget that is left when each layer has its cheapest
@@ -26,7 +34,7 @@ def allocate(errors: Table, costs: Table, budget: float, buckets: int = 10_000) 
     layer.
 
     Args:
-        errors: {layer: {level: error}}; finite.
+        errors: {layer: {level: error}}; finite. Levels are sparsities, or any names.
         costs: {layer: {level: cost}}, of the same layers and levels; >= 0, in any unit.
         budget: Of the sum of costs.
         buckets: Into how many parts the rest of the budget is divided. Time
@@ -59,18 +67,19 @@ def allocate(errors: Table, costs: Table, budget: float, buckets: int = 10_000) 
             f"Found {budget:g}."
         )
     best = torch.zeros(buckets + 1, dtype=torch.float64)  # the least error with at most so many buckets
-    choices: list[tuple[str, list[float], list[int], Tensor]] = []
+    choices: list[tuple[str, list[Level], list[int], Tensor]] = []
     for layer, of_layer in errors.items():
         levels = list(of_layer)
         above = [costs[layer][level] - cheapest[layer] for level in levels]
-        steps = [0 if a <= 0 else buckets + 1 if a > rest else math.ceil(a / rest * buckets) for a in above]
+        steps = [0 if a <= 0 else buckets + 1 if a > rest else math.ceil(a * buckets / rest) for a in above]
         candidates = torch.full((len(levels), buckets + 1), math.inf, dtype=torch.float64)
         for row, (level, step) in enumerate(zip(levels, steps, strict=True)):
             if step <= buckets:
                 candidates[row, step:] = best[: buckets + 1 - step] + of_layer[level]
         best, choice = candidates.min(0)
         choices.append((layer, levels, steps, choice))
-    left, chosen = buckets, {}
+    left = buckets
+    chosen: dict[str, Level] = {}
     for layer, levels, steps, choice in reversed(choices):
         number = int(choice[left])
         chosen[layer] = levels[number]
@@ -78,7 +87,7 @@ def allocate(errors: Table, costs: Table, budget: float, buckets: int = 10_000) 
     return {layer: chosen[layer] for layer in errors}
 
 
-def _check_tables(errors: Table, costs: Table) -> None:
+def _check_tables(errors: Mapping[str, Mapping[Level, float]], costs: Mapping[str, Mapping[Level, float]]) -> None:
     if not errors or set(errors) != set(costs):
         raise ValueError(
             f"Parameter `costs` should have the layers of `errors`, {sorted(errors)}. Found {sorted(costs)}."
@@ -86,12 +95,16 @@ def _check_tables(errors: Table, costs: Table) -> None:
     for layer, of_layer in errors.items():
         if not of_layer or set(of_layer) != set(costs[layer]):
             raise ValueError(
-                f"Parameter `costs` should have the levels of `errors` for {layer!r}, {sorted(of_layer)}. "
-                f"Found {sorted(costs[layer])}."
+                f"Parameter `costs` should have the levels of `errors` for {layer!r}, {list(of_layer)}. "
+                f"Found {list(costs[layer])}."
             )
         for name, table, least in (("errors", of_layer, None), ("costs", costs[layer], 0.0)):
             for level, value in table.items():
-                check_number(f"{name}[{layer!r}][{level:g}]", value, least=least)
+                check_number(f"{name}[{layer!r}][{_shown(level)}]", value, least=least)
+
+
+def _shown(level: object) -> str:
+    return f"{level:g}" if isinstance(level, float) else repr(level)
 
 
 class Budget(Allocation):

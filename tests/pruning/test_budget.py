@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import random
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
@@ -39,6 +41,24 @@ def test_the_choice_is_the_best_that_fits(entries: list[list[tuple[float, float]
     assert total(errors, chosen) <= best * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("seed", range(200))
+def test_whole_costs_with_a_bucket_each_give_the_best_choice(seed: int):
+    generator = random.Random(seed)
+    layers = {f"l{i}": range(generator.randint(1, 4)) for i in range(generator.randint(1, 4))}
+    errors = {layer: {f"{level}bit": generator.random() for level in levels} for layer, levels in layers.items()}
+    costs = {layer: {level: generator.randint(0, 30) for level in of_layer} for layer, of_layer in errors.items()}
+    least = sum(min(of_layer.values()) for of_layer in costs.values())
+    budget = least + generator.randint(1, 40)
+
+    def total(table: Mapping[str, Mapping[str, float]], chosen: Mapping[str, str]) -> float:
+        return sum(table[layer][level] for layer, level in chosen.items())
+
+    chosen = mfac.allocate(errors, costs, budget, buckets=budget - least)
+    every = [dict(zip(errors, levels, strict=True)) for levels in itertools.product(*errors.values())]
+    assert total(costs, chosen) <= budget
+    assert chosen == min((one for one in every if total(costs, one) <= budget), key=lambda one: total(errors, one))
+
+
 def test_what_cannot_be_is_refused():
     errors, costs = {"a": {0.0: 0.0, 0.5: 1.0}}, {"a": {0.0: 10.0, 0.5: 5.0}}
     with pytest.raises(ValueError, match=r"`budget` should be at least 5, what the cheapest levels cost. Found 4"):
@@ -49,6 +69,8 @@ def test_what_cannot_be_is_refused():
         mfac.allocate(errors, {"a": {0.0: 10.0}}, 10.0)
     with pytest.raises(ValueError, match=r"`errors\['a'\]\[0\]` should be finite"):
         mfac.allocate({"a": {0.0: float("nan"), 0.5: 1.0}}, costs, 10.0)
+    with pytest.raises(ValueError, match=r"`costs\['a'\]\['2:4'\]` should be finite and >= 0. Found -1"):
+        mfac.allocate({"a": {0.0: 0.0, "2:4": 1.0}}, {"a": {0.0: 1.0, "2:4": -1.0}}, 10.0)
 
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 0.9)

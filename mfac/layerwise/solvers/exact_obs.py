@@ -34,8 +34,22 @@ def exact_obs(hessian: Hessian, weight: Tensor, pattern: MatrixPattern, grid: Gr
     the losses of each row are kept, not its weights after each step; weights are then solved for.
     """
     weight = weight.masked_fill(hessian.dead, 0).contiguous()
-    kept = obs_mask(hessian, weight, pattern)
-    solved = refit(hessian, weight, kept) if pattern.kept < weight.numel() else weight
+    return obs_on_mask(hessian, weight, obs_mask(hessian, weight, pattern), grid)
+
+
+def obs_on_mask(hessian: Hessian, weight: Tensor, kept: Tensor, grid: Grid | None) -> LayerSolution:
+    """The weights on a mask: exact, and then rounded one at a time where there is a grid.
+
+    Args:
+        hessian: Of the inputs.
+        weight: [rows, columns] float64; 0 in dead columns.
+        kept: The mask.
+        grid: Steps, or None.
+
+    Returns:
+        The solution.
+    """
+    solved = weight if bool(kept.all()) else refit(hessian, weight, kept)
     if grid is None:
         return LayerSolution(solved, kept)
     values = grid.fit(solved)
@@ -57,15 +71,7 @@ def obs_order(hessian: Hessian, weight: Tensor, pattern: MatrixPattern) -> tuple
     Returns:
         Columns [rows, steps], -1 after a row's end, and the rise of its error [rows, steps], inf
         there.
-
-    Raises:
-        ValueError: If the pattern is another.
     """
-    if not pattern.is_unstructured and pattern.nm is None:
-        raise ValueError(
-            f'Parameter `pattern` should be "unstructured", N:M or blocks with method="exact_obs". '
-            f"Found {str(pattern.pattern)!r}."
-        )
     none = torch.zeros_like(weight, dtype=torch.bool)
     keep, group = pattern.nm or (0, 0)
     if keep and pattern.positions > 1 and pattern.channels % group:  # groups that end with a position
@@ -74,8 +80,25 @@ def obs_order(hessian: Hessian, weight: Tensor, pattern: MatrixPattern) -> tuple
     return order, losses
 
 
+def check_obs_pattern(pattern: MatrixPattern) -> None:
+    """Refuses patterns that rows cannot follow.
+
+    Args:
+        pattern: On a matrix.
+
+    Raises:
+        ValueError: If it is none of those that `exact_obs` takes.
+    """
+    if not pattern.is_unstructured and pattern.nm is None and not isinstance(pattern.pattern, Blocks):
+        raise ValueError(
+            f'Parameter `pattern` should be "unstructured", N:M or blocks with method="exact_obs". '
+            f"Found {str(pattern.pattern)!r}."
+        )
+
+
 def obs_mask(hessian: Hessian, weight: Tensor, pattern: MatrixPattern) -> Tensor:
     """The entries that are kept, [rows, columns] bool."""
+    check_obs_pattern(pattern)
     drop = weight.numel() - pattern.kept
     if drop == 0:
         return torch.ones_like(weight, dtype=torch.bool)
