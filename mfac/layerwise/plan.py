@@ -68,8 +68,8 @@ class LayerwisePlan:
         every, activations, hessians, weights = (f"{count / 2**20:.0f}" for count in kinds)
         lines = [
             f"{len(self.weights)} weight tensors, {size} weights, {self.batches} batches",
-            f"  memory beside the model: {every} MiB: {activations} activations, {hessians} Hessians, {weights} weights "
-            f"in float64",
+            f"  memory beside the model: {every} MiB: {activations} activations, {hessians} Hessians, {weights} "
+            f"weights in float64",
             f"  about {self.passes:.1f} passes over the data, {self.seconds:.0f} s, and the solver",
         ]
         lines += [f"  blocks {chain[0]!r} to {chain[-1]!r}, one at a time" for chain in self.chains]
