@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,10 @@ from mfac.layerwise.run import NO_SAMPLES, matrix_patterns
 from mfac.layerwise.solution import LayerSolution, LayerSolver
 from mfac.layerwise.solver import solved
 from mfac.layerwise.solvers.exact_obs import check_obs_pattern, exact_obs, mask_of_order, obs_on_mask, obs_order
-from mfac.layerwise.statistics import Gram, Key, Stage, grams_of, stages_of
+from mfac.layerwise.statistics import Gram, Key, grams_of, merged_stages
 from mfac.layerwise.views import LayerView
 from mfac.masks.patterns import Pattern, Unstructured, resolve_pattern
 
-_BYTES = 1 << 30  # of the matrices that one pass over the data sums up
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class DatabaseBuild:
         """
         unseen = {}
         waiting = [view for view in self.views if view.name not in self._done]
-        for stage in self._stages(waiting):
+        for stage in merged_stages(self._run, waiting):
             grams = grams_of(self._run, stage, self.batches)
             hessians: dict[Key, Hessian] = {}
             for place, view in enumerate(stage.views):
@@ -107,33 +106,13 @@ class DatabaseBuild:
                     continue
                 for key in keys:
                     if key not in hessians:
-                        hessians[key] = Hessian(grams[key].total / grams[key].count, self.settings.damping)
+                        hessians[key] = Hessian(grams[key].total.div_(grams[key].count), self.settings.damping)
                 self._solve(view, [hessians[key] for key in stage.keys[view.name]], [grams[key] for key in keys])
                 later = {key for other in stage.views[place + 1 :] for key in stage.keys[other.name]}
                 for key in [key for key in keys if key not in later]:  # whose factors nobody needs any more
                     del hessians[key], grams[key]
         layers = {view.name: read_about(self._paths[view.name]) for view in self.views if view.name in self._done}
         write_index(self.folder, layers, {**left_dense, **unseen}, self._asked)
-
-    def _stages(self, views: Sequence[LayerView]) -> Iterator[Stage]:
-        """Stages, as many taken together as memory allows: no solution changes another's inputs."""
-        if not views:
-            return
-        together: list[Stage] = []
-        total = 0
-        for stage in stages_of(self._run, views, lambda _: None):
-            widths = {
-                key: index.shape[1]
-                for view in stage.views
-                for key, index in zip(stage.keys[view.name], view.index, strict=True)
-            }
-            needed = sum(8 * width * width for width in widths.values())
-            if together and total + needed > _BYTES:
-                yield _merged(together)
-                together, total = [], 0
-            together.append(stage)
-            total += needed
-        yield _merged(together)
 
     def _solve(self, view: LayerView, hessians: list[Hessian], grams: list[Gram]) -> None:
         matrices = view.matrices()
@@ -233,10 +212,3 @@ class DatabaseBuild:
             "damping": str(settings.damping),
             "data": len(self.batches),
         }
-
-
-def _merged(stages: Sequence[Stage]) -> Stage:
-    if len(stages) == 1:
-        return stages[0]
-    keys = {name: of_view for stage in stages for name, of_view in stage.keys.items()}
-    return Stage([view for stage in stages for view in stage.views], keys)

@@ -67,12 +67,12 @@ def evaluate_perplexity(model: nn.Module, batches: Iterable[Any], loss_fn: LossF
     total, predicted, number = 0.0, 0, -1
     with model_mode(model, "eval"), torch.no_grad():
         for number, batch in enumerate(batches):
-            ids, counted = _tokens(batch, number)
+            ids, counted = tokens_of(batch, number)
             count = int(counted.sum())
             if count == 0:
                 continue
             if loss_fn is None:
-                summed = _summed(_logits(_call(model, batch, ids), ids, number), ids, counted, number)
+                summed = _summed(logits_of(_call(model, batch, ids), ids, number), ids, counted, number)
             else:
                 summed = _scalar(loss_fn(model, batch)) * count
             if summed != summed:
@@ -90,8 +90,16 @@ def evaluate_perplexity(model: nn.Module, batches: Iterable[Any], loss_fn: LossF
     return float(torch.tensor(total / predicted, dtype=torch.float64).exp())  # inf where math.exp would raise
 
 
-def _tokens(batch: Any, number: int) -> tuple[Tensor, Tensor]:
-    """Ids [n, t], and which of their second to last count as predicted, [n, t - 1] bool."""
+def tokens_of(batch: Any, number: int) -> tuple[Tensor, Tensor]:
+    """Token ids of a batch, and which of them count.
+
+    Args:
+        batch: As for `evaluate_perplexity`.
+        number: Of the batch, for messages.
+
+    Returns:
+        Ids [n, t], and which of their second to last count as predicted, [n, t - 1] bool.
+    """
     mask = labels = None
     if isinstance(batch, Mapping):
         ids, mask, labels = (batch.get(key) for key in ("input_ids", "attention_mask", "labels"))
@@ -146,8 +154,17 @@ def _call(model: nn.Module, batch: Any, ids: Tensor) -> Any:
     return model(ids)
 
 
-def _logits(output: Any, ids: Tensor, number: int) -> Tensor:
-    """The logits [n, t, vocab] in whatever the model returned."""
+def logits_of(output: Any, ids: Tensor, number: int) -> Tensor:
+    """The logits in whatever a model returned.
+
+    Args:
+        output: Logits, a tuple that begins with them, or a mapping or an object with `logits`.
+        ids: [n, t].
+        number: Of the batch, for messages.
+
+    Returns:
+        [n, t, vocab].
+    """
     if isinstance(output, Mapping):
         output = output.get("logits")
     elif isinstance(output, tuple | list) and not hasattr(output, "logits"):

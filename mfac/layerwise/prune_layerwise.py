@@ -24,7 +24,7 @@ from mfac.layerwise.checkpoint import Checkpoint
 from mfac.layerwise.grid import Grid
 from mfac.layerwise.hessian import DAMPING
 from mfac.layerwise.report import LayerwiseReport
-from mfac.layerwise.run import LayerwiseRun, Settings, sparsities
+from mfac.layerwise.run import LayerwiseRun, Settings
 from mfac.layerwise.solution import LayerSolver
 from mfac.layerwise.solver import SolverName, resolve_solver
 from mfac.layerwise.views import views_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -196,20 +195,3 @@ def _like_experts(name: str) -> str | None:
         if "expert" in part.lower() and after.isdecimal():
             return ".".join([*parts[: place + 1], "*", *parts[place + 2 :]])
     return None
-
-
-def sparsities(sparsity: float | Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
-    """The sparsity of each weight, by the first name or pattern that matches it."""
-    if not isinstance(sparsity, Mapping):
-        return dict.fromkeys(names, float(sparsity))
-    found = {}
-    for name in names:
-        key = next((key for key in sparsity if key == name), None)
-        key = next((k for k in sparsity if fnmatch.fnmatchcase(name, k)), None) if key is None else key
-        if key is None:
-            raise ValueError(
-                f"Parameter `sparsity` should give every weight one. Found none for {name!r}; '*' stands for all "
-                f"others."
-            )
-        found[name] = float(sparsity[key])
-    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from mfac.core import ops
 from mfac.layerwise.views import LayerView
+
+_BYTES = 1 << 30  # of the matrices that one pass over the data sums up
 
 Key = tuple[int, object, int]
 """Of inputs: the number of their tensor, how it is unfolded, and the group of channels."""
@@ -120,6 +122,41 @@ def stages_of(run: Callable[[int], Any], views: Sequence[LayerView], like: Calla
         last = max(group, key=lambda view: order[view.name]) if regular else None
         stages.append(Stage(group, {view.name: keys[view.name] for view in group}, last))
     return stages
+
+
+def merged_stages(run: Callable[[int], Any], views: Sequence[LayerView]) -> Iterator[Stage]:
+    """Stages of a model that does not change, as many in one as memory allows.
+
+    Args:
+        run: Runs a batch, by its number.
+        views: The weights.
+
+    Yields:
+        A stage for each pass over the data.
+    """
+    together: list[Stage] = []
+    total = 0
+    for stage in stages_of(run, views, lambda _: None) if views else ():
+        widths = {
+            key: index.shape[1]
+            for view in stage.views
+            for key, index in zip(stage.keys[view.name], view.index, strict=True)
+        }
+        needed = sum(8 * width * width for width in widths.values())
+        if together and total + needed > _BYTES:
+            yield _merged(together)
+            together, total = [], 0
+        together.append(stage)
+        total += needed
+    if together:
+        yield _merged(together)
+
+
+def _merged(stages: Sequence[Stage]) -> Stage:
+    if len(stages) == 1:
+        return stages[0]
+    keys = {name: of_view for stage in stages for name, of_view in stage.keys.items()}
+    return Stage([view for stage in stages for view in stage.views], keys)
 
 
 def _identity(x: Tensor) -> object:

@@ -19,8 +19,8 @@ ROOMS = [
     "distributed",
     "masks",
     "pruning",
-    "layerwise",
     "optim",
+    "layerwise",
     "cli",
     "bench",
 ]

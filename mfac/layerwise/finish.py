@@ -1,0 +1,172 @@
+"""The last step of a layer-wise run: kept weights of all layers move together along the loss."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mfac.core.checks.numbers import check_count, check_number
+from mfac.gradients.naming import named_parameters
+from mfac.layerwise.perplexity import logits_of, tokens_of
+from mfac.masks.masks import Masks
+from mfac.optim.mfac import MFAC
+
+LossFunction = Callable[[nn.Module, Any], Tensor]
+
+_HELD_OUT = 8  # every so many batches are kept aside to check on
+_WARM_UP = 4  # steps at most
+
+
+@dataclass(frozen=True)
+class FisherFinish:
+    """What `finish` may be: steps of `mfac.MFAC` on the kept weights of all layers at once.
+
+    Layer errors know nothing of the loss. The window of M-FAC is the empirical Fisher of the loss
+    over all pruned layers, and its steps move what layers could not. Every eighth batch is held
+    out; if the loss on these is not lower at the end, the weights go back.
+
+    Attributes:
+        lr: Of the rule "adam"; it rises over four steps and then falls to 0.
+        epochs: Passes over the batches that are not held out.
+        rank: Gradients in the window, of the kept weights alone, in bfloat16.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    lr: float = 3e-4
+    epochs: int = 1
+    rank: int = 32
+
+    def __post_init__(self) -> None:
+        check_number("lr", self.lr, above=0)
+        check_count("epochs", self.epochs, least=1)
+        check_count("rank", self.rank, least=1)
+
+
+@dataclass(frozen=True)
+class FinishResult:
+    """What a finish did.
+
+    Attributes:
+        steps: How many.
+        loss_before: On the batches held out.
+        loss_after: On these, at the end; the weights are as before if it is not lower.
+        seconds: Wall time.
+    """
+
+    steps: int
+    loss_before: float
+    loss_after: float
+    seconds: float
+
+    @property
+    def helped(self) -> bool:
+        """Whether the weights are those of the end."""
+        return self.loss_after < self.loss_before
+
+
+def language_loss(model: nn.Module, batch: Any, run: Callable[[nn.Module, Any], Any]) -> Tensor:
+    """The mean negative log likelihood of the tokens that a batch predicts.
+
+    Args:
+        model: Returns logits, as for `evaluate_perplexity`; or a loss, in an object with `loss`.
+        batch: As for `evaluate_perplexity`.
+        run: Calls the model.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        TypeError: If batch or output are no language model's.
+        ValueError: If a shape is another.
+    """
+    output = run(model, batch)
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(loss, Tensor):
+        return loss
+    ids, counted = tokens_of(batch, 0)
+    logits = logits_of(output, ids, 0)
+    return functional.cross_entropy(logits[:, :-1][counted].float(), ids[:, 1:][counted])
+
+
+def finish_with_fisher(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    batches: Sequence[Any],
+    loss_fn: LossFunction,
+    settings: FisherFinish,
+) -> FinishResult:
+    """Moves the kept weights of all masked layers along the loss; zeros stay.
+
+    Args:
+        model: In the mode in which it is; changed in place.
+        masks: Name to mask, True = kept.
+        batches: What the loss takes.
+        loss_fn: loss_fn(model, batch) -> scalar.
+        settings: How far.
+
+    Returns:
+        Losses before and after.
+
+    Raises:
+        ValueError: If a loss is not finite.
+
+    Cost: forward and backward passes of all batches; memory of `rank` · kept weights · 2 bytes, and
+    of the gradients.
+    """
+    began = time.perf_counter()
+    held = list(batches[::_HELD_OUT]) if len(batches) > 1 else list(batches)
+    trained = [batch for number, batch in enumerate(batches) if number % _HELD_OUT] or list(batches)
+    named = named_parameters(model)
+    were = {name: parameter.requires_grad for name, parameter in named.items()}
+    start = {name: named[name].detach().clone() for name in masks}
+    before = _mean_loss(model, held, loss_fn)
+    try:
+        for name, parameter in named.items():
+            parameter.requires_grad_(name in masks)
+        optimizer = MFAC(
+            [named[name] for name in masks],
+            lr=settings.lr,
+            rank=settings.rank,
+            rule="adam",
+            window_dtype=torch.bfloat16,
+            rounding="compensated",
+        )
+        steps = len(trained) * settings.epochs
+        warm = max(1, min(_WARM_UP, steps // 4))
+        with Masks(dict(masks)).attach(model, optimizer), torch.enable_grad():
+            for step in range(steps):
+                optimizer.param_groups[0]["lr"] = settings.lr * min(1.0, (step + 1) / warm) * (1 - step / steps)
+                optimizer.zero_grad()
+                loss_fn(model, trained[step % len(trained)]).backward()
+                optimizer.step()
+        optimizer.zero_grad()
+    finally:
+        for name, parameter in named.items():
+            parameter.requires_grad_(were[name])
+    after = _mean_loss(model, held, loss_fn)
+    if not after < before:
+        with torch.no_grad():
+            for name, weight in start.items():
+                named[name].copy_(weight)
+    return FinishResult(steps, before, after, time.perf_counter() - began)
+
+
+@torch.no_grad()
+def _mean_loss(model: nn.Module, batches: Sequence[Any], loss_fn: LossFunction) -> float:
+    total = 0.0
+    for number, batch in enumerate(batches):
+        loss = loss_fn(model, batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise ValueError(f"Parameter `loss_fn` should return a scalar tensor. Found {loss!r}.")
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(f"Parameter `loss_fn` should return a finite loss. Found {float(loss)} at batch {number}.")
+        total += float(loss)
+    return total / len(batches)
