@@ -123,9 +123,9 @@ class DatabaseBuild:
         total = 0
         for stage in stages_of(self._run, views, lambda _: None):
             widths = {
-                key: index.shape[1]
+                key: columns
                 for view in stage.views
-                for key, index in zip(stage.keys[view.name], view.index, strict=True)
+                for key, (_, columns) in zip(stage.keys[view.name], view.shapes, strict=True)
             }
             needed = sum(8 * width * width for width in widths.values())
             if together and total + needed > _BYTES:

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mfac.core.checks.choices import check_flag
@@ -23,6 +24,7 @@ from mfac.layerwise.chain import find_chains
 from mfac.layerwise.checkpoint import Checkpoint
 from mfac.layerwise.grid import Grid
 from mfac.layerwise.hessian import DAMPING
+from mfac.layerwise.processes import Processes
 from mfac.layerwise.report import LayerwiseReport
 from mfac.layerwise.run import LayerwiseRun, Settings, sparsities
 from mfac.layerwise.solution import LayerSolver
@@ -50,6 +52,7 @@ def prune_layerwise(
     forward: Forward | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    process_group: dist.ProcessGroup | None = None,
 ) -> LayerwiseReport:
     """Prunes a model in place, each layer so that its outputs stay as they are on the data.
 
@@ -76,6 +79,8 @@ def prune_layerwise(
         forward: Runs the model on a batch, in place of the call above.
         checkpoint: A folder; solved blocks are written there, and a run that finds them goes on.
         progress: Called with a weight's name, how many are solved, and how many there are.
+        process_group: Of `torch.distributed`. Every rank has the same model and data, runs its
+            share of the batches and solves its share of the matrices; all end with the same bits.
 
     Returns:
         Masks, the error of each layer, and what was left dense and why.
@@ -83,7 +88,9 @@ def prune_layerwise(
     Raises:
         TypeError: If an argument is of another type.
         ValueError: If a number is out of range, a weight that is asked for cannot be solved, the
-            data is empty, the model does not take a batch, or inputs of a layer are not finite.
+            data is empty or has fewer batches than there are ranks, the model does not take a
+            batch, or inputs of a layer are not finite.
+        RuntimeError: If another rank failed, or `torch.distributed` is not initialised.
         NotPositiveDefiniteError: If a Hessian has no factor at the highest damping.
 
     Cost: about three passes over the data; for each layer that of the method, as their docstrings
@@ -99,28 +106,31 @@ def prune_layerwise(
         >>> report.sparsity
         0.5
     """
-    solver = resolve_solver(method)
-    resolved = resolve_pattern(pattern)
-    check_flag("refit", refit)
-    check_damping(damping)
-    if quantize is not None and not isinstance(quantize, Grid):
-        raise TypeError(f"Parameter `quantize` should be a mfac.Grid or None. Found {type(quantize).__name__}.")
-    for key, share in sparsity.items() if isinstance(sparsity, Mapping) else (("", sparsity),):
-        check_number(f"sparsity[{key!r}]" if key else "sparsity", share, least=0, below=1)
-    targets = choose_targets(model, params, "ignore", frozen=True)
-    views, unseen = views_of(model, list(targets.vector.names))
-    left_dense = {**targets.left_dense, **{one.name: one.why for one in unseen}}
-    if not views:
-        raise ValueError(
-            f"Parameter `params` should select a weight whose inputs can be seen. Found {sorted(left_dense)}."
-        )
-    selected = {view.name: view.parameter for view in views}
-    weights = describe_weights(model, selected)
-    patterns = patterns_by_weight(resolved, weights)
-    settings = Settings(solver, sparsities(sparsity, list(selected)), patterns, refit, quantize, damping)
-    batches = listed_batches(data)
-    call = forward if forward is not None else call_model
-    saved = Checkpoint(checkpoint, settings, list(selected)) if checkpoint is not None else None
+    processes = Processes(process_group)
+    with processes.together():
+        solver = resolve_solver(method)
+        resolved = resolve_pattern(pattern)
+        check_flag("refit", refit)
+        check_damping(damping)
+        if quantize is not None and not isinstance(quantize, Grid):
+            raise TypeError(f"Parameter `quantize` should be a mfac.Grid or None. Found {type(quantize).__name__}.")
+        for key, share in sparsity.items() if isinstance(sparsity, Mapping) else (("", sparsity),):
+            check_number(f"sparsity[{key!r}]" if key else "sparsity", share, least=0, below=1)
+        targets = choose_targets(model, params, "ignore", frozen=True)
+        views, unseen = views_of(model, list(targets.vector.names))
+        left_dense = {**targets.left_dense, **{one.name: one.why for one in unseen}}
+        if not views:
+            raise ValueError(
+                f"Parameter `params` should select a weight whose inputs can be seen. Found {sorted(left_dense)}."
+            )
+        selected = {view.name: view.parameter for view in views}
+        weights = describe_weights(model, selected)
+        patterns = patterns_by_weight(resolved, weights)
+        settings = Settings(solver, sparsities(sparsity, list(selected)), patterns, refit, quantize, damping)
+        batches = listed_batches(data)
+        call = forward if forward is not None else call_model
+        saved = Checkpoint(checkpoint, settings, list(selected), processes) if checkpoint is not None else None
+    processes.check_batches(len(batches))
 
     def finished(views: Any, results: Any) -> None:
         if saved is not None:
@@ -132,10 +142,14 @@ def prune_layerwise(
         return saved is not None and saved.restore(views, results)
 
     with model_mode(model, "eval"), without_caches(model), torch.no_grad():
-        check_first(model, batches[0], call)
         inner = inner_module(model)
-        run = LayerwiseRun(views, lambda n: call(inner, batches[n]), len(batches), settings, finished, restore)
-        results = run.all(find_chains(model, views, blocks))
+        with processes.together():
+            check_first(model, batches[0], call)
+            chains = find_chains(model, views, blocks)
+        run = LayerwiseRun(
+            views, lambda n: call(inner, batches[n]), len(batches), settings, finished, restore, processes
+        )
+        results = run.all(chains)
     report = LayerwiseReport(
         {name: results.masks[name] for name in selected if name in results.masks},
         left_dense={**left_dense, **results.left_dense},

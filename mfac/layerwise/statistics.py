@@ -32,6 +32,15 @@ class Gram:
 
     total: Tensor
     count: int = 0
+    _divided: bool = False
+
+    @property
+    def mean(self) -> Tensor:
+        """XᵀX/n, which takes the memory of the sum: nothing may be added after."""
+        if not self._divided:
+            self.total.div_(self.count)
+            self._divided = True
+        return self.total
 
 
 @dataclass
@@ -110,7 +119,7 @@ def stages_of(run: Callable[[int], Any], views: Sequence[LayerView], like: Calla
         groups.setdefault(common if common is not None else tuple(of_view), []).append(by_name[name])
     unseen = [view for view in views if view.name not in keys]
     for number, view in enumerate(unseen):
-        keys[view.name] = [(-1 - number, view.name, index) for index in range(len(view.index))]
+        keys[view.name] = [(-1 - number, view.name, index) for index in range(len(view.shapes))]
         common = like(view.name)
         groups.setdefault(common if common is not None else "unseen", []).append(view)
     regular = not unseen and len(calls) == len(views)
