@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mfac.curvature.damping import Damping
-from mfac.layerwise.chain import Chain, NamedBlock
+from mfac.layerwise.chain import Chain, InMemory, NamedBlock
 from mfac.layerwise.grid import Grid
 from mfac.layerwise.matrix_pattern import MatrixPattern
 from mfac.layerwise.order import Segment, segments_of
@@ -71,6 +71,7 @@ class LayerwiseRun:
         restore: Puts back what an earlier run found of such weights; whether it did. As `finished`,
             it is called by all processes.
         processes: That share the batches and the solutions.
+        store: Where the weights of blocks are.
     """
 
     def __init__(
@@ -82,14 +83,18 @@ class LayerwiseRun:
         finished: Callable[[Sequence[LayerView], Results], None],
         restore: Callable[[Sequence[LayerView], Results], bool],
         processes: Processes,
+        store: InMemory,
     ) -> None:
         self.views, self._run, self.settings = views, run, settings
-        self.batches, self._processes = list(range(batches)), processes
+        self.batches, self._processes, self._store = list(range(batches)), processes, store
         self.results = Results()
         self._finished, self._restore = finished, restore
 
     def all(self, chains: Sequence[Sequence[NamedBlock]]) -> Results:
         """Solves every weight."""
+        if self._store.on_disk:  # a chain, and weights of its blocks alone
+            self._blocks(Segment(list(self.views), list(chains[0])))
+            return self.results
         with self._processes.together():
             segments = segments_of(self.views, chains, self._run)
         for segment in segments:
@@ -102,9 +107,14 @@ class LayerwiseRun:
         assert segment.chain is not None
         chain = Chain(segment.chain, self._run, self._processes.held(self.batches))
         began = time.perf_counter()
-        with self._processes.together():
+        with self._processes.together(), self._store.calls():
             why = chain.begin()
         if (why := next((one for one in self._processes.gathered(why) if one is not None), None)) is not None:
+            if self._store.on_disk:
+                raise ValueError(
+                    f"Parameter `model` should have blocks that can be run by themselves, with `weights`. Found that "
+                    f"{why}."
+                )
             self.results.notes.append(
                 f"The whole model was run again for each layer of {segment.chain[0].name!r} and the like, as {why}."
             )
@@ -112,10 +122,11 @@ class LayerwiseRun:
         self.results.seconds_forward += time.perf_counter() - began
         for block in segment.chain:
             views = [view for view in segment.views if block.holds(view)]
-            self._stages(chain.run, views, _like_experts)
-            began = time.perf_counter()
-            with self._processes.together():
-                chain.advance()
+            with self._store.held(block, self.results.masks):
+                self._stages(chain.run, views, _like_experts)
+                began = time.perf_counter()
+                with self._processes.together():
+                    chain.advance()
             self.results.seconds_forward += time.perf_counter() - began
         return True
 
