@@ -95,6 +95,12 @@ class Processes(Ranks):
         """The batches whose activations this process keeps: its own, and the first.
 
         In the first batch every process finds the same order of layers and the same shared inputs.
+
+        Args:
+            batches: All.
+
+        Returns:
+            Each once.
         """
         return list(dict.fromkeys([batches[0], *self.own(batches)]))
 

@@ -132,7 +132,8 @@ def prune_layerwise(
             raise TypeError(f"Parameter `quantize` should be a mfac.Grid or None. Found {type(quantize).__name__}.")
         for key, share in sparsity.items() if isinstance(sparsity, Mapping) else (("", sparsity),):
             check_number(f"sparsity[{key!r}]" if key else "sparsity", share, least=0, below=1)
-        targets = choose_targets(model, params, "ignore", frozen=True, on_disk=weights is not None)
+        on_disk = not (weights is None and output is None)
+        targets = choose_targets(model, params, "ignore", frozen=True, on_disk=on_disk)
         views, unseen = views_of(model, list(targets.vector.names))
         left_dense = {**targets.left_dense, **{one.name: one.why for one in unseen}}
         batches = listed_batches(data)

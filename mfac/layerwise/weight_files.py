@@ -41,10 +41,12 @@ class WeightFiles:
         from safetensors import safe_open
 
         self.paths = _paths(source)
-        self._open, self._files = ExitStack(), {}
+        self._open = ExitStack()
+        self._files: dict[str, Any] = {}
         for path in self.paths:
             file: Any = self._open.enter_context(safe_open(path, framework="pt"))
-            for name in file.keys():
+            names: list[str] = list(file.keys())  # the file itself cannot be iterated over
+            for name in names:
                 if name in self._files:
                     raise ValueError(f"Parameter `weights` should have each name once. Found {name!r} in two files.")
                 self._files[name] = file

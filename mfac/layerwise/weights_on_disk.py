@@ -162,7 +162,12 @@ class WeightsOnDisk(InMemory):
         place = self._chain.index(block)
         with self._processes.together():
             self._use(place)
-        yield
+        try:
+            yield
+        except BaseException:
+            self._drop(place)
+            self._at = None
+            raise
         with self._processes.together():
             self._write(place, masks)
             names = [state.name for state in self._states if state.block == place and state.name in masks]
