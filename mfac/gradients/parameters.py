@@ -79,11 +79,12 @@ def check_tensors(model: nn.Module) -> None:
             )
 
 
-def check_selected(selected: Mapping[str, nn.Parameter]) -> None:
+def check_selected(selected: Mapping[str, nn.Parameter], on_disk: bool = False) -> None:
     """Refuses parameters that are not real, or not on one device that has kernels.
 
     Args:
         selected: Name to parameter.
+        on_disk: Whether parameters on the meta device are like any others.
 
     Raises:
         TypeError: If one is not real floating-point.
@@ -94,6 +95,8 @@ def check_selected(selected: Mapping[str, nn.Parameter]) -> None:
             raise TypeError(
                 f"Parameter `params` should select real floating-point parameters. Found {name!r} of {parameter.dtype}."
             )
+        if on_disk and parameter.device.type == "meta":
+            continue
         check_device(f"params[{name!r}]", parameter.device)
         check_same_device(f"params[{name!r}]", parameter.device, next(iter(selected.values())).device)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,40 @@ class NamedBlock:
     def holds(self, view: LayerView) -> bool:
         """Whether a weight is of this block."""
         return any(view.module is module for module in self.module.modules())
+
+
+class InMemory:
+    """Weights of blocks that are where they are; `WeightsOnDisk` has the same methods."""
+
+    on_disk = False
+
+    def __enter__(self) -> InMemory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @contextmanager
+    def calls(self) -> Generator[None]:
+        """Within, blocks may be called in any order.
+
+        Yields:
+            Nothing.
+        """
+        yield
+
+    @contextmanager
+    def held(self, block: NamedBlock, masks: dict[str, Tensor]) -> Generator[None]:
+        """Within, a block is solved, and called as it then is.
+
+        Args:
+            block: The block.
+            masks: By weight; those of the block are there in the end.
+
+        Yields:
+            Nothing.
+        """
+        yield
 
 
 def find_chains(model: nn.Module, views: Sequence[LayerView], blocks: Sequence[str] | None) -> list[list[NamedBlock]]:

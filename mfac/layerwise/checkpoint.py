@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from mfac.layerwise.grid import Grid, GridValues
+from mfac.layerwise.processes import Processes
 from mfac.layerwise.report import LayerResult
 from mfac.layerwise.run import Results, Settings
 from mfac.layerwise.views import LayerView
@@ -26,12 +27,16 @@ class Checkpoint:
         folder: Made where it is not there.
         settings: What is asked for; a run that asks for something else is refused.
         names: Of all weights.
+        processes: The first one writes, and all read.
 
     Raises:
         ValueError: If `folder` is a file.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], settings: Settings, names: Sequence[str]) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], settings: Settings, names: Sequence[str], processes: Processes
+    ) -> None:
+        self._processes = processes
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"Parameter `checkpoint` should be a folder. Found a file at {str(folder)!r}.")
@@ -46,7 +51,9 @@ class Checkpoint:
         }
 
     def write(self, views: Sequence[LayerView], results: Results) -> None:
-        """Writes what was found of some weights."""
+        """Writes what was found of some weights, on the first process."""
+        if self._processes.rank:
+            return
         tensors: dict[str, torch.Tensor] = {}
         layers: dict[str, object] = {}
         for view in views:
@@ -74,11 +81,22 @@ class Checkpoint:
             Whether there was something.
 
         Raises:
-            ValueError: If the earlier run was asked for something else.
+            ValueError: If the earlier run was asked for something else, or a process does not find
+                what the first one does.
         """
         path = self._path(views)
-        if not path.exists():
+        if not self._processes.same(path.exists()):
             return False
+        with self._processes.together():
+            self._read(path, views, results)
+        return True
+
+    def _read(self, path: Path, views: Sequence[LayerView], results: Results) -> None:
+        if not path.exists():
+            raise ValueError(
+                f"Parameter `checkpoint` should be a folder that all ranks of `process_group` see. Found none of the "
+                f"first rank's files at {str(self.folder)!r}."
+            )
         tensors, about = read_tensors(path, _KIND)
         for key, asked in self._asked.items():
             if about["asked"][key] != asked:
@@ -96,12 +114,11 @@ class Checkpoint:
             if asked is not None:
                 grids = [
                     GridValues(Grid(**asked), tensors[f"{view.name}|scales{n}"], tensors[f"{view.name}|zeros{n}"])
-                    for n in range(len(view.index))
+                    for n in range(len(view.shapes))
                 ]
                 layer = replace(layer, grids=tuple(grids))
             results.layers[view.name] = layer
         results.left_dense.update(about["left"])
-        return True
 
     def _path(self, views: Sequence[LayerView]) -> Path:
         names = "\n".join(view.name for view in views)

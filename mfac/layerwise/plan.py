@@ -110,7 +110,7 @@ def planned(
         # Up to the first block, once through all blocks to check them, and for each block the way
         # to each of its stages and the way through.
         passes += 1.0 + 2.5
-    columns = max(index.shape[1] for view in views for index in view.index)
+    columns = max(columns for view in views for _, columns in view.shapes)
     blocks = [block for chain in chains for block in chain]
     sizes = [sum(view.parameter.numel() for view in views if block.holds(view)) for block in blocks]
     largest = max([*sizes, *(view.parameter.numel() for view in views)])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mfac.core.checks.choices import check_flag
@@ -19,15 +20,20 @@ from mfac.gradients.modes import model_mode
 from mfac.gradients.naming import inner_module
 from mfac.gradients.parameters import Selection
 from mfac.gradients.prunable import PrunableWeight, describe_weights
-from mfac.layerwise.chain import find_chains
+from mfac.layerwise import tree
+from mfac.layerwise.chain import InMemory, NamedBlock, find_chains
 from mfac.layerwise.checkpoint import Checkpoint
 from mfac.layerwise.grid import Grid
 from mfac.layerwise.hessian import DAMPING
+from mfac.layerwise.processes import Processes
 from mfac.layerwise.report import LayerwiseReport
 from mfac.layerwise.run import LayerwiseRun, Settings
 from mfac.layerwise.solution import LayerSolver
 from mfac.layerwise.solver import SolverName, resolve_solver
+from mfac.layerwise.statistics import EnoughError
 from mfac.layerwise.views import views_of
+from mfac.layerwise.weight_files import Source
+from mfac.layerwise.weights_on_disk import OUTSIDE, WeightsOnDisk
 from mfac.masks.patterns import ByName, Pattern, resolve_pattern
 from mfac.pruning.targets import choose_targets
 
@@ -50,6 +56,9 @@ def prune_layerwise(
     forward: Forward | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    process_group: dist.ProcessGroup | None = None,
+    weights: Source | None = None,
+    output: str | os.PathLike[str] | None = None,
 ) -> LayerwiseReport:
     """Prunes a model in place, each layer so that its outputs stay as they are on the data.
 
@@ -76,6 +85,15 @@ def prune_layerwise(
         forward: Runs the model on a batch, in place of the call above.
         checkpoint: A folder; solved blocks are written there, and a run that finds them goes on.
         progress: Called with a weight's name, how many are solved, and how many there are.
+        process_group: Of `torch.distributed`. Every rank has the same model and data, runs its
+            share of the batches and solves its share of the matrices; all end with the same bits.
+        weights: A folder or files of safetensors, for a model larger than memory, whose parameters
+            are on the meta device. One block at a time is read; what lies outside of the blocks
+            stays in memory, and dense. Names are those of the state dict, with or without an index.
+            Weights come to the device of the first batch, in the model's dtype.
+        output: With `weights`, the folder that the pruned model goes to: a file for each block in
+            the dtypes that `weights` has, an index as Hugging Face has it, and masks, which the
+            report reads when they are used. The model itself stays on the meta device.
 
     Returns:
         Masks, the error of each layer, and what was left dense and why.
@@ -83,11 +101,16 @@ def prune_layerwise(
     Raises:
         TypeError: If an argument is of another type.
         ValueError: If a number is out of range, a weight that is asked for cannot be solved, the
-            data is empty, the model does not take a batch, or inputs of a layer are not finite.
+            data is empty or has fewer batches than there are ranks, the model does not take a
+            batch, or inputs of a layer are not finite. With `weights`, also if the model has no one
+            list of like blocks, or is not what the files hold, both before a weight is read; or if
+            its blocks cannot be run by themselves, before one is solved.
+        RuntimeError: If another rank failed, or `torch.distributed` is not initialised.
         NotPositiveDefiniteError: If a Hessian has no factor at the highest damping.
 
     Cost: about three passes over the data; for each layer that of the method, as their docstrings
-    say. Memory: one block's inputs for all batches and one Hessian with its factors.
+    say. Memory: one block's inputs for all batches and one Hessian with its factors. With `weights`
+    these are read about four times; the model takes the memory of one block and what is outside.
 
     Source: SparseGPT (2301.00774), ALPS (2406.07831), OBC (2208.11580), Wanda (2306.11695), GPTQ
     (2210.17323).
@@ -99,28 +122,38 @@ def prune_layerwise(
         >>> report.sparsity
         0.5
     """
-    solver = resolve_solver(method)
-    resolved = resolve_pattern(pattern)
-    check_flag("refit", refit)
-    check_damping(damping)
-    if quantize is not None and not isinstance(quantize, Grid):
-        raise TypeError(f"Parameter `quantize` should be a mfac.Grid or None. Found {type(quantize).__name__}.")
-    for key, share in sparsity.items() if isinstance(sparsity, Mapping) else (("", sparsity),):
-        check_number(f"sparsity[{key!r}]" if key else "sparsity", share, least=0, below=1)
-    targets = choose_targets(model, params, "ignore", frozen=True)
-    views, unseen = views_of(model, list(targets.vector.names))
-    left_dense = {**targets.left_dense, **{one.name: one.why for one in unseen}}
-    if not views:
-        raise ValueError(
-            f"Parameter `params` should select a weight whose inputs can be seen. Found {sorted(left_dense)}."
-        )
-    selected = {view.name: view.parameter for view in views}
-    weights = describe_weights(model, selected)
-    patterns = patterns_by_weight(resolved, weights)
-    settings = Settings(solver, sparsities(sparsity, list(selected)), patterns, refit, quantize, damping)
-    batches = listed_batches(data)
-    call = forward if forward is not None else call_model
-    saved = Checkpoint(checkpoint, settings, list(selected)) if checkpoint is not None else None
+    processes = Processes(process_group)
+    with processes.together():
+        solver = resolve_solver(method)
+        resolved = resolve_pattern(pattern)
+        check_flag("refit", refit)
+        check_damping(damping)
+        if quantize is not None and not isinstance(quantize, Grid):
+            raise TypeError(f"Parameter `quantize` should be a mfac.Grid or None. Found {type(quantize).__name__}.")
+        for key, share in sparsity.items() if isinstance(sparsity, Mapping) else (("", sparsity),):
+            check_number(f"sparsity[{key!r}]" if key else "sparsity", share, least=0, below=1)
+        on_disk = not (weights is None and output is None)
+        targets = choose_targets(model, params, "ignore", frozen=True, on_disk=on_disk)
+        views, unseen = views_of(model, list(targets.vector.names))
+        left_dense = {**targets.left_dense, **{one.name: one.why for one in unseen}}
+        batches = listed_batches(data)
+        chains = find_chains(model, views, blocks)
+        store = where_weights_are(model, chains, batches[0], weights, output, processes)
+        if isinstance(store, WeightsOnDisk):
+            outside = [view.name for view in views if not any(block.holds(view) for block in chains[0])]
+            left_dense.update(dict.fromkeys(outside, OUTSIDE))
+            views = [view for view in views if view.name not in outside]
+        if not views:
+            raise ValueError(
+                f"Parameter `params` should select a weight whose inputs can be seen. Found {sorted(left_dense)}."
+            )
+        selected = {view.name: view.parameter for view in views}
+        described = describe_weights(model, selected)
+        patterns = patterns_by_weight(resolved, described)
+        settings = Settings(solver, sparsities(sparsity, list(selected)), patterns, refit, quantize, damping)
+        call = forward if forward is not None else call_model
+        saved = Checkpoint(checkpoint, settings, list(selected), processes) if checkpoint is not None else None
+    processes.check_batches(len(batches))
 
     def finished(views: Any, results: Any) -> None:
         if saved is not None:
@@ -131,11 +164,18 @@ def prune_layerwise(
     def restore(views: Any, results: Any) -> bool:
         return saved is not None and saved.restore(views, results)
 
-    with model_mode(model, "eval"), without_caches(model), torch.no_grad():
-        check_first(model, batches[0], call)
-        inner = inner_module(model)
-        run = LayerwiseRun(views, lambda n: call(inner, batches[n]), len(batches), settings, finished, restore)
-        results = run.all(find_chains(model, views, blocks))
+    inner = inner_module(model)
+    with model_mode(model, "eval"), without_caches(model), torch.no_grad(), ExitStack() as stack:
+        with processes.together():
+            stack.enter_context(store)
+            check_first(model, batches[0], up_to(chains[0][0], call) if store.on_disk else call)
+        run = LayerwiseRun(
+            views, lambda n: call(inner, batches[n]), len(batches), settings, finished, restore, processes, store
+        )
+        results = run.all(chains)
+        if isinstance(store, WeightsOnDisk):
+            store.finish(results.masks)
+            results.notes += store.notes
     report = LayerwiseReport(
         {name: results.masks[name] for name in selected if name in results.masks},
         left_dense={**left_dense, **results.left_dense},
@@ -143,8 +183,74 @@ def prune_layerwise(
         seconds_forward=results.seconds_forward,
         notes=results.notes,
     )
-    report.record_(model, resolved, [weight for weight in weights if weight.name in results.masks])
+    solved = [weight for weight in described if weight.name in results.masks]
+    if isinstance(store, WeightsOnDisk):
+        dense = {name: store.zeros[name] for name in report.left_dense if name in store.zeros}
+        report.record_zeros_(resolved, store.kept_zeros, dense)
+        for weight in solved:  # each by itself, so that its mask alone is in memory
+            for one in patterns[weight.name].promises([weight], report.masks[weight.name].reshape(-1)):
+                report.broken_units.update({broken.name: broken.count for broken in one.broken})
+    else:
+        report.record_(model, resolved, solved)
     return report
+
+
+def where_weights_are(
+    model: nn.Module,
+    chains: Sequence[Sequence[NamedBlock]],
+    batch: Any,
+    weights: Source | None,
+    output: str | os.PathLike[str] | None,
+    processes: Processes,
+) -> InMemory:
+    """In the model, or in files; then the files are compared with the model.
+
+    Args:
+        model: The model.
+        chains: Of its blocks.
+        batch: One, whose first tensor says which device is meant.
+        weights: Files, or None.
+        output: A folder, or None.
+        processes: That prune together.
+
+    Returns:
+        A context in which the model runs.
+
+    Raises:
+        ValueError: If one of `weights` and `output` is missing, or as `WeightsOnDisk` says.
+    """
+    if (weights is None) != (output is None):
+        given, other = ("output", "weights") if weights is None else ("weights", "output")
+        raise ValueError(f"Parameter `{other}` should be given together with `{given}`. Found None.")
+    if weights is None or output is None:
+        return InMemory()
+    device = next((x.device for x in tree.tensors(batch).values()), torch.device("cpu"))
+    return WeightsOnDisk(model, chains, weights, output, device, processes)
+
+
+def up_to(block: NamedBlock, call: Forward) -> Forward:
+    """A call that ends where a block begins.
+
+    Args:
+        block: The block.
+        call: Runs the model.
+
+    Returns:
+        The call.
+    """
+
+    def stop(*_: Any) -> None:
+        raise EnoughError
+
+    def stopped(model: nn.Module, batch: Any) -> None:
+        handle = block.module.register_forward_pre_hook(stop)
+        try:
+            with suppress(EnoughError):
+                call(model, batch)
+        finally:
+            handle.remove()
+
+    return stopped
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from mfac.curvature.damping import Damping
-from mfac.layerwise.chain import Chain, NamedBlock
+from mfac.layerwise.chain import Chain, InMemory, NamedBlock
 from mfac.layerwise.grid import Grid
-from mfac.layerwise.hessian import Hessian
 from mfac.layerwise.matrix_pattern import MatrixPattern
 from mfac.layerwise.order import Segment, segments_of
+from mfac.layerwise.processes import Processes
 from mfac.layerwise.report import LayerResult
 from mfac.layerwise.solution import LayerSolver
-from mfac.layerwise.solver import solved
+from mfac.layerwise.stage_solver import MatrixTask, SolvedMatrix, StageSolver
 from mfac.layerwise.statistics import Gram, Key, Stage, grams_of, stages_of
 from mfac.layerwise.views import LayerView
 from mfac.masks.patterns import Pattern
@@ -67,7 +67,10 @@ class LayerwiseRun:
         batches: How many batches.
         settings: What is asked for.
         finished: Called with the weights of each block, or run of layers, that is solved.
-        restore: Puts back what an earlier run found of such weights; whether it did.
+        restore: Puts back what an earlier run found of such weights; whether it did. As `finished`,
+            it is called by all processes.
+        processes: That share the batches and the solutions.
+        store: Where the weights of blocks are.
     """
 
     def __init__(
@@ -78,15 +81,22 @@ class LayerwiseRun:
         settings: Settings,
         finished: Callable[[Sequence[LayerView], Results], None],
         restore: Callable[[Sequence[LayerView], Results], bool],
+        processes: Processes,
+        store: InMemory,
     ) -> None:
         self.views, self._run, self.settings = views, run, settings
-        self.batches = list(range(batches))
+        self.batches, self._processes, self._store = list(range(batches)), processes, store
         self.results = Results()
         self._finished, self._restore = finished, restore
 
     def all(self, chains: Sequence[Sequence[NamedBlock]]) -> Results:
         """Solves every weight."""
-        for segment in segments_of(self.views, chains, self._run):
+        if self._store.on_disk:  # a chain, and weights of its blocks alone
+            self._blocks(Segment(list(self.views), list(chains[0])))
+            return self.results
+        with self._processes.together():
+            segments = segments_of(self.views, chains, self._run)
+        for segment in segments:
             if segment.chain is None or not self._blocks(segment):
                 self._stages(self._run, segment.views, lambda _: None)
         return self.results
@@ -94,9 +104,16 @@ class LayerwiseRun:
     def _blocks(self, segment: Segment) -> bool:
         """Solves a chain block by block; False where its blocks cannot be run by themselves."""
         assert segment.chain is not None
-        chain = Chain(segment.chain, self._run, self.batches)
+        chain = Chain(segment.chain, self._run, self._processes.held(self.batches))
         began = time.perf_counter()
-        if (why := chain.begin()) is not None:
+        with self._processes.together(), self._store.calls():
+            why = chain.begin()
+        if (why := next((one for one in self._processes.gathered(why) if one is not None), None)) is not None:
+            if self._store.on_disk:
+                raise ValueError(
+                    f"Parameter `model` should have blocks that can be run by themselves, with `weights`. Found that "
+                    f"{why}."
+                )
             self.results.notes.append(
                 f"The whole model was run again for each layer of {segment.chain[0].name!r} and the like, as {why}."
             )
@@ -104,9 +121,11 @@ class LayerwiseRun:
         self.results.seconds_forward += time.perf_counter() - began
         for block in segment.chain:
             views = [view for view in segment.views if block.holds(view)]
-            self._stages(chain.run, views, _like_experts)
-            began = time.perf_counter()
-            chain.advance()
+            with self._store.held(block, self.results.masks):
+                self._stages(chain.run, views, _like_experts)
+                began = time.perf_counter()
+                with self._processes.together():
+                    chain.advance()
             self.results.seconds_forward += time.perf_counter() - began
         return True
 
@@ -114,67 +133,59 @@ class LayerwiseRun:
         if not views or self._restore(views, self.results):
             return
         began = time.perf_counter()
-        stages = stages_of(run, views, like)
+        with self._processes.together():
+            stages = stages_of(run, views, like)
         self.results.seconds_forward += time.perf_counter() - began
         for stage in stages:
             began = time.perf_counter()
-            grams = grams_of(run, stage, self.batches)
+            with self._processes.together():
+                grams = grams_of(run, stage, self._processes.own(self.batches))
+            grams = self._processes.summed(stage, grams)
             self.results.seconds_forward += time.perf_counter() - began
             self._solve(stage, grams)
-        self._finished(views, self.results)
+        with self._processes.together():
+            self._finished(views, self.results)
 
     def _solve(self, stage: Stage, grams: dict[Key, Gram]) -> None:
-        hessians: dict[Key, Hessian] = {}
-        users = [key for view in stage.views for key in dict.fromkeys(stage.keys[view.name])]
-        for view in stage.views:
-            keys = stage.keys[view.name]
-            if not all(key in grams for key in keys):
-                self.results.left_dense[view.name] = NO_SAMPLES
-                continue
-            for key in dict.fromkeys(keys):
-                if key not in hessians:
-                    gram = grams[key]
-                    hessians[key] = Hessian(gram.total.div_(gram.count), self.settings.damping)
-            self._solve_view(
-                view, [hessians[key] for key in keys], sum(grams[key].count for key in dict.fromkeys(keys))
-            )
-            for key in dict.fromkeys(keys):  # whose factors nobody needs any more
-                users.remove(key)
-                if key not in users:
-                    del hessians[key], grams[key]
+        views = [view for view in stage.views if all(key in grams for key in stage.keys[view.name])]
+        unseen = [view.name for view in stage.views if view not in views]
+        self.results.left_dense.update(dict.fromkeys(unseen, NO_SAMPLES))
+        samples = [sum(grams[key].count for key in dict.fromkeys(stage.keys[view.name])) for view in views]
+        asked = self.settings
+        tasks = []
+        for view in views:
+            patterns = matrix_patterns(view, asked.patterns[view.name], asked.sparsity[view.name])
+            pairs = zip(stage.keys[view.name], patterns, strict=True)
+            tasks.append([MatrixTask(view, number, key, pattern) for number, (key, pattern) in enumerate(pairs)])
+        solver = StageSolver(self._processes, asked.solver, asked.refit, asked.grid, asked.damping)
+        for view, count, found in zip(views, samples, solver.solve(tasks, grams), strict=True):
+            self._put(view, found, count)
 
-    def _solve_view(self, view: LayerView, hessians: list[Hessian], samples: int) -> None:
-        began = time.perf_counter()
-        matrices = view.matrices()
-        patterns = matrix_patterns(view, self.settings.patterns[view.name], self.settings.sparsity[view.name])
-        found = [
-            solved(self.settings.solver, hessian, matrix, pattern, self.settings.refit, self.settings.grid)
-            for hessian, matrix, pattern in zip(hessians, matrices, patterns, strict=True)
-        ]
-        whole = sum(float(h.error(w).sum()) for h, w in zip(hessians, matrices, strict=True))
-        lost = sum(float(h.error(s.weight - w).sum()) for h, w, s in zip(hessians, matrices, found, strict=True))
-        view.write([solution.weight for solution in found])
-        self.results.masks[view.name] = view.assembled([solution.kept for solution in found], torch.bool)
-        worst = max(hessians, key=lambda h: h.damping / h.asked)
-        if worst.damping > worst.asked:
+    def _put(self, view: LayerView, found: Sequence[SolvedMatrix], samples: int) -> None:
+        """Writes a solution into its weight, and notes it."""
+        view.write([one.solution.weight for one in found])
+        self.results.masks[view.name] = view.assembled([one.solution.kept for one in found], torch.bool)
+        worst = max(found, key=lambda one: one.raised)
+        if worst.raised > 1:
             self.results.notes.append(
-                f"The damping of {view.name!r} was raised {worst.damping / worst.asked:g}-fold to {worst.damping:.3g}, "
+                f"The damping of {view.name!r} was raised {worst.raised:g}-fold to {worst.damping:.3g}, "
                 f"as its Hessian had no factor."
             )
+        whole, lost = sum(one.whole for one in found), sum(one.lost for one in found)
         self.results.layers[view.name] = LayerResult(
             lost / whole if whole > 0 else 0.0,
-            max(h.damping for h in hessians),
-            worst.damping / worst.asked,
+            max(one.damping for one in found),
+            worst.raised,
             samples,
-            sum(int(h.dead.sum()) for h in hessians),
-            time.perf_counter() - began,
-            tuple(solution.grid for solution in found if solution.grid is not None),
+            sum(one.dead for one in found),
+            sum(one.seconds for one in found),
+            tuple(one.solution.grid for one in found if one.solution.grid is not None),
         )
 
 
 def matrix_patterns(view: LayerView, pattern: Pattern, sparsity: float) -> list[MatrixPattern]:
     """The pattern on each matrix of a weight, with counts that add up to the weight's exactly."""
-    shapes = [tuple(index.shape) for index in view.index]
+    shapes = view.shapes
     total = sum(rows * columns for rows, columns in shapes)
     kept = total - round(sparsity * total)
     found, seen = [], 0

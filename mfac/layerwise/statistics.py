@@ -34,6 +34,15 @@ class Gram:
 
     total: Tensor
     count: int = 0
+    _divided: bool = False
+
+    @property
+    def mean(self) -> Tensor:
+        """XᵀX/n, which takes the memory of the sum: nothing may be added after."""
+        if not self._divided:
+            self.total.div_(self.count)
+            self._divided = True
+        return self.total
 
 
 @dataclass
@@ -112,7 +121,7 @@ def stages_of(run: Callable[[int], Any], views: Sequence[LayerView], like: Calla
         groups.setdefault(common if common is not None else tuple(of_view), []).append(by_name[name])
     unseen = [view for view in views if view.name not in keys]
     for number, view in enumerate(unseen):
-        keys[view.name] = [(-1 - number, view.name, index) for index in range(len(view.index))]
+        keys[view.name] = [(-1 - number, view.name, index) for index in range(len(view.shapes))]
         common = like(view.name)
         groups.setdefault(common if common is not None else "unseen", []).append(view)
     regular = not unseen and len(calls) == len(views)
@@ -138,9 +147,9 @@ def merged_stages(run: Callable[[int], Any], views: Sequence[LayerView]) -> Iter
     total = 0
     for stage in stages_of(run, views, lambda _: None) if views else ():
         widths = {
-            key: index.shape[1]
+            key: columns
             for view in stage.views
-            for key, index in zip(stage.keys[view.name], view.index, strict=True)
+            for key, (_, columns) in zip(stage.keys[view.name], view.shapes, strict=True)
         }
         needed = sum(8 * width * width for width in widths.values())
         if together and total + needed > _BYTES:

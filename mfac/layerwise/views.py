@@ -33,14 +33,22 @@ class LayerView(ABC):
         name: The parameter's name.
         module: What is called.
         parameter: The weight.
-        index: For each matrix the row-major places of its entries in the weight, [rows, columns].
+        shapes: Rows and columns of each matrix.
         positions: Of the kernel.
     """
 
     def __init__(self, name: str, module: nn.Module, parameter: nn.Parameter) -> None:
         self.name, self.module, self.parameter = name, module, parameter
-        self.index: list[Tensor] = []
+        self.shapes: list[tuple[int, int]] = []
         self.positions = 1
+
+    @property
+    @abstractmethod
+    def index(self) -> list[Tensor]:
+        """For each matrix the row-major places of its entries in the weight, [rows, columns].
+
+        Made anew each time: kept, they would take more memory than the weight.
+        """
 
     @abstractmethod
     def sources(self, arguments: Arguments) -> list[Tensor]:
@@ -85,8 +93,15 @@ class LinearView(LayerView):
 
     def __init__(self, name: str, module: nn.Module, parameter: nn.Parameter) -> None:
         super().__init__(name, module, parameter)
-        index = torch.arange(parameter.numel()).view(parameter.shape)
-        self.index = [index.T if is_transformers_conv1d(module) else index]
+        outputs, inputs = parameter.shape
+        self._turned = is_transformers_conv1d(module)
+        self.shapes = [(inputs, outputs) if self._turned else (outputs, inputs)]
+
+    @property
+    def index(self) -> list[Tensor]:
+        """Of the one matrix."""
+        index = torch.arange(self.parameter.numel()).view(self.parameter.shape)
+        return [index.T if self._turned else index]
 
     def sources(self, arguments: Arguments) -> list[Tensor]:
         """The input."""
@@ -102,14 +117,20 @@ class ConvolutionView(LayerView):
 
     def __init__(self, name: str, module: nn.Module, parameter: nn.Parameter) -> None:
         super().__init__(name, module, parameter)
-        groups = int(module.groups)  # type: ignore[arg-type]
+        self.groups = int(module.groups)  # type: ignore[arg-type]
         layout = layout_of(module, parameter.shape)
-        described = PrunableWeight(name, parameter.shape, layout, type(module).__name__, groups)
-        entries = as_matrix(described)  # [out, inputs, positions]
-        outputs, inputs, positions = entries.shape
-        by_group = entries.view(groups, outputs // groups, inputs, positions).transpose(2, 3)
-        self.index = list(by_group.reshape(groups, outputs // groups, positions * inputs))
-        self.positions, self.groups = positions, groups
+        self._described = PrunableWeight(name, parameter.shape, layout, type(module).__name__, self.groups)
+        self.positions = math.prod(parameter.shape[2:])
+        rows = int(module.out_channels) // self.groups  # type: ignore[arg-type]
+        columns = int(module.in_channels) // self.groups * self.positions  # type: ignore[arg-type]
+        self.shapes = [(rows, columns)] * self.groups
+
+    @property
+    def index(self) -> list[Tensor]:
+        """Of each group."""
+        entries = as_matrix(self._described)  # [out, inputs, positions]
+        by_group = entries.view(self.groups, -1, *entries.shape[1:]).transpose(2, 3)
+        return list(by_group.reshape(self.groups, *self.shapes[0]))
 
     @property
     def unfolding(self) -> object:
@@ -163,11 +184,15 @@ class AttentionInputView(LayerView):
 
     def __init__(self, name: str, module: nn.MultiheadAttention, parameter: nn.Parameter) -> None:
         super().__init__(name, module, parameter)
-        index = torch.arange(parameter.numel()).view(parameter.shape)
         kinds = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
         own = name.rsplit(".", 1)[-1]
         self.inputs = [kinds.index(own)] if own in kinds else [0, 1, 2]
-        self.index = list(index.chunk(len(self.inputs)))
+        self.shapes = [(parameter.shape[0] // len(self.inputs), parameter.shape[1])] * len(self.inputs)
+
+    @property
+    def index(self) -> list[Tensor]:
+        """Of each projection."""
+        return list(torch.arange(self.parameter.numel()).view(self.parameter.shape).chunk(len(self.inputs)))
 
     def sources(self, arguments: Arguments) -> list[Tensor]:
         """Query, key and value."""
@@ -185,8 +210,13 @@ class AttentionOutputView(LayerView):
 
     def __init__(self, name: str, module: nn.MultiheadAttention, parameter: nn.Parameter) -> None:
         super().__init__(name, module, parameter)
-        self.index = [torch.arange(parameter.numel()).view(parameter.shape)]
+        self.shapes = [(parameter.shape[0], parameter.shape[1])]
         self._inside = False
+
+    @property
+    def index(self) -> list[Tensor]:
+        """Of the one matrix."""
+        return [torch.arange(self.parameter.numel()).view(self.parameter.shape)]
 
     @property
     def unfolding(self) -> object:

@@ -63,14 +63,26 @@ class PruningReport(ReportData):
             pattern: The pattern.
             weights: What is known of each parameter that was pruned.
         """
-        self.pattern = str(pattern)
         named = named_parameters(model)
         zeros = {w.name: int(((named[w.name] == 0) & self.masks[w.name]).sum()) for w in weights}
-        self.kept_zeros = {name: count for name, count in zeros.items() if count}
+        self.record_zeros_(
+            pattern, zeros, {name: int((named[name] == 0).sum()) for name in self.left_dense if name in named}
+        )
         kept = torch.cat([self.masks[weight.name].reshape(-1) for weight in weights])
         broken = [one for promise in pattern.promises(weights, kept) for one in promise.broken]
         self.broken_units = {one.name: one.count for one in broken}
-        self.dense_zeros = {name: int((named[name] == 0).sum()) for name in self.left_dense if name in named}
+
+    def record_zeros_(self, pattern: Pattern, kept: Mapping[str, int], dense: Mapping[str, int]) -> None:
+        """Notes zeros that were counted before, as where the model's weights are not in memory.
+
+        Args:
+            pattern: The pattern.
+            kept: How many kept weights of each tensor are zero.
+            dense: How many zeros each tensor left dense has.
+        """
+        self.pattern = str(pattern)
+        self.kept_zeros = {name: count for name, count in kept.items() if count}
+        self.dense_zeros = dict(dense)
 
     def measure(
         self,

@@ -66,7 +66,13 @@ class Targets:
         return Targets(self.vector.restricted(left), {**self.left_dense, **out}, self.whole)
 
 
-def choose_targets(model: nn.Module, params: Selection, existing_zeros: ExistingZeros, frozen: bool = False) -> Targets:
+def choose_targets(
+    model: nn.Module,
+    params: Selection,
+    existing_zeros: ExistingZeros,
+    frozen: bool = False,
+    on_disk: bool = False,
+) -> Targets:
     """Finds what there is to prune, before anything is computed.
 
     Args:
@@ -75,6 +81,7 @@ def choose_targets(model: nn.Module, params: Selection, existing_zeros: Existing
             `collect_gradients`.
         existing_zeros: What zeros are.
         frozen: Whether frozen weights are like any others, as where no gradient is asked for.
+        on_disk: Whether weights on the meta device are, too, as where files have their numbers.
 
     Returns:
         The targets.
@@ -99,7 +106,7 @@ def choose_targets(model: nn.Module, params: Selection, existing_zeros: Existing
         chosen = [name for name in named if name not in reasons]
     else:
         chosen = _asked_for(named, other_names(model), computed, reasons, params)
-    return _targets(named, chosen, reasons, existing_zeros)
+    return _targets(named, chosen, reasons, existing_zeros, on_disk)
 
 
 def _asked_for(
@@ -141,6 +148,7 @@ def _targets(
     chosen: list[str],
     reasons: Mapping[str, Reason],
     existing_zeros: ExistingZeros,
+    on_disk: bool,
 ) -> Targets:
     selected: dict[str, nn.Parameter] = {}
     whole: dict[str, nn.Parameter] = {}
@@ -162,14 +170,15 @@ def _targets(
     if not selected:
         found = "; ".join(f"{name!r} {why}" for name, why in left.items()) or "no weights of layers at all"
         raise ValueError(f"Parameter `params` should select at least one weight that can be pruned. Found {found}.")
-    check_selected(selected)
+    check_selected(selected, on_disk)
     _refuse_other_views(named, selected)
     return Targets(ParameterVector(selected, list(named.values())), left, whole)
 
 
 def _refuse_other_views(named: Mapping[str, nn.Parameter], selected: Mapping[str, nn.Parameter]) -> None:
     """Refuses weights of which another parameter is a different view, as the transposed one."""
-    spans = sorted((*_span(parameter), name) for name, parameter in named.items() if parameter.numel())
+    placed = {name: parameter for name, parameter in named.items() if parameter.device.type != "meta"}
+    spans = sorted((*_span(parameter), name) for name, parameter in placed.items() if parameter.numel())
     end, last = 0, ""
     for begin, stop, name in spans:
         if begin < end and memory_of(named[name]) != memory_of(named[last]) and {name, last} & set(selected):
