@@ -176,7 +176,7 @@ def print_result(result: Compressed) -> None:
 
 
 def print_row(first: str, *others: str) -> None:
-    print(f"{first:17}" + "".join(f"{text:>12}" for text in others), flush=True)
+    print(f"{first:17}" + "".join(f"  {text:>12}" for text in others), flush=True)
 
 
 if __name__ == "__main__":
