@@ -1,4 +1,4 @@
-"""Sequences for a language model: what it is calibrated on and, disjoint from that, evaluated on."""
+"""Texts for a language model: what it is calibrated on and, disjoint from that, evaluated on."""
 
 from __future__ import annotations
 

@@ -42,6 +42,16 @@ class LayerwiseReport(PruningReport):
         seconds_forward: Wall time of running the model on the data.
         notes: What a user should know, a sentence each: chains that could not be cut into blocks,
             damping that was raised.
+
+    Example:
+        >>> import torch, mfac
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
+        >>> report = mfac.prune_layerwise(model, [torch.randn(64, 8)])
+        >>> [(name, layer.samples, layer.dead) for name, layer in report.layers.items()]
+        [('0.weight', 64, 0), ('2.weight', 64, 0)]
+        >>> report.left_dense, report.notes
+        ({}, [])
     """
 
     layers: dict[str, LayerResult] = field(default_factory=dict)
