@@ -22,6 +22,7 @@ from mfac.layerwise.grid import Grid
 from mfac.layerwise.hessian import NotPositiveDefiniteError
 from mfac.layerwise.level import Level
 from mfac.layerwise.perplexity import evaluate_perplexity
+from mfac.layerwise.plan import LayerwisePlan, plan_layerwise
 from mfac.layerwise.prune_layerwise import prune_layerwise
 from mfac.layerwise.quantized import load_quantized_, save_quantized
 from mfac.layerwise.report import LayerwiseReport
@@ -69,6 +70,7 @@ __all__ = [
     "HeldOutDamping",
     "LayerDatabase",
     "LayerSolution",
+    "LayerwisePlan",
     "LayerwiseReport",
     "Level",
     "Masks",
@@ -99,6 +101,7 @@ __all__ = [
     "load_quantized_",
     "plain_state_dict",
     "plan",
+    "plan_layerwise",
     "prune",
     "prune_layerwise",
     "reestimate_batchnorm",

@@ -91,9 +91,12 @@ class Hessian:
         1/R_jj² is (H⁻¹)_jj once all columns before j are decided.
         """
         while True:
-            lower, failed = torch.linalg.cholesky_ex(self.matrix.flip(0, 1))
+            backwards = self.gram.flip(0, 1)
+            backwards.diagonal().add_(self.damping).masked_fill_(self.dead.flip(0), 1.0)
+            lower, failed = torch.linalg.cholesky_ex(backwards)
+            del backwards
             if not bool(failed):
-                return lower.flip(0, 1).contiguous()
+                return lower.flip(0, 1)
             self._raise_damping()
 
     @cached_property

@@ -38,7 +38,6 @@ class LayerwiseReport(PruningReport):
 
     Attributes:
         layers: Name of each weight to its result, in the order in which they were solved.
-        peak_bytes: The most memory that H, activations and one block took together, as counted.
         seconds_forward: Wall time of running the model on the data.
         notes: What a user should know, a sentence each: chains that could not be cut into blocks,
             damping that was raised.
@@ -55,7 +54,6 @@ class LayerwiseReport(PruningReport):
     """
 
     layers: dict[str, LayerResult] = field(default_factory=dict)
-    peak_bytes: int = 0
     seconds_forward: float = 0.0
     notes: list[str] = field(default_factory=list)
 

@@ -135,7 +135,7 @@ class LayerwiseRun:
             for key in dict.fromkeys(keys):
                 if key not in hessians:
                     gram = grams[key]
-                    hessians[key] = Hessian(gram.total / gram.count, self.settings.damping)
+                    hessians[key] = Hessian(gram.total.div_(gram.count), self.settings.damping)
             self._solve_view(
                 view, [hessians[key] for key in keys], sum(grams[key].count for key in dict.fromkeys(keys))
             )

@@ -1,0 +1,185 @@
+"""What a layer-wise run will do, take and leave, known before it begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mfac.gradients.modes import model_mode
+from mfac.gradients.naming import inner_module
+from mfac.gradients.parameters import Selection
+from mfac.layerwise import tree
+from mfac.layerwise.chain import NamedBlock, find_chains
+from mfac.layerwise.order import segments_of
+from mfac.layerwise.prune_layerwise import Forward, call_model, check_first, listed_batches, without_caches
+from mfac.layerwise.statistics import EnoughError
+from mfac.layerwise.views import LayerView, views_of
+from mfac.pruning.targets import choose_targets
+
+_FACTORS = 3
+"""Matrices of H's size that are held at once: H, its factor, and one that makes the other."""
+
+
+@dataclass(frozen=True)
+class LayerwisePlan:
+    """What `plan_layerwise` found.
+
+    Attributes:
+        weights: Name to shape of every weight that is solved, in order.
+        left_dense: Name of every other weight tensor, and why.
+        chains: For each chain of blocks the names of its blocks; activations are kept between them.
+        batches: How many.
+        activation_bytes: Inputs of one block for all batches; 0 without a chain.
+        hessian_bytes: The Hessian with its factor of the widest layer, float64.
+        block_bytes: The weights of the largest block, once more in float64.
+        passes: How many passes of all data through the whole model, parts of passes added up.
+        seconds_a_pass: As the first batch took.
+    """
+
+    weights: dict[str, tuple[int, ...]]
+    left_dense: dict[str, str]
+    chains: list[list[str]]
+    batches: int
+    activation_bytes: int
+    hessian_bytes: int
+    block_bytes: int
+    passes: float
+    seconds_a_pass: float
+
+    @property
+    def bytes(self) -> int:
+        """Memory beside the model and the data."""
+        return self.activation_bytes + self.hessian_bytes + self.block_bytes
+
+    @property
+    def seconds(self) -> float:
+        """Of all passes, without the solver."""
+        return self.passes * self.seconds_a_pass
+
+    def __str__(self) -> str:
+        size = sum(torch.Size(shape).numel() for shape in self.weights.values())
+        kinds = (self.bytes, self.activation_bytes, self.hessian_bytes, self.block_bytes)
+        every, activations, hessians, weights = (f"{count / 2**20:.0f}" for count in kinds)
+        lines = [
+            f"{len(self.weights)} weight tensors, {size} weights, {self.batches} batches",
+            f"  memory beside the model: {every} MiB: {activations} activations, {hessians} Hessians, {weights} "
+            f"weights in float64",
+            f"  about {self.passes:.1f} passes over the data, {self.seconds:.0f} s, and the solver",
+        ]
+        lines += [f"  blocks {chain[0]!r} to {chain[-1]!r}, one at a time" for chain in self.chains]
+        lines += [f"  {name} is left dense: it {why}" for name, why in self.left_dense.items()]
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def planned(
+    views: Sequence[LayerView],
+    chains: Sequence[Sequence[NamedBlock]],
+    run: Callable[[int], Any],
+    batches: int,
+    left_dense: dict[str, str],
+) -> LayerwisePlan:
+    """A plan, from two passes of the first batch.
+
+    Args:
+        views: The weights.
+        chains: Of blocks.
+        run: Runs the model on a batch, by its number.
+        batches: How many.
+        left_dense: What is not solved, and why.
+
+    Returns:
+        The plan.
+    """
+    began = time.perf_counter()
+    run(0)
+    seconds = time.perf_counter() - began
+    segments = segments_of(views, chains, run)
+    activations, passes = 0, 1.0
+    for segment in segments:
+        if segment.chain is None:
+            passes += 0.5 * len(segment.views) + 0.5  # each runs as far as its layer
+            continue
+        activations = max(activations, _argument_bytes(segment.chain[0], run) * batches)
+        # Up to the first block, once through all blocks to check them, and for each block the way
+        # to each of its stages and the way through.
+        passes += 1.0 + 2.5
+    columns = max(index.shape[1] for view in views for index in view.index)
+    blocks = [block for chain in chains for block in chain]
+    sizes = [sum(view.parameter.numel() for view in views if block.holds(view)) for block in blocks]
+    largest = max([*sizes, *(view.parameter.numel() for view in views)])
+    return LayerwisePlan(
+        {view.name: tuple(view.parameter.shape) for view in views},
+        left_dense,
+        [[block.name for block in chain] for chain in chains],
+        batches,
+        activations,
+        _FACTORS * 8 * columns * columns,
+        8 * largest,
+        passes,
+        seconds * batches,
+    )
+
+
+def _argument_bytes(block: NamedBlock, run: Callable[[int], Any]) -> int:
+    """What the first batch passes to a block."""
+    found = 0
+
+    def hook(_: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        nonlocal found
+        found = sum(x.numel() * x.element_size() for x in tree.tensors((positional, named)).values())
+        raise EnoughError
+
+    handle = block.module.register_forward_pre_hook(hook, with_kwargs=True)
+    with suppress(EnoughError):
+        run(0)
+    handle.remove()
+    return found
+
+
+def plan_layerwise(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    params: Selection = None,
+    blocks: Sequence[str] | None = None,
+    forward: Forward | None = None,
+) -> LayerwisePlan:
+    """What `prune_layerwise` with the same arguments will do; nothing is changed.
+
+    Args:
+        model: The model.
+        data: Batches; all are counted, and the first is run.
+        params: Which weights.
+        blocks: Names of blocks; None to look for them.
+        forward: Runs the model on a batch.
+
+    Returns:
+        Weights, blocks, memory and passes. Three passes of one batch.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If nothing is left to solve, the data is empty or the model does not take it.
+
+    Example:
+        >>> import torch, mfac
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> mfac.plan_layerwise(model, [torch.randn(64, 8)]).weights
+        {'0.weight': (16, 8), '2.weight': (4, 16)}
+    """
+    targets = choose_targets(model, params, "ignore", frozen=True)
+    views, unseen = views_of(model, list(targets.vector.names))
+    left_dense = {**targets.left_dense, **{one.name: one.why for one in unseen}}
+    batches = listed_batches(data)
+    call = forward if forward is not None else call_model
+    inner = inner_module(model)
+    with model_mode(model, "eval"), without_caches(model):
+        check_first(model, batches[0], call)
+        chains = find_chains(model, views, blocks)
+        return planned(views, chains, lambda n: call(inner, batches[n]), len(batches), left_dense)
