@@ -18,6 +18,7 @@
 #include MFAC_ROOM_FILE(pruning/nm_mask/nm_mask)
 #include MFAC_ROOM_FILE(layerwise/obs_sweep/obs_sweep)
 #include MFAC_ROOM_FILE(layerwise/obs_eliminate/obs_eliminate)
+#include MFAC_ROOM_FILE(layerwise/restricted_solve/restricted_solve)
 // clang-format on
 #undef MFAC_ROOM_FILE
 #endif
@@ -36,5 +37,6 @@ MFAC_ROOM(BlockFisherRoom)
 MFAC_ROOM(NMMaskRoom)
 MFAC_ROOM(ObsSweepRoom)
 MFAC_ROOM(ObsEliminateRoom)
+MFAC_ROOM(RestrictedSolveRoom)
 #undef MFAC_ROOM
 #endif

@@ -23,6 +23,7 @@ if _WANTED_ISA and _C.build_info()["isa_chosen"] != _WANTED_ISA:
     )
 
 torch.library.impl("mfac::gram", "CUDA", cuda_ops.gram)
+torch.library.impl("mfac::restricted_solve", "CUDA", cuda_ops.restricted_solve)
 
 _ops = torch.ops.mfac
 
@@ -236,6 +237,12 @@ def obs_eliminate(
     return order, losses, result
 
 
+def restricted_solve(matrix: Tensor, target: Tensor, kept: Tensor) -> Tensor:
+    """For each row the x_S with matrix_SS x_S = target_S on what it keeps, 0 elsewhere; float64."""
+    result: Tensor = _ops.restricted_solve(matrix, target, kept)
+    return result
+
+
 def _float64(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.float64)
 
@@ -356,3 +363,8 @@ def _(
     rows, n = weight.shape
     order = weight.new_empty((rows, count), dtype=torch.int64)
     return order, _float64(weight, rows, count), _float64(weight, rows, n)
+
+
+@torch.library.register_fake("mfac::restricted_solve")
+def _(matrix: Tensor, target: Tensor, kept: Tensor) -> Tensor:
+    return _float64(target, *target.shape)

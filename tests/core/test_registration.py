@@ -65,6 +65,7 @@ def arguments(block_size: int = BLOCK) -> dict[str, tuple[Any, ...]]:
             *(strided(vectors), strided(eye), mask, min(block_size, DIM), 2, 4),
             *(vectors.abs() + 1, vectors.round(), 15),
         ),
+        "restricted_solve": (strided(eye), strided(vectors), mask),
     }
 
 
@@ -284,6 +285,9 @@ REFUSED = [
     ("obs_eliminate", 6, narrower, "obs_eliminate: Parameter `scales` should have size 33. Found 32."),
     ("obs_eliminate", 7, None, "obs_eliminate: Parameter `zeros` should be given with `scales`, and only with them."),
     ("obs_eliminate", 8, -1, "obs_eliminate: Parameter `levels` should be >= 1 where there are scales. Found -1."),
+    ("restricted_solve", 0, narrower, "restricted_solve: Parameter `matrix` should have size 33. Found 32."),
+    ("restricted_solve", 1, torch.Tensor.float, "restricted_solve: Parameter `target` should be float64."),
+    ("restricted_solve", 2, torch.Tensor.double, "restricted_solve: Parameter `kept` should be bool. Found Double"),
 ]
 
 

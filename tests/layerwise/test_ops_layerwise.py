@@ -7,7 +7,7 @@ import torch
 from samplers import normal, strided
 from torch import Tensor
 
-from mfac.core import ops
+from mfac.core import cuda_ops, ops
 
 F64 = torch.float64
 # Both sides are backward stable sweeps through matrices of condition below 100 (`hessian`): their
@@ -277,3 +277,24 @@ def test_layerwise_values_of_nothing_are_empty(rows: int, n: int):
     ops.obs_sweep_(W, W.clone(), square, mask, 2, 4)
     order, losses, result = ops.obs_eliminate(W, square, mask, n, 0, 1)
     assert order.shape == losses.shape == result.shape == (rows, n)
+
+
+@pytest.mark.parametrize(("rows", "columns", "share"), [(0, 4, 0.5), (3, 1, 1.0), (5, 40, 0.3), (9, 130, 0.8)])
+def test_restricted_solve(rows: int, columns: int, share: float) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(2 * columns + 8, columns, dtype=torch.float64, generator=generator)
+    matrix = x.T @ x / len(x) + 0.1 * torch.eye(columns, dtype=torch.float64)
+    target = torch.randn(rows, columns, dtype=torch.float64, generator=generator)
+    kept = torch.rand(rows, columns, generator=generator) < share
+    if rows > 2:
+        kept[0], kept[1] = False, True
+    wanted = torch.zeros_like(target)
+    for row in range(rows):
+        mask = kept[row]
+        wanted[row, mask] = torch.linalg.solve(matrix[mask][:, mask], target[row, mask])
+    for found in (ops.restricted_solve(matrix, target, kept), cuda_ops.restricted_solve(matrix, target, kept)):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    if columns > 4:
+        matrix[2, 2] = -1.0
+        for found in (ops.restricted_solve(matrix, target, kept), cuda_ops.restricted_solve(matrix, target, kept)):
+            assert torch.equal(found.isnan(), kept & kept[:, 2:3])

@@ -30,7 +30,8 @@ def alps(hessian: Hessian, weight: Tensor, pattern: MatrixPattern, grid: Grid | 
         O(4 · rows · columns²), usually a third of them.
 
     Source: ALPS (Meng et al., NeurIPS 2024, 2406.07831). Numbered differences: (1) weights on the
-    support are exact, by Cholesky, not ten steps of conjugate gradients.
+    support are exact, by Cholesky, not ten steps of conjugate gradients. (2) The support is looked
+    for in float32; the eigendecomposition and the weights are float64.
     """
     if pattern.kept >= weight.numel():
         return sparsegpt(hessian, weight, pattern, grid)
@@ -43,8 +44,9 @@ def alps(hessian: Hessian, weight: Tensor, pattern: MatrixPattern, grid: Grid | 
 
 def support(hessian: Hessian, weight: Tensor, pattern: MatrixPattern) -> Tensor:
     """The entries that ALPS keeps, [rows, columns] bool."""
-    scale, values, vectors = hessian.scaled_eigen
-    scaled = weight.masked_fill(hessian.dead, 0) * scale
+    scale, *eigen = hessian.scaled_eigen
+    values, vectors = (part.float() for part in eigen)
+    scaled = (weight.masked_fill(hessian.dead, 0) * scale).float()
     target = (scaled @ vectors) * values  # C Q, with C = WH in the scaled columns
     dense = scaled
     kept = pattern.choose(dense.abs())

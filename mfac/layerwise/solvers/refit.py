@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mfac.core import ops
 from mfac.layerwise.hessian import Hessian
-
-_BYTES = 256 << 20  # of matrices that are gathered at a time
 
 
 def refit(hessian: Hessian, weight: Tensor, kept: Tensor) -> Tensor:
@@ -25,29 +24,10 @@ def refit(hessian: Hessian, weight: Tensor, kept: Tensor) -> Tensor:
 
     Source: the normal equations.
     """
+    _ = hessian.upper_factor  # so that the damping is settled: what all of H has, each part has
     matrix = hessian.matrix
-    weight = weight.double().masked_fill(hessian.dead, 0)
-    target = weight @ matrix  # [rows, columns]
-    solved = torch.zeros_like(weight)
-    counts = kept.sum(1)
-    order = counts.argsort()  # rows of like counts together, so that little is padded
-    at = 0
-    while at < len(order):
-        size = int(counts[order[at]])
-        most = max(1, _BYTES // (8 * max(1, int(counts[order[min(at + 64, len(order) - 1)]])) ** 2))
-        rows = order[at : at + min(most, 64)]
-        at += len(rows)
-        size = int(counts[rows].max())
-        if size == 0:
-            continue
-        here = kept[rows]
-        # The columns that each row keeps, and then any that it does not, which stay out below.
-        index = here.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :size]
-        real = torch.arange(size, device=weight.device) < counts[rows][:, None]
-        squares = matrix[index[:, :, None], index[:, None, :]]
-        squares.masked_fill_(~(real[:, :, None] & real[:, None, :]), 0)
-        squares.diagonal(dim1=1, dim2=2).masked_fill_(~real, 1)
-        goal = target[rows].gather(1, index) * real
-        found = torch.cholesky_solve(goal[:, :, None], torch.linalg.cholesky(squares))[:, :, 0]
-        solved[rows[:, None], index] = found * real
+    target = weight.double().masked_fill(hessian.dead, 0) @ matrix  # [rows, columns]
+    solved = ops.restricted_solve(matrix, target, kept.to(torch.bool).contiguous())
+    whole = kept.all(1)  # whose weights are theirs already, to the last bit
+    solved[whole] = weight[whole].double().masked_fill(hessian.dead, 0)
     return solved
