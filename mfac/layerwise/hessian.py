@@ -22,12 +22,12 @@ class NotPositiveDefiniteError(ArithmeticError):
 
     Example:
         >>> import torch, mfac
-        >>> no_gram = torch.tensor([[1.0, -9.0], [-9.0, 1.0]])  # of no inputs: its eigenvalues are -8 and 10
+        >>> no_gram = torch.tensor([[1.0, -9.0], [-9.0, 1.0]])
         >>> try:
         ...     mfac.solve_layer(no_gram, torch.ones(1, 2))
         ... except mfac.NotPositiveDefiniteError as error:
-        ...     print(str(error)[:58])
-        The Hessian of a layer's inputs should be positive definit
+        ...     print(str(error)[:60].rstrip())
+        The Hessian of a layer's inputs should be positive definite
     """
 
 
