@@ -1,17 +1,23 @@
-# make demo | test | kernels | gpu-check | bench | lint | docs | wheel | figures: each sets up what it
+# make demo | demo-lm | test | kernels | gpu-check | bench | lint | docs | wheel | figures: each sets up what it
 # needs in .venv first. make clean removes it all.
-# TORCH chooses the torch that is installed there; FULL=1 is the long demo; CUDA=1 a wheel with CUDA.
+# TORCH chooses the torch that is installed there; FULL=1 is the long demo, QUICK=1 the short one of
+# demo-lm; CUDA=1 a wheel with CUDA.
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 FULL ?=
+QUICK ?=
 CUDA ?= 0
 BIN := .venv/bin
 REQUIREMENTS := from setuptools.config.pyprojecttoml import read_configuration as read; import sys; \
   print(*read("pyproject.toml", expand=False)["project"]["optional-dependencies"][sys.argv[1]], sep="\n")
 
-.PHONY: demo test kernels bench gpu-check lint docs wheel figures clean
+.PHONY: demo demo-lm test kernels bench gpu-check lint docs wheel figures clean
 demo: .venv/installed
 	$(BIN)/python -m demo $(if $(FULL),--full)
+
+# A language model of 135 million parameters, layer by layer.
+demo-lm: .venv/tokenizers
+	$(BIN)/python -m demo.language $(if $(QUICK),--quick)
 
 test: .venv/installed
 	$(BIN)/python -m pytest
@@ -73,6 +79,11 @@ figures: .venv/installed
 # What an extra lists, without building mfac again.
 .venv/lint .venv/docs .venv/wheel: .venv/%: .venv/installed
 	$(BIN)/python -c '$(REQUIREMENTS)' $* | $(BIN)/python -m pip install --quiet --requirement /dev/stdin
+	touch $@
+
+# Without the client of a hub of models, which nothing here calls.
+.venv/tokenizers: .venv/installed
+	$(BIN)/python -m pip install --quiet --no-deps tokenizers
 	touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""The two figures of the demo."""
+"""The figures of the demo."""
 
 from __future__ import annotations
 
@@ -81,6 +81,37 @@ def plot_training(file: Path, histories: Mapping[str, History], title: str) -> N
         axes.set_xlabel("training [epochs]")
         _finish(axes)
     right.legend(loc="lower right", frameon=False)
+    figure.suptitle(title)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def plot_language(file: Path, rows: Sequence[tuple[str, Mapping[str, float], float]], title: str) -> None:
+    """Draw perplexities and sizes, a line of the page a row of the table.
+
+    Args:
+        file: The PNG to write.
+        rows: Name, perplexity by kind of text, and size of the file in MB.
+        title: Of the figure.
+    """
+    height = 1.8 + 0.35 * len(rows)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, height), layout="constrained", sharey=True)
+    places = range(len(rows))
+    for kind, colour, marker in zip(rows[0][1], _COLOURS, _MARKERS, strict=False):
+        values = [perplexities[kind] for _, perplexities, _ in rows]
+        left.plot(values, places, color=colour, marker=marker, linestyle="none", label=kind)
+    left.set_xscale("log")
+    left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.xaxis.set_major_formatter("{x:g}")
+    left.xaxis.set_minor_formatter(NullFormatter())
+    left.set_yticks(places, [name for name, _, _ in rows])
+    left.invert_yaxis()
+    left.set_xlabel("perplexity")
+    right.barh(places, [megabytes for _, _, megabytes in rows], color=_COLOURS[2], height=0.5)
+    right.set_xlabel("size of the file [MB]")
+    for axes in (left, right):
+        _finish(axes)
+    left.legend(loc="upper right", frameon=False)
     figure.suptitle(title)
     figure.savefig(file, dpi=150)
     plt.close(figure)

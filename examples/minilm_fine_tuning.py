@@ -8,7 +8,7 @@ from torch.nn import functional
 
 import mfac
 from bench.minilm import load_minilm, to_tokens
-from bench.texts import load_paragraphs
+from demo.texts import load_paragraphs
 
 
 def main() -> None:

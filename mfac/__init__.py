@@ -18,6 +18,7 @@ from mfac.curvature.fisher import EmpiricalFisher, ihvp
 from mfac.curvature.held_out import HeldOutDamping, held_out
 from mfac.gradients.collecting import collect_gradients
 from mfac.layerwise.database import LayerDatabase
+from mfac.layerwise.finish import FisherFinish
 from mfac.layerwise.grid import Grid
 from mfac.layerwise.hessian import NotPositiveDefiniteError
 from mfac.layerwise.level import Level
@@ -63,6 +64,7 @@ __all__ = [
     "Candidates",
     "Compensation",
     "EmpiricalFisher",
+    "FisherFinish",
     "Global",
     "GradientWindow",
     "Grid",

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import mfac
@@ -69,9 +68,7 @@ def sentences(methods: Sequence[str]) -> None:
 def token_batches(tokens: Tensor, most: int) -> list[Tensor]:
     """Sequences of equal length together, so that no batch has padding that H would see."""
     lengths = (tokens[:most] != 0).sum(1)
-    return [
-        tokens[:most][lengths == length][:, :length] for length in lengths.unique().tolist() if length > 4
-    ]
+    return [tokens[:most][lengths == length][:, :length] for length in lengths.unique().tolist() if length > 4]
 
 
 def language(methods: Sequence[str], share: int = 1, blocks: int | None = None) -> None:
@@ -99,8 +96,8 @@ def language(methods: Sequence[str], share: int = 1, blocks: int | None = None) 
         found = perplexities(pruned, texts)
         rise = " ".join(f"{math.log(found[kind] / dense[kind]):.3f}" for kind in found)
         print(
-            f"  {name:<14} news {found['news']:.2f}  wiki {found['wiki']:.2f}  rise of the log {rise}  {seconds:.0f} s, "
-            f"{report.seconds_forward:.0f} of them passes, peak {_resident() - before:.0f} MiB  "
+            f"  {name:<14} news {found['news']:.2f}  wiki {found['wiki']:.2f}  rise of the log {rise}  "
+            f"{seconds:.0f} s, {report.seconds_forward:.0f} of them passes, peak {_resident() - before:.0f} MiB  "
             f"{f'marks {marks[0]}/{marks[1]}' if marks else ''}",
             flush=True,
         )

@@ -46,7 +46,7 @@ def errors(seeds: int = 5) -> None:
 def published_sparsegpt(weight: Tensor, hessian: Tensor, sparsity: float, width: int = 128) -> Tensor:
     """SparseGPT's loop in plain torch, float32, as its paper and script describe it."""
     w, h = weight.clone(), hessian.clone()
-    rows, columns = w.shape
+    columns = w.shape[1]
     h.diagonal().add_(0.01 * h.diagonal().mean())
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
     for begin in range(0, columns, width):

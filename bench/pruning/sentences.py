@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import mfac
 from bench.minilm import LAYERS, load_minilm, to_tokens
 from bench.pruning.table import Table, reached
-from bench.texts import load_news, load_paragraphs
+from demo.texts import load_news, load_paragraphs
 
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from bench.fashion import load_fashion_mnist
 from bench.minilm import load_minilm, to_tokens
-from bench.texts import load_paragraphs
 from demo.fetch import fetch, package
+from demo.texts import load_paragraphs
 from mfac.bench.network import ResNet20
 
 Batch = tuple[Tensor, Tensor]

@@ -13,6 +13,7 @@ from mfac.core.checks.choices import check_choice
 from mfac.curvature.damping import Damping
 from mfac.layerwise.hessian import Hessian
 from mfac.layerwise.matrix_pattern import highest
+from mfac.layerwise.processes import Processes
 from mfac.layerwise.statistics import Key, grams_of, merged_stages
 from mfac.layerwise.views import LayerView
 from mfac.pruning.allocation import apportion
@@ -63,7 +64,12 @@ def by_shape(views: Sequence[LayerView], sparsity: float) -> dict[str, float]:
 
 @torch.no_grad()
 def by_loss(
-    views: Sequence[LayerView], run: Callable[[int], Any], batches: Sequence[int], sparsity: float, damping: Damping
+    views: Sequence[LayerView],
+    run: Callable[[int], Any],
+    batches: Sequence[int],
+    sparsity: float,
+    damping: Damping,
+    processes: Processes,
 ) -> dict[str, float]:
     """One threshold for all layers on what dropping a weight costs, as a share of its layer.
 
@@ -76,6 +82,7 @@ def by_loss(
         batches: Which batches.
         sparsity: Of all together.
         damping: Of H.
+        processes: That share the batches.
 
     Returns:
         Name to sparsity. A pass over the data for each GiB of Hessians; what no batch reaches has
@@ -83,7 +90,9 @@ def by_loss(
     """
     scores: dict[str, Tensor] = {}
     for stage in merged_stages(run, views):
-        grams = grams_of(run, stage, batches)
+        with processes.together():
+            grams = grams_of(run, stage, processes.own(batches))
+        grams = processes.summed(stage, grams)
         hessians: dict[Key, Hessian] = {}
         for view in stage.views:
             keys = stage.keys[view.name]

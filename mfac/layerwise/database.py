@@ -16,12 +16,7 @@ from mfac.gradients.modes import model_mode
 from mfac.gradients.naming import inner_module, named_parameters
 from mfac.gradients.parameters import Selection
 from mfac.gradients.prunable import describe_weights
-from mfac.layerwise.database_build import DatabaseBuild, DatabaseSettings
-from mfac.layerwise.database_files import LayerEntry, LevelEntry, read_index, read_level
-from mfac.layerwise.grid import Grid, GridValues
-from mfac.layerwise.hessian import DAMPING
-from mfac.layerwise.level import LevelKey, Levels, levels_by_weight
-from mfac.layerwise.prune_layerwise import (
+from mfac.layerwise.calling import (
     Forward,
     call_model,
     check_first,
@@ -29,6 +24,11 @@ from mfac.layerwise.prune_layerwise import (
     patterns_by_weight,
     without_caches,
 )
+from mfac.layerwise.database_build import DatabaseBuild, DatabaseSettings
+from mfac.layerwise.database_files import LayerEntry, LevelEntry, read_index, read_level
+from mfac.layerwise.grid import Grid, GridValues
+from mfac.layerwise.hessian import DAMPING
+from mfac.layerwise.level import LevelKey, Levels, levels_by_weight
 from mfac.layerwise.solution import LayerSolver
 from mfac.layerwise.solver import SolverName, resolve_solver
 from mfac.layerwise.views import views_of

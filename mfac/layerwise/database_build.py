@@ -26,7 +26,6 @@ from mfac.layerwise.views import LayerView
 from mfac.masks.patterns import Pattern, Unstructured, resolve_pattern
 
 
-
 @dataclass(frozen=True)
 class DatabaseSettings:
     """What is asked of every weight.

@@ -18,7 +18,17 @@ MOST_RAISED = 1.0
 
 
 class NotPositiveDefiniteError(ArithmeticError):
-    """A Hessian that is not positive definite at the highest damping that is allowed."""
+    """A Hessian that is not positive definite at the highest damping that is allowed.
+
+    Example:
+        >>> import torch, mfac
+        >>> no_gram = torch.tensor([[1.0, -9.0], [-9.0, 1.0]])
+        >>> try:
+        ...     mfac.solve_layer(no_gram, torch.ones(1, 2))
+        ... except mfac.NotPositiveDefiniteError as error:
+        ...     print(str(error)[:60].rstrip())
+        The Hessian of a layer's inputs should be positive definite
+    """
 
 
 class Hessian:

@@ -1,4 +1,4 @@
-"""In which order the weights of a model are solved: chains of blocks, and what lies outside them."""
+"""In which order a model's weights are solved: chains of blocks, and what lies outside them."""
 
 from __future__ import annotations
 

@@ -99,6 +99,10 @@ def tokens_of(batch: Any, number: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         Ids [n, t], and which of their second to last count as predicted, [n, t - 1] bool.
+
+    Raises:
+        TypeError: If the batch or its ids are of a wrong type.
+        ValueError: If a shape is another, or a label is another token.
     """
     mask = labels = None
     if isinstance(batch, Mapping):
@@ -164,6 +168,10 @@ def logits_of(output: Any, ids: Tensor, number: int) -> Tensor:
 
     Returns:
         [n, t, vocab].
+
+    Raises:
+        TypeError: If there are none.
+        ValueError: If their shape is another.
     """
     if isinstance(output, Mapping):
         output = output.get("logits")

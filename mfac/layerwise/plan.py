@@ -15,9 +15,9 @@ from mfac.gradients.modes import model_mode
 from mfac.gradients.naming import inner_module
 from mfac.gradients.parameters import Selection
 from mfac.layerwise import tree
+from mfac.layerwise.calling import Forward, call_model, check_first, listed_batches, without_caches
 from mfac.layerwise.chain import NamedBlock, find_chains
 from mfac.layerwise.order import segments_of
-from mfac.layerwise.prune_layerwise import Forward, call_model, check_first, listed_batches, without_caches
 from mfac.layerwise.statistics import EnoughError
 from mfac.layerwise.views import LayerView, views_of
 from mfac.pruning.targets import choose_targets

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from fnmatch import fnmatchcase
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from mfac.core.checks.choices import check_flag
 from mfac.core.checks.numbers import check_number
@@ -19,10 +18,21 @@ from mfac.curvature.damping import Damping, check_damping
 from mfac.gradients.modes import model_mode
 from mfac.gradients.naming import inner_module
 from mfac.gradients.parameters import Selection
-from mfac.gradients.prunable import PrunableWeight, describe_weights
+from mfac.gradients.prunable import describe_weights
 from mfac.layerwise import tree
+from mfac.layerwise.allocation import AllocationName, by_loss, by_name, by_shape, check_allocation
+from mfac.layerwise.calling import (
+    Forward,
+    call_model,
+    check_first,
+    listed_batches,
+    patterns_by_weight,
+    up_to,
+    without_caches,
+)
 from mfac.layerwise.chain import InMemory, NamedBlock, find_chains
 from mfac.layerwise.checkpoint import Checkpoint
+from mfac.layerwise.finish import FinishResult, FisherFinish, LossFunction, finish_with_fisher, language_loss
 from mfac.layerwise.grid import Grid
 from mfac.layerwise.hessian import DAMPING
 from mfac.layerwise.processes import Processes
@@ -30,15 +40,11 @@ from mfac.layerwise.report import LayerwiseReport
 from mfac.layerwise.run import LayerwiseRun, Settings
 from mfac.layerwise.solution import LayerSolver
 from mfac.layerwise.solver import SolverName, resolve_solver
-from mfac.layerwise.statistics import EnoughError
 from mfac.layerwise.views import views_of
 from mfac.layerwise.weight_files import Source
 from mfac.layerwise.weights_on_disk import OUTSIDE, WeightsOnDisk
-from mfac.masks.patterns import ByName, Pattern, resolve_pattern
+from mfac.masks.patterns import Pattern, resolve_pattern
 from mfac.pruning.targets import choose_targets
-
-Forward = Callable[[nn.Module, Any], Any]
-"""Runs a model on a batch: model, batch -> anything."""
 
 
 def prune_layerwise(
@@ -48,10 +54,13 @@ def prune_layerwise(
     pattern: str | Pattern | Mapping[str, str | Pattern] = "unstructured",
     method: SolverName | LayerSolver = "alps",
     *,
+    allocation: AllocationName = "auto",
     refit: bool = False,
     quantize: Grid | None = None,
     blocks: Sequence[str] | None = None,
     damping: Damping = DAMPING,
+    finish: Literal["fisher"] | FisherFinish | None = None,
+    loss_fn: LossFunction | None = None,
     params: Selection = None,
     forward: Forward | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -72,15 +81,24 @@ def prune_layerwise(
             `MultiheadAttention` are pruned, frozen or not. In evaluation mode meanwhile.
         data: Batches, each what model(**batch), model(*batch) or model(batch) takes; all of them
             are used, and kept in memory.
-        sparsity: Share of zeros in each weight, in [0, 1), or one for each name or shell-style
-            pattern of names. 0 with `quantize` rounds alone.
+        sparsity: Share of zeros in [0, 1) of all weights together, or one for each name or
+            shell-style pattern of names. 0 with `quantize` rounds alone.
         pattern: "unstructured", "N:M", "AxB", an object, or one for each name, as for `prune`.
         method: "alps", "sparsegpt", "exact_obs", "wanda", "magnitude", or a function of Hessian,
             weight, pattern and grid (docs/extending/layer_solver.md).
+        allocation: Which layers are sparser than others. "uniform": none; "erk": by shape; "global":
+            one threshold on what weights cost, as shares of their layers; "auto": "uniform" in
+            models with a list of like blocks, and "global" in others. Where `sparsity` has names or
+            the pattern fixes it, these decide.
         refit: Whether kept weights are fitted exactly on the mask that the method finds.
         quantize: Steps that kept weights are rounded to, in the same sweep.
         blocks: Names of the modules that are run one after the other; None to look for them.
         damping: λ of H = XᵀX/n + λI, or relative to the mean of its diagonal.
+        finish: "fisher": in the end the kept weights of all layers move together along the loss, a
+            pass over seven of eight batches with `mfac.MFAC`; the eighth say whether it helped. Or
+            a `FisherFinish` with other numbers. It is for weights that are not rounded.
+        loss_fn: loss_fn(model, batch) -> scalar for `finish`; None for the next token's negative
+            log likelihood, as for `evaluate_perplexity`.
         params: Which weights, as for `prune`; None for all of known layers.
         forward: Runs the model on a batch, in place of the call above.
         checkpoint: A folder; solved blocks are written there, and a run that finds them goes on.
@@ -130,6 +148,8 @@ def prune_layerwise(
         check_damping(damping)
         if quantize is not None and not isinstance(quantize, Grid):
             raise TypeError(f"Parameter `quantize` should be a mfac.Grid or None. Found {type(quantize).__name__}.")
+        check_allocation(allocation)
+        finishing = _checked_finish(finish, quantize, weights)
         for key, share in sparsity.items() if isinstance(sparsity, Mapping) else (("", sparsity),):
             check_number(f"sparsity[{key!r}]" if key else "sparsity", share, least=0, below=1)
         on_disk = not (weights is None and output is None)
@@ -150,10 +170,10 @@ def prune_layerwise(
         selected = {view.name: view.parameter for view in views}
         described = describe_weights(model, selected)
         patterns = patterns_by_weight(resolved, described)
-        settings = Settings(solver, sparsities(sparsity, list(selected)), patterns, refit, quantize, damping)
+        shares = by_name(sparsity if isinstance(sparsity, Mapping) else {"*": sparsity}, list(selected))
         call = forward if forward is not None else call_model
-        saved = Checkpoint(checkpoint, settings, list(selected), processes) if checkpoint is not None else None
     processes.check_batches(len(batches))
+    saved: Checkpoint | None = None
 
     def finished(views: Any, results: Any) -> None:
         if saved is not None:
@@ -165,14 +185,33 @@ def prune_layerwise(
         return saved is not None and saved.restore(views, results)
 
     inner = inner_module(model)
+    finished_with: FinishResult | None = None
     with model_mode(model, "eval"), without_caches(model), torch.no_grad(), ExitStack() as stack:
         with processes.together():
             stack.enter_context(store)
             check_first(model, batches[0], up_to(chains[0][0], call) if store.on_disk else call)
-        run = LayerwiseRun(
-            views, lambda n: call(inner, batches[n]), len(batches), settings, finished, restore, processes, store
-        )
+
+        def run_batch(number: int) -> Any:
+            return call(inner, batches[number])
+
+        free = [view for view in views if patterns[view.name].sparsity is None]
+        kind = ("uniform" if chains else "global") if allocation == "auto" else allocation
+        if kind != "uniform" and not isinstance(sparsity, Mapping) and sparsity > 0 and free and not store.on_disk:
+            every = list(range(len(batches)))
+            shares |= (
+                by_shape(free, sparsity)
+                if kind == "erk"
+                else by_loss(free, run_batch, every, sparsity, damping, processes)
+            )
+        settings = Settings(solver, shares, patterns, refit, quantize, damping)
+        with processes.together():
+            saved = Checkpoint(checkpoint, settings, list(selected), processes) if checkpoint is not None else None
+        run = LayerwiseRun(views, run_batch, len(batches), settings, finished, restore, processes, store)
         results = run.all(chains)
+        if finishing is not None and results.masks:
+            loss = loss_fn if loss_fn is not None else partial(language_loss, run=call)
+            with processes.together():
+                finished_with = finish_with_fisher(inner, results.masks, batches, loss, finishing)
         if isinstance(store, WeightsOnDisk):
             store.finish(results.masks)
             results.notes += store.notes
@@ -182,6 +221,7 @@ def prune_layerwise(
         layers=results.layers,
         seconds_forward=results.seconds_forward,
         notes=results.notes,
+        finish=finished_with,
     )
     solved = [weight for weight in described if weight.name in results.masks]
     if isinstance(store, WeightsOnDisk):
@@ -193,6 +233,22 @@ def prune_layerwise(
     else:
         report.record_(model, resolved, solved)
     return report
+
+
+def _checked_finish(finish: Any, quantize: Grid | None, weights: Source | None) -> FisherFinish | None:
+    if finish is None or isinstance(finish, FisherFinish):
+        chosen = finish
+    elif finish == "fisher":
+        chosen = FisherFinish()
+    else:
+        raise ValueError(f'Parameter `finish` should be "fisher", a FisherFinish or None. Found {finish!r}.')
+    if chosen is not None and (quantize is not None or weights is not None):
+        other = "quantize" if quantize is not None else "weights"
+        raise ValueError(
+            f"Parameter `finish` should be None with `{other}`: it moves weights of the whole model in memory, off any "
+            f"grid. Found {finish!r}."
+        )
+    return chosen
 
 
 def where_weights_are(
@@ -226,153 +282,3 @@ def where_weights_are(
         return InMemory()
     device = next((x.device for x in tree.tensors(batch).values()), torch.device("cpu"))
     return WeightsOnDisk(model, chains, weights, output, device, processes)
-
-
-def up_to(block: NamedBlock, call: Forward) -> Forward:
-    """A call that ends where a block begins.
-
-    Args:
-        block: The block.
-        call: Runs the model.
-
-    Returns:
-        The call.
-    """
-
-    def stop(*_: Any) -> None:
-        raise EnoughError
-
-    def stopped(model: nn.Module, batch: Any) -> None:
-        handle = block.module.register_forward_pre_hook(stop)
-        try:
-            with suppress(EnoughError):
-                call(model, batch)
-        finally:
-            handle.remove()
-
-    return stopped
-
-
-def call_model(model: nn.Module, batch: Any) -> Any:
-    """model(**batch) for a dict, model(*batch) for a tuple or list, otherwise model(batch).
-
-    Of a tuple or list the model gets as many items as it has positional parameters, so that
-    (inputs, labels) serve a model of inputs alone.
-
-    Args:
-        model: The model.
-        batch: The batch.
-
-    Returns:
-        What the model returns.
-    """
-    if isinstance(batch, Mapping) or (hasattr(batch, "keys") and hasattr(batch, "__getitem__")):
-        return model(**batch)
-    if isinstance(batch, tuple | list):
-        return model(*batch[: _positional(model)])
-    return model(batch)
-
-
-def _positional(model: nn.Module) -> int:
-    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return 1 if isinstance(model, nn.Sequential) else 1 << 30
-    return sum(k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for k in kinds)
-
-
-def patterns_by_weight(pattern: Pattern, weights: Sequence[PrunableWeight]) -> dict[str, Pattern]:
-    """The pattern of each weight alone.
-
-    Args:
-        pattern: For all weights.
-        weights: What is known of each.
-
-    Returns:
-        {weight: pattern}.
-
-    Raises:
-        ValueError: If the pattern has units of several weights, or does not fit a weight.
-    """
-    pattern.check(weights)
-    if any(len(group) > 1 for group in pattern.together(weights)):
-        raise ValueError(
-            f"Parameter `pattern` should have units within single weights, as layers are solved one at a time. "
-            f"Found {str(pattern)!r}."
-        )
-    if not isinstance(pattern, ByName):
-        return {weight.name: pattern for weight in weights}
-    return {
-        weight.name: next(one for key, one in pattern.patterns.items() if fnmatchcase(weight.name, key))
-        for weight in weights
-    }
-
-
-def listed_batches(data: Iterable[Any]) -> list[Any]:
-    """All batches.
-
-    Args:
-        data: An iterable that ends.
-
-    Returns:
-        The batches, at least one.
-
-    Raises:
-        TypeError: If it is a tensor, or no iterable.
-        ValueError: If it is empty.
-    """
-    if isinstance(data, Tensor) or not isinstance(data, Iterable):
-        raise TypeError(f"Parameter `data` should be an iterable of batches. Found {type(data).__name__}.")
-    batches = list(data)
-    if not batches:
-        raise ValueError("Parameter `data` should hold at least one batch. Found none.")
-    return batches
-
-
-def check_first(model: nn.Module, batch: Any, call: Forward) -> None:
-    """Refuses batches that are longer than the model takes, or that it does not take at all.
-
-    Args:
-        model: The model.
-        batch: The first batch.
-        call: Runs the model on it.
-
-    Raises:
-        ValueError: If it does not take the batch.
-    """
-    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    tokens = batch.get("input_ids") if isinstance(batch, Mapping) else batch
-    length = tokens.shape[1] if isinstance(tokens, Tensor) and tokens.dim() == 2 else 0
-    if isinstance(most, int) and length > most:
-        raise ValueError(
-            f"Parameter `data` should yield sequences of at most {most} tokens, which the model's positions allow. "
-            f"Found {length}."
-        )
-    try:
-        call(inner_module(model), batch)
-    except Exception as error:
-        raise ValueError(
-            f"Parameter `data` should yield batches that the model takes. Found that the first raises "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-@contextmanager
-def without_caches(model: nn.Module) -> Generator[None]:
-    """Models of transformers keep keys and values of earlier calls unless told otherwise.
-
-    Args:
-        model: The model.
-
-    Yields:
-        Nothing.
-    """
-    config = getattr(inner_module(model), "config", None)
-    had = getattr(config, "use_cache", None)
-    if config is None or had is None:
-        yield
-        return
-    config.use_cache = False
-    try:
-        yield
-    finally:
-        config.use_cache = had

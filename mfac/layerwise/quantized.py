@@ -36,6 +36,15 @@ def save_quantized(path: str | os.PathLike[str], model: nn.Module, report: Layer
 
     Raises:
         ValueError: If a weight of the report is no longer on its grid, or none was rounded.
+
+    Example:
+        >>> import os, tempfile, torch, mfac
+        >>> model = torch.nn.Linear(32, 4)
+        >>> report = mfac.prune_layerwise(model, [torch.randn(64, 32)], quantize=mfac.Grid(bits=4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "model.pt")
+        ...     mfac.save_quantized(path, model, report) == os.path.getsize(path)
+        True
     """
     rounded = {name: layer.grids for name, layer in report.layers.items() if layer.grids}
     if not rounded:
@@ -81,6 +90,17 @@ def load_quantized_(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
 
     Raises:
         ValueError: If the file is another, or the model's shapes are.
+
+    Example:
+        >>> import os, tempfile, torch, mfac
+        >>> model, loaded = torch.nn.Linear(32, 4), torch.nn.Linear(32, 4)
+        >>> report = mfac.prune_layerwise(model, [torch.randn(64, 32)], quantize=mfac.Grid(bits=4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "model.pt")
+        ...     nbytes = mfac.save_quantized(path, model, report)
+        ...     masks = mfac.load_quantized_(path, loaded)
+        >>> torch.allclose(loaded.weight, model.weight) and torch.equal(masks["weight"], report.masks["weight"])
+        True
     """
     tensors, about = read_tensors(path, _KIND)
     grids: Mapping[str, Mapping[str, object]] = about["grids"]

@@ -14,7 +14,7 @@ from mfac.layerwise.matrix_pattern import MatrixPattern
 
 @dataclass(frozen=True)
 class LayerSolution:
-    """Weights of a layer as a solver leaves them.
+    """Weights of a layer as a solver leaves them; docs/extending/layer_solver.md has an example.
 
     Attributes:
         weight: [rows, columns] float64; exactly 0 where `kept` is False.

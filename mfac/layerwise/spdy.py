@@ -16,9 +16,9 @@ from mfac.core.checks.choices import check_choice, check_flag
 from mfac.core.checks.numbers import check_count, check_number
 from mfac.gradients.backward import LossFunction
 from mfac.gradients.modes import model_mode
+from mfac.layerwise.calling import listed_batches
 from mfac.layerwise.database import CostTable, LayerDatabase
 from mfac.layerwise.level import LevelKey
-from mfac.layerwise.prune_layerwise import listed_batches
 from mfac.layerwise.stitched import StitchedModel
 from mfac.pruning.budget import allocate
 

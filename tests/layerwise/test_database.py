@@ -11,7 +11,7 @@ from models import batches, classifier, conv_classifier, snapshot
 from torch import Tensor, nn
 
 import mfac
-from mfac.layerwise import database_build
+from mfac.layerwise import database_build, statistics
 from mfac.layerwise.level import DEFAULT_LEVELS
 from mfac.layerwise.solvers.exact_obs import obs_order
 
@@ -155,7 +155,7 @@ def test_a_stopped_build_goes_on(form: str, tmp_path: Path, monkeypatch: pytest.
 
 def test_hessians_that_do_not_fit_together_take_more_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     together = mfac.LayerDatabase.build(Attention(), data(), LEVELS, folder=tmp_path / "together")
-    monkeypatch.setattr(database_build, "_BYTES", 1)
+    monkeypatch.setattr(statistics, "_BYTES", 1)
     apart = mfac.LayerDatabase.build(Attention(), data(), LEVELS, folder=tmp_path / "apart")
     for layer, errors in together.errors.items():  # float32 inputs; where they lie in memory shows in the last bits
         assert apart.errors[layer] == pytest.approx(errors, rel=1e-5)

@@ -87,7 +87,7 @@ def test_two_ranks_give_the_masks_of_one(two: Processes, kind: str, case: str) -
 
 
 def test_each_process_runs_its_batches(two: Processes) -> None:
-    arguments = {"method": "magnitude"}
+    arguments = {"method": "magnitude", "allocation": "uniform"}
     alone = pruned("mlp", arguments, count=8)
     found = two.run(runs_of, arguments)
     # Three layers and 8 batches are 24 passes, of which each does half; the check, the order and the

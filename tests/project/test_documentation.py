@@ -46,6 +46,7 @@ def test_code_of_guides_runs(page: Path):
         set(mfac.__all__)
         - {
             "HeldOutDamping",
+            "LayerwisePlan",
             "PruningPlan",
             "PruningReport",
             "PruningStep",

@@ -1,0 +1,170 @@
+"""How a model is called with batches of any make, and what is checked before it is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from mfac.gradients.naming import inner_module
+from mfac.gradients.prunable import PrunableWeight
+from mfac.layerwise.chain import NamedBlock
+from mfac.layerwise.statistics import EnoughError
+from mfac.masks.patterns import ByName, Pattern
+
+Forward = Callable[[nn.Module, Any], Any]
+"""Runs a model on a batch: model, batch -> anything."""
+
+
+def up_to(block: NamedBlock, call: Forward) -> Forward:
+    """A call that ends where a block begins.
+
+    Args:
+        block: The block.
+        call: Runs the model.
+
+    Returns:
+        The call.
+    """
+
+    def stop(*_: Any) -> None:
+        raise EnoughError
+
+    def stopped(model: nn.Module, batch: Any) -> None:
+        handle = block.module.register_forward_pre_hook(stop)
+        try:
+            with suppress(EnoughError):
+                call(model, batch)
+        finally:
+            handle.remove()
+
+    return stopped
+
+
+def call_model(model: nn.Module, batch: Any) -> Any:
+    """model(**batch) for a dict, model(*batch) for a tuple or list, otherwise model(batch).
+
+    Of a tuple or list the model gets as many items as it has positional parameters, so that
+    (inputs, labels) serve a model of inputs alone.
+
+    Args:
+        model: The model.
+        batch: The batch.
+
+    Returns:
+        What the model returns.
+    """
+    if isinstance(batch, Mapping) or (hasattr(batch, "keys") and hasattr(batch, "__getitem__")):
+        return model(**batch)
+    if isinstance(batch, tuple | list):
+        return model(*batch[: _positional(model)])
+    return model(batch)
+
+
+def _positional(model: nn.Module) -> int:
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return 1 if isinstance(model, nn.Sequential) else 1 << 30
+    return sum(k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for k in kinds)
+
+
+def patterns_by_weight(pattern: Pattern, weights: Sequence[PrunableWeight]) -> dict[str, Pattern]:
+    """The pattern of each weight alone.
+
+    Args:
+        pattern: For all weights.
+        weights: What is known of each.
+
+    Returns:
+        {weight: pattern}.
+
+    Raises:
+        ValueError: If the pattern has units of several weights, or does not fit a weight.
+    """
+    pattern.check(weights)
+    if any(len(group) > 1 for group in pattern.together(weights)):
+        raise ValueError(
+            f"Parameter `pattern` should have units within single weights, as layers are solved one at a time. "
+            f"Found {str(pattern)!r}."
+        )
+    if not isinstance(pattern, ByName):
+        return {weight.name: pattern for weight in weights}
+    return {
+        weight.name: next(one for key, one in pattern.patterns.items() if fnmatchcase(weight.name, key))
+        for weight in weights
+    }
+
+
+def listed_batches(data: Iterable[Any]) -> list[Any]:
+    """All batches.
+
+    Args:
+        data: An iterable that ends.
+
+    Returns:
+        The batches, at least one.
+
+    Raises:
+        TypeError: If it is a tensor, or no iterable.
+        ValueError: If it is empty.
+    """
+    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+        raise TypeError(f"Parameter `data` should be an iterable of batches. Found {type(data).__name__}.")
+    batches = list(data)
+    if not batches:
+        raise ValueError("Parameter `data` should hold at least one batch. Found none.")
+    return batches
+
+
+def check_first(model: nn.Module, batch: Any, call: Forward) -> None:
+    """Refuses batches that are longer than the model takes, or that it does not take at all.
+
+    Args:
+        model: The model.
+        batch: The first batch.
+        call: Runs the model on it.
+
+    Raises:
+        ValueError: If it does not take the batch.
+    """
+    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    tokens = batch.get("input_ids") if isinstance(batch, Mapping) else batch
+    length = tokens.shape[1] if isinstance(tokens, Tensor) and tokens.dim() == 2 else 0
+    if isinstance(most, int) and length > most:
+        raise ValueError(
+            f"Parameter `data` should yield sequences of at most {most} tokens, which the model's positions allow. "
+            f"Found {length}."
+        )
+    try:
+        call(inner_module(model), batch)
+    except Exception as error:
+        raise ValueError(
+            f"Parameter `data` should yield batches that the model takes. Found that the first raises "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+@contextmanager
+def without_caches(model: nn.Module) -> Generator[None]:
+    """Models of transformers keep keys and values of earlier calls unless told otherwise.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    config = getattr(inner_module(model), "config", None)
+    had = getattr(config, "use_cache", None)
+    if config is None or had is None:
+        yield
+        return
+    config.use_cache = False
+    try:
+        yield
+    finally:
+        config.use_cache = had
