@@ -74,8 +74,8 @@ class StageSolver:
     """Solves the matrices of stages.
 
     By several processes each solves some of the matrices, and all receive the solutions. What is on
-    its own for each row is shared out by rows: the order of `exact_obs`, and weights that are fitted
-    on a mask.
+    its own for each row is shared out by rows: the order of `exact_obs`, and weights that are
+    fitted on a mask.
 
     Args:
         processes: That share the work.

@@ -1,4 +1,4 @@
-"""Models larger than memory: a block's weights come out of files, are solved, and go into others."""
+"""Models larger than memory: a block's weights come out of files, are solved, and go to others."""
 
 from __future__ import annotations
 

@@ -90,8 +90,8 @@ def test_each_process_runs_its_batches(two: Processes) -> None:
     arguments = {"method": "magnitude", "allocation": "uniform"}
     alone = pruned("mlp", arguments, count=8)
     found = two.run(runs_of, arguments)
-    # Three layers and 8 batches are 24 passes, of which each does half; the check, the order and the
-    # stages are of the first batch, on every process.
+    # Three layers and 8 batches are 24 passes, of which each does half; the check, the order and
+    # the stages are of the first batch, on every process.
     assert alone["runs"] - found[0] == alone["runs"] - found[1] == 12
 
 
