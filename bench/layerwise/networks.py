@@ -16,10 +16,10 @@ from bench.language import calibration, evaluation, perplexities
 from bench.minilm import load_minilm, to_tokens
 from bench.pruning.digits import shuffled_batches
 from bench.pruning.sentences import LENGTH, Articles
-from bench.texts import load_news
 from demo.digits import load_mnist
 from demo.networks import accuracy, load_pretrained_digit_cnn
 from demo.smollm import load_smollm
+from demo.texts import load_news
 
 LANGUAGE: dict[str, tuple[dict[str, Any], tuple[float, float] | None]] = {
     "sparsegpt": ({"method": "sparsegpt"}, (56, 43)),
