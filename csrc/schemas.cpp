@@ -93,8 +93,8 @@ STABLE_TORCH_LIBRARY(MFAC_LIBRARY, m) {
   m.def(
       "obs_eliminate(Tensor weight, Tensor inverse, Tensor dropped, int count, int keep, int group, Tensor? "
       "scales=None, Tensor? zeros=None, int levels=0) -> (Tensor, Tensor, Tensor)");
-  // matrix [n, n], of which the upper triangle is read, target and kept [rows, n] -> for the columns
-  // S that a row keeps the x_S with matrix_SS x_S = target_S, 0 elsewhere; NaN where matrix_SS is not
-  // positive definite
+  // matrix [n, n], of which the upper triangle is read, target and kept [rows, n] -> for the
+  // columns S that a row keeps the x_S with matrix_SS x_S = target_S, 0 elsewhere; NaN where
+  // matrix_SS is not positive definite
   m.def("restricted_solve(Tensor matrix, Tensor target, Tensor kept) -> Tensor");
 }

@@ -38,6 +38,16 @@ class FisherFinish:
 
     Raises:
         ValueError: If a number is out of range.
+
+    Example:
+        >>> import torch, mfac
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> data = [torch.randn(64, 8) for _ in range(8)]
+        >>> loss_fn = lambda model, batch: model(batch).square().mean()
+        >>> finish = mfac.FisherFinish(lr=1e-3, epochs=2)
+        >>> report = mfac.prune_layerwise(model, data, finish=finish, loss_fn=loss_fn)
+        >>> report.finish.steps
+        14
     """
 
     lr: float = 3e-4

@@ -86,10 +86,10 @@ def prune_layerwise(
         pattern: "unstructured", "N:M", "AxB", an object, or one for each name, as for `prune`.
         method: "alps", "sparsegpt", "exact_obs", "wanda", "magnitude", or a function of Hessian,
             weight, pattern and grid (docs/extending/layer_solver.md).
-        allocation: Which layers are sparser than others. "uniform": none; "erk": by shape; "global":
-            one threshold on what weights cost, as shares of their layers; "auto": "uniform" in
-            models with a list of like blocks, and "global" in others. Where `sparsity` has names or
-            the pattern fixes it, these decide.
+        allocation: Which layers are sparser than others. "uniform": none; "erk": by shape;
+            "global": one threshold on what weights cost, as shares of their layers; "auto":
+            "uniform" in models with a list of like blocks, and "global" in others. Where `sparsity`
+            has names or the pattern fixes it, these decide.
         refit: Whether kept weights are fitted exactly on the mask that the method finds.
         quantize: Steps that kept weights are rounded to, in the same sweep.
         blocks: Names of the modules that are run one after the other; None to look for them.
