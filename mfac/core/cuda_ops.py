@@ -38,8 +38,8 @@ def restricted_solve(matrix: Tensor, target: Tensor, kept: Tensor) -> Tensor:
         kept: [rows, n] bool.
 
     Returns:
-        [rows, n] float64: x_S with matrix_SS x_S = target_S, 0 elsewhere; NaN where matrix_SS is not
-        positive definite. O(Σ|S|³/3), but for rows padded to the most that a batch keeps.
+        [rows, n] float64: x_S with matrix_SS x_S = target_S, 0 elsewhere; NaN where matrix_SS is
+        not positive definite. O(Σ|S|³/3), but for rows padded to the most that a batch keeps.
     """
     solved, counts = torch.zeros_like(target), kept.sum(1)
     order = counts.argsort()  # rows of like counts together, so that little is padded
