@@ -14,9 +14,14 @@ Tensor restricted_solve_cpu(const Tensor& matrix, const Tensor& target, const Te
   check_f64_matrix(op, "target", target, rows, n);
   check_bool_matrix(op, "kept", kept, rows, n);
   Tensor result = empty_f64(target, {rows, n});
-  const RestrictedSolve problem = {elements<double>(matrix), matrix.stride(0), elements<double>(target),
-                                   target.stride(0),         elements<bool>(kept), kept.stride(0),
-                                   n,                        mutable_elements<double>(result)};
+  const RestrictedSolve problem = {elements<double>(matrix),
+                                   matrix.stride(0),
+                                   elements<double>(target),
+                                   target.stride(0),
+                                   elements<bool>(kept),
+                                   kept.stride(0),
+                                   n,
+                                   mutable_elements<double>(result)};
   const RestrictedSolveKernels& table = kernels<RestrictedSolveKernels>();
   int64_t most = 0;
   for (int64_t row = 0; row < rows; ++row) {
