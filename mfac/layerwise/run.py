@@ -29,7 +29,7 @@ NO_SAMPLES = "saw no sample of the calibration data"
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked of every weight."""
+    """What is asked of every weight; `outputs`: how much its outputs count, by matrix."""
 
     solver: LayerSolver
     sparsity: Mapping[str, float]
@@ -37,6 +37,7 @@ class Settings:
     refit: bool
     grid: Grid | None
     damping: Damping
+    outputs: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
 
 
 @dataclass
@@ -156,7 +157,10 @@ class LayerwiseRun:
         for view in views:
             patterns = matrix_patterns(view, asked.patterns[view.name], asked.sparsity[view.name])
             pairs = zip(stage.keys[view.name], patterns, strict=True)
-            tasks.append([MatrixTask(view, number, key, pattern) for number, (key, pattern) in enumerate(pairs)])
+            outputs = asked.outputs.get(view.name, [None] * len(view.shapes))
+            tasks.append(
+                [MatrixTask(view, number, *pair, outputs[number]) for number, pair in enumerate(pairs)],
+            )
         solver = StageSolver(self._processes, asked.solver, asked.refit, asked.grid, asked.damping)
         for view, count, found in zip(views, samples, solver.solve(tasks, grams), strict=True):
             self._put(view, found, count)

@@ -34,12 +34,14 @@ class MatrixTask:
         number: Which of the weight's matrices it is.
         key: Of its inputs.
         pattern: What is kept.
+        outputs: How much each output counts, [rows]; None for all alike.
     """
 
     view: LayerView
     number: int
     key: Key
     pattern: MatrixPattern
+    outputs: Tensor | None = None
 
     @property
     def cost(self) -> int:
@@ -119,8 +121,19 @@ class StageSolver:
 
     def _solved(self, task: MatrixTask, hessian: Hessian, weight: Tensor) -> SolvedMatrix:
         began = time.perf_counter()
-        solution = solved(self._solver, hessian, weight, task.pattern, self._refit, self._grid)
+        solution = self._weighted(task, hessian, weight, self._refit, self._grid)
         return _measured(hessian, weight, solution, began)
+
+    def _weighted(
+        self, task: MatrixTask, hessian: Hessian, weight: Tensor, refit: bool, grid: Grid | None
+    ) -> LayerSolution:
+        """A solution in which rows count by their outputs' weights: rows are scaled, and back."""
+        if task.outputs is None:
+            return solved(self._solver, hessian, weight, task.pattern, refit, grid)
+        root = task.outputs.sqrt()[:, None].to(weight)
+        found = solved(self._solver, hessian, weight * root, task.pattern, refit, grid)
+        values = None if found.grid is None else GridValues(found.grid.grid, found.grid.scales / root, found.grid.zeros)
+        return LayerSolution(found.weight / root, found.kept, values)
 
     def _shared(self, tasks: Sequence[Sequence[MatrixTask]], grams: dict[Key, Gram]) -> Iterator[list[SolvedMatrix]]:
         every = [task for of_view in tasks for task in of_view]
@@ -179,9 +192,9 @@ class StageSolver:
                     began = time.perf_counter()
                     hessian, weight = hessians.take(task.key), matrices[task.number]
                     if self._refits(task):  # the mask alone; its weights are fitted by all
-                        solution = solved(self._solver, hessian, weight, task.pattern, False, None)
+                        solution = self._weighted(task, hessian, weight, False, None)
                     else:
-                        solution = solved(self._solver, hessian, weight, task.pattern, False, self._grid)
+                        solution = self._weighted(task, hessian, weight, False, self._grid)
                     one = _measured(hessian, weight, solution, began, task.view.parameter.dtype)
                     found[task.view.name, task.number] = one
                     hessians.release(task.key)
@@ -229,6 +242,8 @@ class StageSolver:
         if drop == 0:
             return torch.ones_like(weight, dtype=torch.bool)
         live = weight.masked_fill(hessian.dead, 0)
+        if task.outputs is not None:
+            live = live * task.outputs.sqrt()[:, None]
         order, losses = self._processes.by_rows(lambda rows: obs_order(hessian, rows, task.pattern), live)
         return mask_of_order(order, losses, drop)
 

@@ -354,3 +354,41 @@ def test_a_finish_is_refused_where_it_has_no_place() -> None:
         mfac.FisherFinish(lr=0)
     with pytest.raises(ValueError, match="`allocation` should be"):
         mfac.prune_layerwise(model, batches, allocation="equal")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["language", "convolutional", "mlp"])
+@pytest.mark.parametrize("method", ["sparsegpt", "alps", "exact_obs"])
+def test_outputs_that_the_loss_heeds_keep_more(kind: str, method: str) -> None:
+    model, batches = made(kind)
+
+    def first_outputs(module: nn.Module, batch: Any) -> Tensor:
+        return call_model(module, batch)[..., :2].square().sum()
+
+    name = {"mlp": "4.weight", "convolutional": "6.weight"}.get(kind)
+    plain, weighed = copy.deepcopy(model), copy.deepcopy(model)
+    mfac.prune_layerwise(plain, batches, 0.5, method=method, allocation="uniform")  # type: ignore[arg-type]
+    report = mfac.prune_layerwise(
+        weighed,
+        batches,
+        0.5,
+        method=method,
+        allocation="uniform",
+        weigh_outputs=True,
+        loss_fn=first_outputs,  # type: ignore[arg-type]
+    )
+    assert mfac.verify(weighed, report)
+    assert all(p.grad is None for p in weighed.parameters())
+    if name is not None:  # of the last layer only two outputs count
+        kept = report.masks[name].float().mean(1)
+        assert kept[:2].min() > kept[2:].max()
+    lost = [(outputs(m, batches) - outputs(model, batches))[..., :2].square().sum() for m in (plain, weighed)]
+    if kind == "mlp":
+        assert lost[1] < lost[0]
+
+
+def test_weighed_outputs_leave_the_grid_a_grid() -> None:
+    model, batches = made("language")
+    report = mfac.prune_layerwise(model, batches, method="sparsegpt", quantize=mfac.Grid(4, 8), weigh_outputs=True)
+    for name, layer in report.layers.items():
+        weight = dict(model.named_parameters())[name].detach().double()
+        torch.testing.assert_close(layer.grids[0].round(weight) * report.masks[name], weight, rtol=1e-4, atol=1e-5)
