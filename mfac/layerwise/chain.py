@@ -125,6 +125,7 @@ class Chain:
         self._templates: list[Any] = []
         self._carried: list[dict[Path, Path]] = []
         self._own: list[set[Path]] = []
+        self._shared: list[set[Path]] = []  # what a block is given as the first one is
         self._first: dict[int, Any] = {}  # arguments of the first block, by batch
         self._others: dict[int, list[dict[Path, Any]]] = {}
         self._state: dict[int, dict[Path, Tensor]] = {}  # what the block before returned
@@ -181,6 +182,8 @@ class Chain:
                 return self._state[number][carried[path]].clone()
             if path in own:
                 return self._others[number][self._at][path]
+            if path not in self._shared[self._at]:
+                return template
             found = first.get(path, template)
             return found.clone() if isinstance(found, Tensor) and self._at == 0 else found
 
@@ -228,7 +231,8 @@ class Chain:
         return calls
 
     def _learn(self, calls: list[_Recorded]) -> str | None:
-        first = tree.tensors(calls[0].arguments)
+        first = dict(tree.leaves(calls[0].arguments))
+        earlier: set[int] = set()  # what blocks before the last one returned
         for place, call in enumerate(calls):
             self._templates.append(tree.replaced(call.arguments, lambda _, x: None if isinstance(x, Tensor) else x))
             carried: dict[Path, Path] = {}
@@ -237,12 +241,17 @@ class Chain:
             for path, leaf in tree.tensors(call.arguments).items():
                 if place and id(leaf) in before:
                     carried[path] = before[id(leaf)]
+                elif id(leaf) in earlier:
+                    return f"block {self.blocks[place].name!r} takes what an earlier block returns"
                 elif place and not (path in first and _same(first[path], leaf)):
                     own.add(path)
             if place and not carried:
                 return f"block {self.blocks[place].name!r} does not take what the block before returns"
+            earlier |= set(before)
             self._carried.append(carried)
             self._own.append(own)
+            given = dict(tree.leaves(call.arguments))
+            self._shared.append({path for path, leaf in given.items() if path in first and _same(first[path], leaf)})
         return None
 
     def _compared(self, calls: list[_Recorded]) -> str | None:
@@ -251,7 +260,10 @@ class Chain:
         try:
             for place in range(len(self.blocks)):
                 self._at = place
-                output = tree.tensors(self.run(number))
+                try:
+                    output = tree.tensors(self.run(number))
+                except Exception as error:  # which only a call of one's own can tell from the model's
+                    return f"block {self.blocks[place].name!r} raises {type(error).__name__} by itself"
                 for path, wanted in tree.tensors(calls[place].output).items():
                     got = output.get(path)
                     if got is None or got.shape != wanted.shape:
@@ -267,5 +279,10 @@ class Chain:
         return None
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a is b or (a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b))
+def _same(a: Any, b: Any) -> bool:
+    """Whether two leaves are one and the same, or equal."""
+    if a is b:
+        return True
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+    return isinstance(a, bool | int | float | str) and type(a) is type(b) and a == b

@@ -163,10 +163,10 @@ def test_quantised_models_are_written_and_read(tmp_path: Path) -> None:
         model, batches = made(kind)
         fresh, _ = made(kind)
         report = mfac.prune_layerwise(model, batches, sparsity=sparsity, method="sparsegpt", quantize=mfac.Grid(4, 8))
-        size = mfac.save_quantized(tmp_path / f"{kind}.safetensors", model, report)
+        size = mfac.save_quantized(tmp_path / f"{kind}.pt", model, report)
         assert size > 0
         nn.init.zeros_(next(iter(fresh.parameters())))
-        masks = mfac.load_quantized_(tmp_path / f"{kind}.safetensors", fresh)
+        masks = mfac.load_quantized_(tmp_path / f"{kind}.pt", fresh)
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(dict(fresh.named_parameters())[name], parameter, rtol=1e-5, atol=1e-6)
         assert all(torch.equal(masks[name], report.masks[name]) for name in masks)
@@ -392,3 +392,61 @@ def test_weighed_outputs_leave_the_grid_a_grid() -> None:
     for name, layer in report.layers.items():
         weight = dict(model.named_parameters())[name].detach().double()
         torch.testing.assert_close(layer.grids[0].round(weight) * report.masks[name], weight, rtol=1e-4, atol=1e-5)
+
+
+class Block(nn.Module):
+    """A linear layer with options that only some blocks are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, skip: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        y = torch.tanh(self.linear(x)) * scale
+        y = y if mask is None else y * mask
+        return y if skip is None else y + skip
+
+
+class Options(nn.Module):
+    """Masks of two kinds, none for some blocks, and a number that differs from block to block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        masks = [(x[:, :1] > 0).float(), None, (x[:, 1:2] > 0).float(), (x[:, :1] > 0).float()]
+        for number, (block, mask) in enumerate(zip(self.blocks, masks, strict=True)):
+            x = block(x, mask=mask, scale=1.0 + number)
+        return x
+
+
+class Skips(nn.Module):
+    """A block that takes what the first one returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x = self.blocks[0](x)
+        x = self.blocks[2](self.blocks[1](x))
+        return self.blocks[3](x, skip=first)
+
+
+def test_blocks_with_options_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, batches = Options(), [torch.randn(32, 6) for _ in range(3)]
+    again = copy.deepcopy(model)
+    report = mfac.prune_layerwise(model, batches, method="sparsegpt")
+    assert not report.notes
+    monkeypatch.setattr(Chain, "begin", lambda self: "a test asks for it")
+    mfac.prune_layerwise(again, batches, method="sparsegpt")
+    for block, other in zip(model.blocks, again.blocks, strict=True):
+        torch.testing.assert_close(block.linear.weight, other.linear.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_skips_past_a_block_are_seen() -> None:
+    torch.manual_seed(0)
+    report = mfac.prune_layerwise(Skips(), [torch.randn(32, 6)], method="sparsegpt")
+    assert "block 'blocks.3' takes what an earlier block returns" in report.notes[0]
