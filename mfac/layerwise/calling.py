@@ -158,13 +158,14 @@ def without_caches(model: nn.Module) -> Generator[None]:
     Yields:
         Nothing.
     """
-    config = getattr(inner_module(model), "config", None)
-    had = getattr(config, "use_cache", None)
-    if config is None or had is None:
-        yield
-        return
-    config.use_cache = False
+    configs = {
+        id(config): config for module in model.modules() if (config := getattr(module, "config", None)) is not None
+    }
+    had = {key: config.use_cache for key, config in configs.items() if hasattr(config, "use_cache")}
+    for key in had:  # decoders have a copy of their own
+        configs[key].use_cache = False
     try:
         yield
     finally:
-        config.use_cache = had
+        for key, value in had.items():
+            configs[key].use_cache = value

@@ -247,8 +247,14 @@ def test_long_sequences_are_refused() -> None:
     with pytest.raises(ValueError, match=r"at most 8 tokens.*Found 9"):
         mfac.prune_layerwise(model, batches)
     model.config.max_position_embeddings = 16
+    inner = model.layers[0]
+    inner.config = type("Config", (), {"use_cache": "mine"})()  # as a decoder has a copy of its own
+    seen = []
+    inner.register_forward_pre_hook(lambda module, _: seen.append(module.config.use_cache))
     mfac.prune_layerwise(model, batches)
     assert model.config.use_cache is True
+    assert inner.config.use_cache == "mine"
+    assert set(seen) == {False}
 
 
 def test_recurrent_weights_are_left_dense_and_listed() -> None:
