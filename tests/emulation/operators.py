@@ -15,7 +15,7 @@ from emulation.build import build
 from mfac.core import cuda_ops, ops
 
 ON_THE_CPU_ONLY = {"prefer_huge_pages_"}
-MADE_OF_ATEN = {"gram": cuda_ops.gram}
+MADE_OF_ATEN = {"gram": cuda_ops.gram, "restricted_solve": cuda_ops.restricted_solve}
 
 
 class CudaTwins:
