@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -74,6 +75,19 @@ def other_names(model: nn.Module) -> dict[str, str]:
 
     walk(model, "", ())
     return found
+
+
+def first_match(name: str, patterns: Iterable[str]) -> str | None:
+    """The first shell-style pattern that a name matches.
+
+    Args:
+        name: Of a parameter.
+        patterns: Names or patterns, in order.
+
+    Returns:
+        The pattern; None where there is none.
+    """
+    return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
 
 
 def parameter_named(model: nn.Module, name: str) -> nn.Parameter:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -11,10 +10,11 @@ from torch import Tensor
 
 from mfac.core.checks.choices import check_choice
 from mfac.curvature.damping import Damping
-from mfac.layerwise.hessian import Hessian
+from mfac.gradients.naming import first_match
+from mfac.layerwise.hessians import Hessians
 from mfac.layerwise.matrix_pattern import highest
 from mfac.layerwise.processes import Processes
-from mfac.layerwise.statistics import Key, grams_of, merged_stages
+from mfac.layerwise.statistics import grams_of, merged_stages
 from mfac.layerwise.views import LayerView
 from mfac.pruning.allocation import apportion
 
@@ -93,18 +93,16 @@ def by_loss(
         with processes.together():
             grams = grams_of(run, stage, processes.own(batches))
         grams = processes.summed(stage, grams)
-        hessians: dict[Key, Hessian] = {}
-        for view in stage.views:
+        seen = [view for view in stage.views if all(key in grams for key in stage.keys[view.name])]
+        hessians = Hessians(grams, damping, (key for view in seen for key in stage.keys[view.name]))
+        for view in seen:
             keys = stage.keys[view.name]
-            if not all(key in grams for key in keys):
-                continue
-            for key in keys:
-                if key not in hessians:
-                    hessians[key] = Hessian(grams[key].total.div_(grams[key].count), damping)
-            pairs = list(zip((hessians[key] for key in keys), view.matrices(), strict=True))
+            pairs = list(zip(map(hessians.take, keys), view.matrices(), strict=True))
             whole = sum(float(hessian.error(matrix).sum()) for hessian, matrix in pairs)
             parts = [(w.square() / hessian.inverse.diagonal()).flatten() for hessian, w in pairs]
             scores[view.name] = (torch.cat(parts) / max(whole, torch.finfo(torch.float64).tiny)).float()
+            for key in keys:
+                hessians.release(key)
     counted = [view for view in views if view.name in scores]
     found = {view.name: sparsity for view in views}
     if not counted:
@@ -137,7 +135,7 @@ def by_name(sparsity: Mapping[str, float], names: Sequence[str]) -> dict[str, fl
     """
     found = {}
     for name in names:
-        key = name if name in sparsity else next((key for key in sparsity if fnmatchcase(name, key)), None)
+        key = name if name in sparsity else first_match(name, sparsity)
         if key is None:
             raise ValueError(
                 f"Parameter `sparsity` should give every weight one. Found none for {name!r}; '*' stands for all "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
@@ -93,10 +92,7 @@ def patterns_by_weight(pattern: Pattern, weights: Sequence[PrunableWeight]) -> d
         )
     if not isinstance(pattern, ByName):
         return {weight.name: pattern for weight in weights}
-    return {
-        weight.name: next(one for key, one in pattern.patterns.items() if fnmatchcase(weight.name, key))
-        for weight in weights
-    }
+    return {weight.name: pattern.pattern_of(weight.name) for weight in weights}
 
 
 def listed_batches(data: Iterable[Any]) -> list[Any]:

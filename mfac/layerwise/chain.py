@@ -151,7 +151,7 @@ class Chain:
             self._first[number] = calls[0].arguments
             if full:
                 self._others[number] = [
-                    {path: tree.tensors(call.arguments)[path] for path in own if path in tree.tensors(call.arguments)}
+                    {path: leaf for path, leaf in tree.tensors(call.arguments).items() if path in own}
                     for call, own in zip(calls, self._own, strict=True)
                 ]
         return self._compared(recorded)
@@ -198,9 +198,9 @@ class Chain:
             def hook(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
                 order.append(place)
                 calls.append(_Recorded((positional, dict(named))))
-                if place == 0:  # what a block does to its input in place is not to be seen
+                if place == 0:  # kept: what blocks do to it in place is not to be seen
                     calls[-1].arguments = tree.replaced(
-                        calls[-1].arguments, lambda _, x: x.clone() if isinstance(x, Tensor) and not full else x
+                        calls[-1].arguments, lambda _, x: x.clone() if isinstance(x, Tensor) else x
                     )
                 if not full:
                     raise EnoughError

@@ -15,13 +15,14 @@ from mfac.curvature.damping import Damping
 from mfac.layerwise.database_files import SolvedLevel, layer_path, read_about, write_index, write_layer
 from mfac.layerwise.grid import Grid
 from mfac.layerwise.hessian import Hessian
+from mfac.layerwise.hessians import Hessians
 from mfac.layerwise.level import Level
 from mfac.layerwise.matrix_pattern import MatrixPattern
 from mfac.layerwise.run import NO_SAMPLES, matrix_patterns
 from mfac.layerwise.solution import LayerSolution, LayerSolver
 from mfac.layerwise.solver import solved
 from mfac.layerwise.solvers.exact_obs import check_obs_pattern, exact_obs, mask_of_order, obs_on_mask, obs_order
-from mfac.layerwise.statistics import Gram, Key, grams_of, merged_stages
+from mfac.layerwise.statistics import Gram, grams_of, merged_stages
 from mfac.layerwise.views import LayerView
 from mfac.masks.patterns import Pattern, Unstructured, resolve_pattern
 
@@ -97,19 +98,16 @@ class DatabaseBuild:
         waiting = [view for view in self.views if view.name not in self._done]
         for stage in merged_stages(self._run, waiting):
             grams = grams_of(self._run, stage, self.batches)
-            hessians: dict[Key, Hessian] = {}
-            for place, view in enumerate(stage.views):
-                keys = dict.fromkeys(stage.keys[view.name])
-                if not all(key in grams for key in keys):
-                    unseen[view.name] = NO_SAMPLES
-                    continue
+            seen = [view for view in stage.views if all(key in grams for key in stage.keys[view.name])]
+            unseen.update({view.name: NO_SAMPLES for view in stage.views if view not in seen})
+            uses = (key for view in seen for key in stage.keys[view.name])
+            hessians = Hessians(grams, self.settings.damping, uses)
+            for view in seen:
+                keys = stage.keys[view.name]
+                self._solve(view, list(map(hessians.take, keys)), [grams[key] for key in dict.fromkeys(keys)])
                 for key in keys:
-                    if key not in hessians:
-                        hessians[key] = Hessian(grams[key].total.div_(grams[key].count), self.settings.damping)
-                self._solve(view, [hessians[key] for key in stage.keys[view.name]], [grams[key] for key in keys])
-                later = {key for other in stage.views[place + 1 :] for key in stage.keys[other.name]}
-                for key in [key for key in keys if key not in later]:  # whose factors nobody needs any more
-                    del hessians[key], grams[key]
+                    if hessians.release(key):
+                        del grams[key]
         layers = {view.name: read_about(self._paths[view.name]) for view in self.views if view.name in self._done}
         write_index(self.folder, layers, {**left_dense, **unseen}, self._asked)
 

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mfac.core.checks.numbers import check_count, check_number
+from mfac.gradients.backward import LossFunction
 from mfac.gradients.naming import named_parameters
 from mfac.layerwise.perplexity import logits_of, tokens_of
 from mfac.masks.masks import Masks
 from mfac.optim.mfac import MFAC
-
-LossFunction = Callable[[nn.Module, Any], Tensor]
 
 _HELD_OUT = 8  # every so many batches are kept aside to check on
 _WARM_UP = 4  # steps at most

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from mfac.core.checks.numbers import check_number
+from mfac.gradients.naming import first_match
 from mfac.layerwise.grid import Grid
 from mfac.masks.patterns import Pattern, resolve_pattern
 
@@ -142,7 +142,7 @@ def levels_by_weight(
     read = {key: _read(value, grid) for key, value in by_name.items()}
     found = {}
     for name in names:
-        key = name if name in read else next((one for one in read if fnmatchcase(name, one)), None)
+        key = name if name in read else first_match(name, read)
         if key is None:
             raise ValueError(
                 f"Parameter `levels` should give every weight some. Found none for {name!r}; '*' stands for all others."

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mfac.core.checks.choices import check_flag
 from mfac.core.checks.numbers import check_number
 from mfac.curvature.damping import Damping, check_damping
+from mfac.gradients.backward import LossFunction
 from mfac.gradients.modes import model_mode
 from mfac.gradients.naming import inner_module
 from mfac.gradients.parameters import Selection
@@ -32,7 +33,7 @@ from mfac.layerwise.calling import (
 )
 from mfac.layerwise.chain import InMemory, NamedBlock, find_chains
 from mfac.layerwise.checkpoint import Checkpoint
-from mfac.layerwise.finish import FinishResult, FisherFinish, LossFunction, finish_with_fisher, language_loss
+from mfac.layerwise.finish import FinishResult, FisherFinish, finish_with_fisher, language_loss
 from mfac.layerwise.grid import Grid
 from mfac.layerwise.hessian import DAMPING
 from mfac.layerwise.output_weights import output_weights

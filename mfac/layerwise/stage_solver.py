@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from mfac.curvature.damping import Damping
 from mfac.layerwise.grid import Grid, GridValues
 from mfac.layerwise.hessian import Hessian
+from mfac.layerwise.hessians import Hessians
 from mfac.layerwise.matrix_pattern import MatrixPattern
 from mfac.layerwise.processes import Processes
 from mfac.layerwise.solution import LayerSolution, LayerSolver
@@ -109,7 +109,7 @@ class StageSolver:
         if self._processes.size > 1:
             yield from self._shared(tasks, grams)
             return
-        hessians = _Hessians(grams, self._damping, (task.key for of_view in tasks for task in of_view))
+        hessians = Hessians(grams, self._damping, (task.key for of_view in tasks for task in of_view))
         for of_view in tasks:
             matrices = of_view[0].view.matrices()
             found = []
@@ -139,7 +139,7 @@ class StageSolver:
         every = [task for of_view in tasks for task in of_view]
         owners = self._owners(every)
         mine = self._own(tasks, owners, grams)
-        hessians = _Hessians(grams, self._damping, (task.key for task in every if self._by_rows(task)))
+        hessians = Hessians(grams, self._damping, (task.key for task in every if self._by_rows(task)))
         for of_view in tasks:
             matrices: list[Tensor] = []
             found = []
@@ -185,7 +185,7 @@ class StageSolver:
         rank = self._processes.rank
         with self._processes.together():
             own = [[task for task in of_view if owners.get((task.view.name, task.number)) == rank] for of_view in tasks]
-            hessians = _Hessians(grams, self._damping, (task.key for of_view in own for task in of_view))
+            hessians = Hessians(grams, self._damping, (task.key for of_view in own for task in of_view))
             for of_view in own:
                 matrices = of_view[0].view.matrices() if of_view else []
                 for task in of_view:
@@ -253,27 +253,6 @@ class StageSolver:
             return LayerSolution(weight, kept)
         assert self._grid is not None
         return LayerSolution(weight, kept, GridValues(self._grid, *values))
-
-
-class _Hessians:
-    """Hessians by key, each made when it is first needed and gone after its last use."""
-
-    def __init__(self, grams: dict[Key, Gram], damping: Damping, uses: Iterable[Key]) -> None:
-        self._grams, self._damping, self._left = grams, damping, Counter(uses)
-        self._made: dict[Key, Hessian] = {}
-
-    def take(self, key: Key) -> Hessian:
-        """The Hessian of a key."""
-        if key not in self._made:
-            self._made[key] = Hessian(self._grams[key].mean, self._damping)
-        return self._made[key]
-
-    def release(self, key: Key) -> bool:
-        """Says that one use is over; whether it was the last."""
-        self._left[key] -= 1
-        if not self._left[key]:
-            self._made.pop(key, None)
-        return not self._left[key]
 
 
 def _measured(

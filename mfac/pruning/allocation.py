@@ -19,6 +19,7 @@ from torch import Tensor
 from mfac.core.checks.choices import did_you_mean
 from mfac.core.checks.numbers import check_number
 from mfac.core.named import resolve
+from mfac.gradients.naming import first_match
 from mfac.gradients.prunable import PrunableWeight
 from mfac.masks.patterns import Units
 from mfac.pruning.chains import best_chains
@@ -243,9 +244,8 @@ class ByLayer(Allocation):
         Raises:
             ValueError: If there is none.
         """
-        for pattern, sparsity in self.sparsities.items():
-            if fnmatchcase(name, pattern):
-                return pattern, sparsity
+        if (pattern := first_match(name, self.sparsities)) is not None:
+            return pattern, self.sparsities[pattern]
         raise ValueError(
             f"Parameter `allocation` should give every weight that is pruned a sparsity. Found none for {name!r}; "
             f"'*' stands for all others."

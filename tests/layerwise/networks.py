@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mfac.layerwise.calling import call_model
+
 
 class Residual(nn.Module):
     """Two convolutions, the second grouped, and a sum that is made in place."""
@@ -158,3 +160,16 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     ),
 }
 """Name to what makes the network and what makes a batch of random numbers."""
+
+
+def made(kind: str, batches: int = 4) -> tuple[nn.Module, list[Any]]:
+    """A network of a kind, the same every time, and batches."""
+    torch.manual_seed(0)
+    model, batch = NETWORKS[kind]
+    return model().eval(), [batch() for _ in range(batches)]
+
+
+def outputs(model: nn.Module, batches: list[Any]) -> Tensor:
+    """What a model returns for all batches."""
+    with torch.no_grad():
+        return torch.cat([call_model(model, batch) for batch in batches])

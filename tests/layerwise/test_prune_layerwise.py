@@ -13,21 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import mfac
-from mfac.layerwise.calling import call_model
 from mfac.layerwise.chain import Chain
-from tests.layerwise.networks import NETWORKS, Broken, Language, Mixture
+from tests.layerwise.networks import NETWORKS, Broken, Mixture, made, outputs
 from tests.layerwise.problems import published_sweep
-
-
-def made(kind: str, batches: int = 4) -> tuple[nn.Module, list[Any]]:
-    torch.manual_seed(0)
-    model, batch = NETWORKS[kind]
-    return model().eval(), [batch() for _ in range(batches)]
-
-
-def outputs(model: nn.Module, batches: list[Any]) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([call_model(model, batch) for batch in batches])
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -291,113 +279,6 @@ def test_the_report_says_what_was_done() -> None:
     assert "sparsity 0.5000" in text and "4 bits" in text and "left dense: it is the table" in text
     assert isinstance(report.layers, Mapping)
     assert all(0 <= layer.error < 1 and layer.samples == 4 * 72 for layer in report.layers.values())
-
-
-@pytest.mark.parametrize("kind", NETWORKS)
-@pytest.mark.parametrize("allocation", ["erk", "global", "auto"])
-def test_allocations_keep_the_count_of_all_weights(kind: str, allocation: Any) -> None:
-    model, batches = made(kind)
-    report = mfac.prune_layerwise(model, batches, 0.7, method="sparsegpt", allocation=allocation)
-    sizes = {name: mask.numel() for name, mask in report.masks.items()}
-    kept = {name: int(mask.sum()) for name, mask in report.masks.items()}
-    if kind != "mixture":  # whose dense experts are counted beforehand
-        assert sum(kept.values()) == pytest.approx(
-            0.3 * sum(sizes.values()), abs=1 + (allocation == "auto") * len(sizes)
-        )
-    if allocation == "global":
-        assert all(count >= 0.03 * sizes[name] - 1 for name, count in kept.items())
-    if allocation == "auto" and kind in ("encoder", "language", "convolutional"):
-        assert all(abs(count - 0.3 * sizes[name]) <= 0.5 for name, count in kept.items())
-
-
-def test_layers_that_lose_most_are_left_denser() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(32, 32, bias=False), nn.Linear(32, 32, bias=False))
-    with torch.no_grad():  # weights that are all alike cost most to drop; few large ones cost nothing
-        model[0].weight.copy_(torch.randn(32, 32).sign())
-        model[1].weight.copy_(torch.randn(32, 32) * (torch.rand(32, 32) < 0.1))
-    report = mfac.prune_layerwise(model, [torch.randn(256, 32)], 0.5, method="sparsegpt", allocation="global")
-    assert report.sparsity_by_parameter["0.weight"] < 0.3 < 0.7 < report.sparsity_by_parameter["1.weight"]
-    assert report.sparsity == 0.5
-
-
-def test_a_finish_lowers_the_loss_and_keeps_zeros() -> None:
-    torch.manual_seed(0)
-    model = Language(words=11, width=16)
-    batches = [torch.arange(12).add(start).remainder(11).repeat(4, 1) for start in range(16)]
-    before = [p.requires_grad for p in model.parameters()]
-    report = mfac.prune_layerwise(model, batches, 0.5, finish=mfac.FisherFinish(lr=3e-3, epochs=4))
-    assert report.finish is not None and report.finish.helped
-    assert report.finish.loss_after < report.finish.loss_before
-    assert mfac.verify(model, report)
-    assert [p.requires_grad for p in model.parameters()] == before
-    assert all(p.grad is None for p in model.parameters())
-    assert "finish: 56 steps" in str(report)
-
-
-def test_a_finish_that_does_not_help_is_put_back() -> None:
-    model, batches = made("mlp")
-    pruned = copy.deepcopy(model)
-    wanted = mfac.prune_layerwise(pruned, batches, 0.5)
-
-    def constant(module: nn.Module, batch: Any) -> Tensor:
-        return 0 * module(batch[0]).sum() + 1.0
-
-    report = mfac.prune_layerwise(model, batches, 0.5, finish="fisher", loss_fn=constant)
-    assert report.finish is not None and not report.finish.helped
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, dict(pruned.named_parameters())[name])
-    assert all(torch.equal(mask, wanted.masks[name]) for name, mask in report.masks.items())
-
-
-def test_a_finish_is_refused_where_it_has_no_place() -> None:
-    model, batches = made("language")
-    with pytest.raises(ValueError, match="None with `quantize`"):
-        mfac.prune_layerwise(model, batches, finish="fisher", quantize=mfac.Grid())
-    with pytest.raises(ValueError, match="`finish` should be"):
-        mfac.prune_layerwise(model, batches, finish="adam")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="`lr`"):
-        mfac.FisherFinish(lr=0)
-    with pytest.raises(ValueError, match="`allocation` should be"):
-        mfac.prune_layerwise(model, batches, allocation="equal")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("kind", ["language", "convolutional", "mlp"])
-@pytest.mark.parametrize("method", ["sparsegpt", "alps", "exact_obs"])
-def test_outputs_that_the_loss_heeds_keep_more(kind: str, method: str) -> None:
-    model, batches = made(kind)
-
-    def first_outputs(module: nn.Module, batch: Any) -> Tensor:
-        return call_model(module, batch)[..., :2].square().sum()
-
-    name = {"mlp": "4.weight", "convolutional": "6.weight"}.get(kind)
-    plain, weighed = copy.deepcopy(model), copy.deepcopy(model)
-    mfac.prune_layerwise(plain, batches, 0.5, method=method, allocation="uniform")  # type: ignore[arg-type]
-    report = mfac.prune_layerwise(
-        weighed,
-        batches,
-        0.5,
-        method=method,
-        allocation="uniform",
-        weigh_outputs=True,
-        loss_fn=first_outputs,  # type: ignore[arg-type]
-    )
-    assert mfac.verify(weighed, report)
-    assert all(p.grad is None for p in weighed.parameters())
-    if name is not None:  # of the last layer only two outputs count
-        kept = report.masks[name].float().mean(1)
-        assert kept[:2].min() > kept[2:].max()
-    lost = [(outputs(m, batches) - outputs(model, batches))[..., :2].square().sum() for m in (plain, weighed)]
-    if kind == "mlp":
-        assert lost[1] < lost[0]
-
-
-def test_weighed_outputs_leave_the_grid_a_grid() -> None:
-    model, batches = made("language")
-    report = mfac.prune_layerwise(model, batches, method="sparsegpt", quantize=mfac.Grid(4, 8), weigh_outputs=True)
-    for name, layer in report.layers.items():
-        weight = dict(model.named_parameters())[name].detach().double()
-        torch.testing.assert_close(layer.grids[0].round(weight) * report.masks[name], weight, rtol=1e-4, atol=1e-5)
 
 
 class Block(nn.Module):

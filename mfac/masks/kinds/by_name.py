@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
 from mfac.core.checks.choices import did_you_mean
+from mfac.gradients.naming import first_match
 from mfac.gradients.prunable import PrunableWeight
 from mfac.masks.kinds.base import Candidates, Pattern, Promise, Units
 
@@ -150,5 +150,12 @@ class ByName(Pattern):
         used = [key for key in self.patterns if key in keys]
         return [(self.patterns[key], [i for i, other in enumerate(keys) if other == key]) for key in used]
 
+    def pattern_of(self, name: str) -> Pattern:
+        """The pattern of a parameter; KeyError where it has none, which `check` refuses."""
+        key = self._key(name)
+        if key is None:
+            raise KeyError(name)
+        return self.patterns[key]
+
     def _key(self, name: str) -> str | None:
-        return next((key for key in self.patterns if fnmatchcase(name, key)), None)
+        return first_match(name, self.patterns)
