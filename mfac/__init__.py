@@ -51,6 +51,9 @@ from mfac.pruning.saliencies.wanda import Wanda
 from mfac.pruning.saliency import Saliency
 from mfac.pruning.schedule import Schedule
 from mfac.pruning.verify import verify
+from mfac.training import recipes
+from mfac.training.cram import CrAM
+from mfac.training.masked import MaskedTraining
 from mfac.window.window import GradientWindow
 
 __version__ = build_info()["version"]  # of the pyproject.toml that the core was compiled from
@@ -63,6 +66,7 @@ __all__ = [
     "Budget",
     "Candidates",
     "Compensation",
+    "CrAM",
     "EmpiricalFisher",
     "FisherFinish",
     "Global",
@@ -75,6 +79,7 @@ __all__ = [
     "LayerwisePlan",
     "LayerwiseReport",
     "Level",
+    "MaskedTraining",
     "Masks",
     "NotPositiveDefiniteError",
     "Pattern",
@@ -106,6 +111,7 @@ __all__ = [
     "plan_layerwise",
     "prune",
     "prune_layerwise",
+    "recipes",
     "reestimate_batchnorm",
     "relative",
     "row_relative",

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from mfac.core.checks.choices import check_choice
+from mfac.core.selection import highest
 from mfac.curvature.damping import Damping
 from mfac.gradients.naming import first_match
 from mfac.layerwise.hessians import Hessians
-from mfac.layerwise.matrix_pattern import highest
 from mfac.layerwise.processes import Processes
 from mfac.layerwise.statistics import grams_of, merged_stages
 from mfac.layerwise.views import LayerView

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mfac.core import ops
+from mfac.core.selection import highest
 from mfac.gradients.prunable import PrunableWeight
 from mfac.masks.patterns import NM, Blocks, Candidates, Pattern, Unstructured
 
@@ -124,30 +125,6 @@ class MatrixPattern:
     def restricted(self, width: int, kept: int) -> MatrixPattern:
         """The same on `width` columns of one position, with a number of its own."""
         return MatrixPattern(self.pattern, self.rows, width, 1, kept)
-
-
-def highest(scores: Tensor, kept: int) -> Tensor:
-    """The `kept` highest entries, exactly so many; of equal ones the lower index goes first.
-
-    Args:
-        scores: Of any shape, without NaN.
-        kept: How many.
-
-    Returns:
-        Bool, of the scores' shape. O(size).
-    """
-    flat = scores.reshape(-1)
-    drop = flat.numel() - kept
-    if drop <= 0:
-        return torch.ones_like(scores, dtype=torch.bool)
-    if kept <= 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    bound = flat.kthvalue(drop).values
-    above = flat > bound
-    ties = (flat == bound).nonzero()[:, 0]
-    missing = kept - int(above.sum())
-    above[ties[len(ties) - missing :]] = True
-    return above.view(scores.shape)
 
 
 def _described(rows: int, columns: int, positions: int) -> PrunableWeight:

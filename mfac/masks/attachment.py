@@ -49,7 +49,7 @@ class MaskHandle:
         self._masks = {name: mask for name, mask in masks.items() if not bool(mask.all())}
         self._bits: dict[str, dict[Any, Tensor]] = {}  # on the device where each parameter was last seen
         located = locate(model, masks)
-        self._aliases = {name: same_memory(model, located[name])[1:] for name in self._masks}
+        self._aliases = {name: same_memory(model, parameter)[1:] for name, parameter in located.items()}
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if located and not any(
             id(leaf) in known for parameter in located.values() for leaf in same_memory(model, parameter)
@@ -74,6 +74,30 @@ class MaskHandle:
             hook.remove()
         self._hooks = []
 
+    def change(self, masks: Mapping[str, Tensor]) -> None:
+        """Puts other masks in the place of some: newly dropped weights and their state become zero.
+
+        Weights that come back are zero with a state of zero, as they were while they were dropped.
+
+        Args:
+            masks: Parameter name to mask, of names that the handle has had from the start.
+
+        Raises:
+            ValueError: If a name is another or a shape is not the parameter's; nothing is changed.
+        """
+        for name in masks.keys() - self._aliases.keys():
+            raise ValueError(f"Parameter `masks` should have names of {list(self._aliases)}. Found {name!r}.")
+        for name, parameter in locate(self._model, masks).items():
+            mask = None if bool(masks[name].all()) else masks[name]
+            self._bits.pop(name, None)
+            self._masks.pop(name, None)
+            if mask is not None:
+                self._masks[name] = mask
+            if self._keeps_columns is not None:
+                for leaf in (parameter, *self._aliases[name]):
+                    self._keeps_columns(leaf, mask)
+        self._clear(masks)
+
     def __enter__(self) -> MaskHandle:
         return self
 
@@ -81,11 +105,15 @@ class MaskHandle:
         self.remove()
 
     def _keep_columns(self, masks: Mapping[str, Tensor | None]) -> None:
-        """Tells an optimizer that stores columns of weights, as `mfac.MFAC`, which are kept."""
-        keep = getattr(self._optimizer, "keep_columns", None)
-        if keep is not None:
+        """Tells an optimizer that stores columns of weights which are kept."""
+        if self._keeps_columns is not None:
             for name, parameter in self._places():
-                keep(parameter, masks[name])
+                self._keeps_columns(parameter, masks[name])
+
+    @property
+    def _keeps_columns(self) -> Callable[[Tensor, Tensor | None], None] | None:
+        """What an optimizer such as `mfac.MFAC` is told by which weights are kept."""
+        return getattr(self._optimizer, "keep_columns", None)
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Clears weights and gradients; a closure clears the gradients that it computes."""
@@ -112,9 +140,10 @@ class MaskHandle:
 
         return closure_and_clear
 
-    def _places(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Every parameter of which weights are dropped, and the name of its mask."""
-        for name, parameter in locate(self._model, self._masks).items():
+    def _places(self, names: Collection[str] | None = None) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter of which weights are dropped, of some names or all, and its mask's name."""
+        masks = self._masks if names is None else {name: mask for name, mask in self._masks.items() if name in names}
+        for name, parameter in locate(self._model, masks).items():
             for leaf in (parameter, *self._aliases[name]):
                 yield name, leaf
 
@@ -146,8 +175,9 @@ class MaskHandle:
                 self._clear_(name, gradient)
 
     @torch.no_grad()
-    def _clear(self) -> None:
-        for name, parameter in self._places():
+    def _clear(self, names: Collection[str] | None = None) -> None:
+        """Clears weights and state, of all parameters or of some."""
+        for name, parameter in self._places(names):
             self._clear_(name, parameter)
             for state in self._state_of(parameter):
                 self._clear_(name, state)

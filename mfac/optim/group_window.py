@@ -296,6 +296,28 @@ class GroupWindow:
         seed = 65_536 * seed + self.columns.pieces.number  # of its own for every process with columns of its own
         return torch.Generator(self.window.device).manual_seed(seed)
 
+    def gradients(self) -> list[Tensor]:
+        """The gradients held of each parameter's piece, in the weights' metric.
+
+        The metric is that of the last step, so that gradients of earlier steps are as they were up
+        to its change since.
+
+        Returns:
+            [rows held, size] of each; entries that a mask drops are zero.
+        """
+        filled = torch.tensor(self.window.ring.filled, device=self.window.device).nonzero()[:, 0]
+        rows = self.window.format.as_dense(filled)
+        found = []
+        for i, columns in enumerate(self.columns.slices):
+            piece = rows[:, columns]
+            if self.metric is not None:
+                piece = piece / self.metric.scale[columns]
+            if (index := self.columns.kept[i]) is not None:
+                size = self.columns.parameters[i].numel()
+                piece = piece.new_zeros((len(piece), size)).index_copy_(1, index, piece)
+            found.append(piece)
+        return found
+
     def settle(self, waits: bool) -> None:
         """If `waits`, waits for what a GPU has to say of the last step: that it was refused."""
         if waits:

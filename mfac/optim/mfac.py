@@ -191,6 +191,20 @@ class MFAC(Optimizer):
         else:
             self._kept[parameter] = mask.to(parameter.device).reshape(-1).nonzero()[:, 0]
 
+    def held_gradients(self) -> dict[Tensor, Tensor]:
+        """The windows' gradients of each parameter that trains, for a Fisher of the live windows.
+
+        Returns:
+            Parameter to its gradients, [rows held, size] floats; in windows of one rank row i is of
+            the same step. Entries that a mask drops are zero, and gradients are in the weights'
+            metric. Nothing of a parameter whose columns are spread over processes.
+        """
+        found: dict[Tensor, Tensor] = {}
+        for mine in self._windows:
+            if mine is not None and mine.window.format.is_whole:
+                found.update(zip(mine.columns.parameters, mine.gradients(), strict=True))
+        return found
+
     @property
     def windows(self) -> list[GradientWindow]:
         """The gradients that F is made of: a window for every group with parameters that train."""

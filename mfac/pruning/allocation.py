@@ -19,6 +19,7 @@ from torch import Tensor
 from mfac.core.checks.choices import did_you_mean
 from mfac.core.checks.numbers import check_number
 from mfac.core.named import resolve
+from mfac.core.selection import lowest
 from mfac.gradients.naming import first_match
 from mfac.gradients.prunable import PrunableWeight
 from mfac.masks.patterns import Units
@@ -116,11 +117,13 @@ class Global(Allocation):
     def kept(self, context: AllocationContext) -> list[int]:
         """The counts of the lowest units of all parameters; protected units go last."""
         units, drop = context.units, sum(context.live) - context.kept
-        order = torch.argsort(units.ranking, stable=True)
         sizes = units.sizes
-        count = drop if sizes is None else int((sizes[order].cumsum(0) <= drop).sum())
-        chosen = torch.zeros_like(units.scores, dtype=torch.bool)
-        chosen[order[:count]] = True
+        if sizes is None:
+            chosen = lowest(units.ranking, drop)
+        else:
+            order = torch.argsort(units.ranking, stable=True)
+            chosen = torch.zeros_like(units.scores, dtype=torch.bool)
+            chosen[order[: int((sizes[order].cumsum(0) <= drop).sum())]] = True
         dropped = [
             int(piece.sum()) for piece in units.by_parameter(chosen if sizes is None else torch.where(chosen, sizes, 0))
         ]

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import mfac
+from mfac.core.selection import highest
 from mfac.layerwise.hessian import Hessian
-from mfac.layerwise.matrix_pattern import MatrixPattern, highest
+from mfac.layerwise.matrix_pattern import MatrixPattern
 from mfac.layerwise.solver import SOLVERS
 from mfac.layerwise.solvers.blocks import block_order
 from mfac.layerwise.solvers.exact_obs import mask_of_order, obs_order

@@ -7,9 +7,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from mfac.core.selection import highest
 from mfac.layerwise.grid import Grid
 from mfac.layerwise.hessian import Hessian
-from mfac.layerwise.matrix_pattern import MatrixPattern, highest
+from mfac.layerwise.matrix_pattern import MatrixPattern
 from mfac.layerwise.solution import LayerSolution
 from mfac.layerwise.solvers.sweep import sweep
 

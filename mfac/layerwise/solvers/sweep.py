@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from mfac.core import ops
+from mfac.core.selection import highest
 from mfac.layerwise.grid import Grid, GridValues
 from mfac.layerwise.hessian import Hessian
-from mfac.layerwise.matrix_pattern import MatrixPattern, highest
+from mfac.layerwise.matrix_pattern import MatrixPattern
 from mfac.layerwise.solution import LayerSolution
 
 WIDTH = 128

@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from mfac.core.selection import lowest
 from mfac.gradients.prunable import PrunableWeight
 
 
@@ -80,10 +81,11 @@ class Units:
         chosen, ranking = torch.zeros_like(self.scores, dtype=torch.bool), self.ranking
         starts = [0, *torch.tensor(list(self.counts)).cumsum(0).tolist()]
         for (start, stop), count in zip(pairwise(starts), counts, strict=True):
+            if self.sizes is None:
+                chosen[start:stop] = lowest(ranking[start:stop], count)
+                continue
             order = torch.argsort(ranking[start:stop], stable=True)
-            if self.sizes is not None:
-                count = int((self.sizes[start:stop][order].cumsum(0) <= count).sum())
-            chosen[start + order[:count]] = True
+            chosen[start + order[: int((self.sizes[start:stop][order].cumsum(0) <= count).sum())]] = True
         return self.weights_of(chosen)
 
     def weights_of(self, chosen: Tensor) -> Tensor:

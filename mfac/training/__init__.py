@@ -1,0 +1,1 @@
+"""Training with masks that change: gradual pruning, sparse training from scratch, CrAM."""

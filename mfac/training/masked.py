@@ -1,0 +1,441 @@
+"""`MaskedTraining`: masks that a recipe changes, beside any training loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from mfac.core.checks.numbers import check_count
+from mfac.curvature.damping import Damping
+from mfac.curvature.fisher import EmpiricalFisher
+from mfac.gradients.backward import LossFunction
+from mfac.gradients.parameters import Selection
+from mfac.masks.attachment import MaskHandle
+from mfac.masks.masks import Masks
+from mfac.masks.packing import pack_bits, unpack_bits
+from mfac.training.change import MaskChange, plot_log, write_log
+from mfac.training.context import ChangeContext
+from mfac.training.curvature import DAMPING, FisherSource
+from mfac.training.description import describe, difference
+from mfac.training.recipe import Recipe
+from mfac.training.snapshot import Snapshot
+from mfac.training.tensors import MaskedTensors, agreed
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_VERSION = 1
+
+
+class MaskedTraining:
+    """Masks beside a training loop, which a recipe changes on the way; dropped weights stay zero.
+
+    Hooks of the optimizer do the work: they count its steps, keep dropped weights, their gradients
+    and their state at exactly zero, and change the masks when the recipe says so, after the step.
+    Weights that come back are zero, with a state of zero. A step that a `GradScaler` skips does not
+    count; accumulated gradients are one step. The model's and the optimizer's `state_dict` are as
+    ever; save `state_dict()` beside them.
+
+    Args:
+        model: The model, wrapped or not.
+        optimizer: Any of torch's base class that has the masked parameters; several as a list, for
+            networks that are trained by more than one.
+        recipe: What happens when: `mfac.recipes.GMP`, `ACDC`, `RigL`, `SNFS`, `DSR`, `SET`, `SNIP`,
+            `LotteryTicket`, `Static`, or one of your own.
+        params: Which parameters get a mask: names, shell-style patterns, parameters or a predicate.
+            None for the weights of linear layers, convolutions, recurrent layers and attentions;
+            biases, norms and embeddings are left out.
+        masks: Masks at the start, as of `mfac.Masks.from_zeros(model)`: parameters that it does not
+            name are whole.
+        loss_fn: `loss_fn(model, batch)`, as of `mfac.prune`: for saliencies that need a Fisher where
+            no `mfac.MFAC` has a window.
+        data: Batches for it.
+        num_gradients: m, where gradients are collected.
+        damping: λ of such a Fisher, and of one of a live window.
+        seed: Of random masks.
+        process_group: Of `torch.distributed`, whose processes train copies of the model: masks are
+            those of its first process, by one broadcast a change. None for the group of a
+            `DistributedDataParallel`. DTensor parameters need none: each process sees them whole.
+        keep_state: As of `mfac.Masks.attach`.
+
+    Raises:
+        TypeError: If a type is wrong.
+        ValueError: If no optimizer has a masked parameter, masks are of other shapes, or the recipe
+            does not fit the weights.
+
+    Attributes:
+        recipe: As given.
+        changes: What was changed so far; the masks at the start are the first if they have zeros.
+        steps: Steps of the optimizer so far; with several, of the one that has taken the fewest.
+        snapshot: Parameters and buffers by name, as they were when the recipe said so: of
+            `mfac.recipes.ACDC` the dense model. None before.
+        left_dense: Name of every weight tensor without a mask, and why.
+
+    Example:
+        >>> import torch, mfac
+        >>> model = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> recipe = mfac.recipes.RigL(sparsity=0.9, end=75, every=25)
+        >>> training = mfac.MaskedTraining(model, optimizer, recipe)
+        >>> for _ in range(100):
+        ...     optimizer.zero_grad()
+        ...     model(torch.randn(8, 16)).square().mean().backward()
+        ...     optimizer.step()
+        ...     _ = training.step()
+        >>> training.masks
+        Masks(2 tensors, 32 of 320 weights kept, sparsity 0.9000)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        recipe: Recipe,
+        *,
+        params: Selection = None,
+        masks: Mapping[str, Tensor] | None = None,
+        loss_fn: LossFunction | None = None,
+        data: Iterable[Any] | None = None,
+        num_gradients: int = 64,
+        damping: Damping = DAMPING,
+        seed: int = 0,
+        process_group: ProcessGroup | None = None,
+        keep_state: Collection[str] = (),
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"Parameter `model` should be a torch.nn.Module. Found {type(model).__name__}.")
+        self._optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        for each in self._optimizers:
+            if not isinstance(each, Optimizer):
+                raise TypeError(
+                    f"Parameter `optimizer` should be a torch.optim.Optimizer or several. Found {type(each).__name__}."
+                )
+        if not isinstance(recipe, Recipe):
+            raise TypeError(
+                f"Parameter `recipe` should be a Recipe, as of mfac.recipes. Found {type(recipe).__name__}."
+            )
+        self.model, self.recipe, self.steps = model, recipe, 0
+        self.changes: list[MaskChange] = []
+        self._tensors = MaskedTensors(model, params)
+        self.left_dense = self._tensors.left_dense
+        self._tensors.check_held(self._optimizers)
+        self._group = process_group
+        if process_group is None and isinstance(model, DistributedDataParallel):
+            self._group = model.process_group
+        self._fishers = FisherSource(model, self._optimizers, loss_fn, data, num_gradients, damping)
+        self._generator = torch.Generator().manual_seed(check_count("seed", seed))
+        self._memory: dict[str, Any] = {}
+        self._gradients: dict[str, Tensor] = {}
+        self._counts = [0] * len(self._optimizers)
+        self._snapshot: Snapshot | None = None
+        self._reported: MaskChange | None = None
+        given = self._tensors.joined_masks({} if masks is None else Masks(masks))
+        self._kept, self._changed = given, torch.zeros_like(given)
+        recipe.check(self._tensors.weights, given)
+        if _needs_fisher(recipe):
+            self._fishers.check()
+        first = agreed(_checked(recipe.start(self._context()), given), self._group)
+        self._kept = first
+        self._hooks: list[Any] = []
+        for number, each in enumerate(self._optimizers):  # before masks: they clear gradients that a recipe wants
+            self._hooks.append(each.register_step_pre_hook(self._before(number)))
+        own = self._tensors.masks(first)
+        self._handles = [MaskHandle(model, each, own, keep_state) for each in self._optimizers if self._has_some(each)]
+        for number, each in enumerate(self._optimizers):
+            self._hooks.append(each.register_step_post_hook(self._after(number)))
+        if not bool(first.all()):
+            self._log(torch.ones_like(first), first)
+        if recipe.snapshot_at == 0:
+            self._take_snapshot()
+
+    def _has_some(self, optimizer: Optimizer) -> bool:
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return any(id(leaf) in known for name in self._tensors.names for leaf in self._tensors.leaves(name))
+
+    @property
+    def masks(self) -> Masks:
+        """The masks as they are: parameter name to bool tensor of its shape, True = kept."""
+        return Masks({name: mask.clone() for name, mask in self._tensors.masks(self._kept).items()})
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros among all weights with masks."""
+        return 1 - int(self._kept.sum()) / self._kept.numel()
+
+    @property
+    def snapshot(self) -> dict[str, Tensor] | None:
+        """Parameters and buffers by name, when the recipe said so; None before."""
+        return None if self._snapshot is None else dict(self._snapshot.tensors)
+
+    @property
+    def position(self) -> int:
+        """How many steps a learning-rate schedule has behind it; goes back where a recipe rewinds."""
+        return self.recipe.position(self.steps)
+
+    def step(self) -> MaskChange | None:
+        """Tells what the last step of the optimizer changed; all work is done by then.
+
+        Returns:
+            The change, once; None where masks are as they were.
+        """
+        done = self.changes[-1] if self.changes and self.changes[-1].step == self.steps else None
+        if done is None or done.step == 0 or done is self._reported:
+            return None
+        self._reported = done
+        return done
+
+    def remove(self) -> None:
+        """Takes the hooks away; weights are free to come back. A second call does nothing."""
+        for hook in (*self._hooks, *self._handles):
+            hook.remove()
+        self._hooks, self._handles = [], []
+
+    def __enter__(self) -> MaskedTraining:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def save_log(self, path: str | os.PathLike[str]) -> None:
+        """Writes all changes as JSON: sparsity by layer, drop and grow counts, unchanged share.
+
+        Args:
+            path: Of the file, which appears whole or not at all.
+        """
+        write_log(self.changes, self._tensors.sizes, path)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draws all changes: sparsity, masks that never changed, and each layer's sparsity.
+
+        Args:
+            path: Of the picture.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            RuntimeError: If nothing has changed yet.
+        """
+        if not self.changes:
+            raise RuntimeError("There is nothing to draw: masks have not changed yet.")
+        plot_log(self.changes, self._tensors.sizes, path)
+
+    def _before(self, number: int) -> Callable[..., Any]:
+        """The hook before a step of an optimizer; a closure is seen where it computes gradients."""
+
+        def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            closure = args[1] if len(args) > 1 else kwargs.get("closure")
+            if not callable(closure):
+                self._see(number)
+                return None
+
+            def seen() -> Any:
+                loss = closure()
+                self._see(number)
+                return loss
+
+            if len(args) > 1:
+                return (args[0], seen, *args[2:]), kwargs
+            return args, {**kwargs, "closure": seen}
+
+        return hook
+
+    @torch.no_grad()
+    def _see(self, number: int) -> None:
+        """Takes what the recipe wants of the gradients of the step that comes."""
+        optimizer, step = self._optimizers[number], self._counts[number] + 1
+        early = self.recipe.is_before_update(step)
+        if _is_skipped(optimizer) or not (early or self.recipe.watches or self.recipe.needs_gradient(step)):
+            return
+        found = self._tensors.gradients(optimizer)
+        scale = getattr(optimizer, "grad_scale", None)
+        if isinstance(scale, Tensor):  # of a fused optimizer, which divides by it itself
+            found = {name: gradient / scale.to(gradient.device) for name, gradient in found.items()}
+        if self.recipe.needs_gradient(step):  # a copy: masks clear the gradients themselves
+            self._gradients.update({name: gradient.clone() for name, gradient in found.items()})
+        if self.recipe.watches:
+            names = self._tensors.names
+            if len(found) == len(names):
+                self.recipe.watch([found[name] for name in names], self._memory)
+            else:
+                self._memory.setdefault("waiting", {}).update({name: g.clone() for name, g in found.items()})
+                if len(self._memory["waiting"]) == len(names):
+                    waiting = self._memory.pop("waiting")
+                    self.recipe.watch([waiting[name] for name in names], self._memory)
+        done = bool(self.changes) and self.changes[-1].step == step  # a closure may be called again and again
+        if early and not done and len(self._gradients) == len(self._tensors.names):
+            self._change(step)
+
+    def _after(self, number: int) -> Callable[..., None]:
+        """The hook after a step of an optimizer."""
+
+        def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if _is_skipped(optimizer):
+                return
+            self._counts[number] += 1
+            if min(self._counts) > self.steps:
+                self.steps = min(self._counts)
+                self._finish_step()
+
+        return hook
+
+    def _finish_step(self) -> None:
+        step = self.steps
+        if self.recipe.snapshot_at == step:
+            self._take_snapshot()
+        if self.recipe.is_due(step) and not self.recipe.is_before_update(step):
+            self._change(step)
+        if self.recipe.rewinds(step):
+            assert self._snapshot is not None
+            self._apply(self._tensors.masks(self._snapshot.kept))
+            self._snapshot.restore(self.model, self._optimizers)
+            self._apply(self._tensors.masks(self._kept))
+        self._gradients = {}
+
+    def _take_snapshot(self) -> None:
+        with_state = self._optimizers if self.recipe.rewinds_to_snapshot else []
+        self._snapshot = Snapshot.of(self.model, with_state, self._kept)
+
+    @torch.no_grad()
+    def _change(self, step: int) -> None:
+        context = self._context(step)
+        before = self._kept
+        after = agreed(_checked(self.recipe.change(context), before), self._group)
+        self._kept = after
+        own, old = self._tensors.masks(after), self._tensors.masks(before)
+        self._apply({name: mask for name, mask in own.items() if not torch.equal(mask, old[name])})
+        self._log(before, after, step)
+
+    def _apply(self, masks: Mapping[str, Tensor]) -> None:
+        for handle in self._handles:
+            handle.change(masks)
+
+    def _log(self, before: Tensor, after: Tensor, step: int = 0) -> None:
+        if step:
+            self._changed |= before != after
+        counts = {name: int(mask.sum()) for name, mask in self._tensors.masks(after).items()}
+        dropped, grown = int((before & ~after).sum()), int((after & ~before).sum())
+        total = after.numel()
+        unchanged = 1 - int(self._changed.sum()) / total
+        self.changes.append(MaskChange(step, dropped, grown, counts, total, unchanged))
+
+    def _context(self, step: int = 0) -> ChangeContext:
+        return ChangeContext(
+            step,
+            self._tensors.weights,
+            self._kept,
+            values=self._tensors.flat,
+            gradient=self._dense_gradient,
+            fisher=self._fisher,
+            memory=self._memory,
+            generator=self._generator,
+        )
+
+    def _dense_gradient(self) -> Tensor:
+        names = self._tensors.names
+        if any(name not in self._gradients for name in names):
+            raise RuntimeError("There are no gradients at this change: the recipe's `needs_gradient` is False for it.")
+        return torch.cat([self._gradients[name] for name in names])
+
+    def _fisher(self) -> EmpiricalFisher:
+        kept = [mask.reshape(-1) for mask in self._tensors.masks(self._kept).values()]
+        return self._fishers.fisher(self._tensors.parameters, kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a training of the same recipe needs to go on; save it beside the model's state.
+
+        Returns:
+            Tensors, numbers, strings, and lists and dicts of these: `torch.load` reads it with
+            `weights_only=True`. Masks take a bit a weight; a snapshot is by reference.
+        """
+        return {
+            "version": _VERSION,
+            "recipe": describe(self.recipe),
+            "steps": self.steps,
+            "counts": list(self._counts),
+            "shapes": {weight.name: list(weight.shape) for weight in self._tensors.weights},
+            "masks": pack_bits(self._kept),
+            "changed": pack_bits(self._changed),
+            "memory": _copied(self._memory),
+            "generator": self._generator.get_state(),
+            "changes": [vars(change) | {"kept": dict(change.kept)} for change in self.changes],
+            "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
+            "fisher": self._fishers.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where another training was; load model and optimizer too, before or after.
+
+        Args:
+            state: Of `state_dict`.
+
+        Raises:
+            KeyError: If an entry is missing.
+            ValueError: If it is of another recipe, other parameters, or another number of
+                optimizers. Nothing is changed then.
+        """
+        if state["version"] != _VERSION:
+            raise ValueError(f"Parameter `state` should be of version {_VERSION}. Found {state['version']!r}.")
+        if found := difference(describe(self.recipe), state["recipe"]):
+            raise ValueError(f"Parameter `state` should be of the recipe of this training. Found another: {found}.")
+        shapes = {weight.name: list(weight.shape) for weight in self._tensors.weights}
+        if shapes != state["shapes"]:
+            names = [name for name in {**shapes, **state["shapes"]} if shapes.get(name) != state["shapes"].get(name)]
+            raise ValueError(
+                f"Parameter `state` should have masks of this training's parameters. Found others: "
+                f"{names[0]!r} is {state['shapes'].get(names[0])} there and {shapes.get(names[0])} here."
+            )
+        if len(state["counts"]) != len(self._counts):
+            raise ValueError(
+                f"Parameter `state` should be of {len(self._counts)} optimizers. Found {len(state['counts'])}."
+            )
+        device, size = self._kept.device, self._kept.shape
+        kept = unpack_bits(state["masks"], size).to(device)
+        changed = unpack_bits(state["changed"], size).to(device)
+        changes = [MaskChange(**change) for change in state["changes"]]
+        snapshot = None if state["snapshot"] is None else Snapshot(**_copied(state["snapshot"]))
+        self._fishers.load_state_dict(state["fisher"])
+        self._kept, self._changed, self.changes, self._snapshot = kept, changed, changes, snapshot
+        self.steps, self._counts = int(state["steps"]), list(state["counts"])
+        self._memory, self._gradients = _copied(state["memory"]), {}
+        self._reported = changes[-1] if changes else None
+        self._generator.set_state(state["generator"].cpu())
+        self._apply(self._tensors.masks(kept))
+
+
+def _needs_fisher(recipe: Recipe) -> bool:
+    """Whether any part of a recipe asks for the Fisher."""
+    parts = [recipe, *vars(recipe).values()]
+    parts += [part.rules for part in parts if hasattr(part, "rules")]
+    return any(getattr(getattr(part, "saliency", None), "needs_fisher", False) for part in parts)
+
+
+def _is_skipped(optimizer: Optimizer) -> bool:
+    """Whether a `GradScaler` has an optimizer that scales itself skip this step."""
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and bool(found.item())
+
+
+def _checked(masks: Any, before: Tensor) -> Tensor:
+    """Accepts the masks that a recipe returns."""
+    if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.shape != before.shape:
+        found = f"{masks.dtype}, {list(masks.shape)}" if isinstance(masks, Tensor) else type(masks).__name__
+        raise TypeError(
+            f"Parameter `recipe` should return masks as a tensor of bool, {list(before.shape)}. Found {found}."
+        )
+    return masks
+
+
+def _copied(value: Any) -> Any:
+    """Tensors cloned, in nested dicts and lists."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copied(item) for item in value]
+    return value
