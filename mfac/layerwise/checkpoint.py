@@ -46,7 +46,8 @@ class Checkpoint:
             "sparsity": {name: settings.sparsity[name] for name in names},
             "pattern": {name: str(settings.patterns[name]) for name in names},
             "refit": settings.refit,
-            "weigh_outputs": bool(settings.outputs),
+            "weigh_outputs": bool(settings.heeding.outputs),
+            "weigh_inputs": bool(settings.heeding.inputs),
             "quantize": None if settings.grid is None else asdict(settings.grid),
             "damping": str(settings.damping),
         }

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from mfac.core.checks.choices import check_flag
 from mfac.core.checks.numbers import check_number
@@ -35,8 +35,8 @@ from mfac.layerwise.chain import InMemory, NamedBlock, find_chains
 from mfac.layerwise.checkpoint import Checkpoint
 from mfac.layerwise.finish import FinishResult, FisherFinish, finish_with_fisher, language_loss
 from mfac.layerwise.grid import Grid
+from mfac.layerwise.heeding import Heeding, heeding_of
 from mfac.layerwise.hessian import DAMPING
-from mfac.layerwise.output_weights import output_weights
 from mfac.layerwise.processes import Processes
 from mfac.layerwise.report import LayerwiseReport
 from mfac.layerwise.run import LayerwiseRun, Settings
@@ -61,6 +61,7 @@ def prune_layerwise(
     quantize: Grid | None = None,
     blocks: Sequence[str] | None = None,
     damping: Damping = DAMPING,
+    weigh_inputs: bool = False,
     weigh_outputs: bool = False,
     finish: Literal["fisher"] | FisherFinish | None = None,
     loss_fn: LossFunction | None = None,
@@ -97,13 +98,17 @@ def prune_layerwise(
         quantize: Steps that kept weights are rounded to, in the same sweep.
         blocks: Names of the modules that are run one after the other; None to look for them.
         damping: λ of H = XᵀX/n + λI, or relative to the mean of its diagonal.
+        weigh_inputs: Whether positions of a linear layer's inputs, as tokens, count by how much the
+            loss heeds the layer's output there, its squared gradient on the dense model; inputs
+            longer than four times the median count as of that length. Of language models it keeps
+            the values of the few tokens that all others attend to.
         weigh_outputs: Whether outputs of a layer count by how much the loss heeds them, the mean
             square of its gradients there, on the dense model. Zeros then fall where the loss heeds
             them least.
         finish: "fisher": in the end the kept weights of all layers move together along the loss, a
             pass over seven of eight batches with `mfac.MFAC`; the eighth say whether it helped. Or
             a `FisherFinish` with other numbers. It is for weights that are not rounded.
-        loss_fn: loss_fn(model, batch) -> scalar for these two; None for the next token's negative
+        loss_fn: loss_fn(model, batch) -> scalar for these three; None for the next token's negative
             log likelihood, as for `evaluate_perplexity`.
         params: Which weights, as for `prune`; None for all of known layers.
         forward: Runs the model on a batch, in place of the call above.
@@ -152,13 +157,15 @@ def prune_layerwise(
         resolved = resolve_pattern(pattern)
         check_flag("refit", refit)
         check_flag("weigh_outputs", weigh_outputs)
+        check_flag("weigh_inputs", weigh_inputs)
         check_damping(damping)
         if quantize is not None and not isinstance(quantize, Grid):
             raise TypeError(f"Parameter `quantize` should be a mfac.Grid or None. Found {type(quantize).__name__}.")
         check_allocation(allocation)
         finishing = _checked_finish(finish, quantize, weights)
-        if weigh_outputs and weights is not None:
-            raise ValueError("Parameter `weigh_outputs` should be False with `weights`: it runs the whole model.")
+        if (weigh_outputs or weigh_inputs) and weights is not None:
+            name = "weigh_outputs" if weigh_outputs else "weigh_inputs"
+            raise ValueError(f"Parameter `{name}` should be False with `weights`: it runs the whole model.")
         for key, share in sparsity.items() if isinstance(sparsity, Mapping) else (("", sparsity),):
             check_number(f"sparsity[{key!r}]" if key else "sparsity", share, least=0, below=1)
         on_disk = not (weights is None and output is None)
@@ -213,10 +220,10 @@ def prune_layerwise(
                 else by_loss(free, run_batch, every, sparsity, damping, processes)
             )
         loss = loss_fn if loss_fn is not None else partial(language_loss, run=call)
-        heeded: dict[str, list[Tensor]] = {}
-        if weigh_outputs:
+        heeded = Heeding()
+        if weigh_outputs or weigh_inputs:
             with processes.together():
-                heeded = output_weights(inner, views, batches, loss)
+                heeded = heeding_of(inner, views, batches, loss, weigh_outputs, weigh_inputs)
         settings = Settings(solver, shares, patterns, refit, quantize, damping, heeded)
         with processes.together():
             saved = Checkpoint(checkpoint, settings, list(selected), processes) if checkpoint is not None else None

@@ -14,6 +14,7 @@ from torch import Tensor
 from mfac.curvature.damping import Damping
 from mfac.layerwise.chain import Chain, InMemory, NamedBlock
 from mfac.layerwise.grid import Grid
+from mfac.layerwise.heeding import Heeding
 from mfac.layerwise.matrix_pattern import MatrixPattern
 from mfac.layerwise.order import Segment, segments_of
 from mfac.layerwise.processes import Processes
@@ -29,7 +30,7 @@ NO_SAMPLES = "saw no sample of the calibration data"
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked of every weight; `outputs`: how much its outputs count, by matrix."""
+    """What is asked of every weight; `heeding`: how much its outputs and positions count."""
 
     solver: LayerSolver
     sparsity: Mapping[str, float]
@@ -37,7 +38,7 @@ class Settings:
     refit: bool
     grid: Grid | None
     damping: Damping
-    outputs: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    heeding: Heeding = field(default_factory=Heeding)
 
 
 @dataclass
@@ -135,12 +136,13 @@ class LayerwiseRun:
             return
         began = time.perf_counter()
         with self._processes.together():
-            stages = stages_of(run, views, like)
+            heeded = self.settings.heeding.inputs
+            stages = [stage.apart(heeded) for stage in stages_of(run, views, like)]
         self.results.seconds_forward += time.perf_counter() - began
         for stage in stages:
             began = time.perf_counter()
             with self._processes.together():
-                grams = grams_of(run, stage, self._processes.own(self.batches))
+                grams = grams_of(run, stage, self._processes.own(self.batches), heeded)
             grams = self._processes.summed(stage, grams)
             self.results.seconds_forward += time.perf_counter() - began
             self._solve(stage, grams)
@@ -157,7 +159,7 @@ class LayerwiseRun:
         for view in views:
             patterns = matrix_patterns(view, asked.patterns[view.name], asked.sparsity[view.name])
             pairs = zip(stage.keys[view.name], patterns, strict=True)
-            outputs = asked.outputs.get(view.name, [None] * len(view.shapes))
+            outputs = asked.heeding.outputs.get(view.name, [None] * len(view.shapes))
             tasks.append(
                 [MatrixTask(view, number, *pair, outputs[number]) for number, pair in enumerate(pairs)],
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mfac.core import ops
+from mfac.layerwise.heeding import Positions, weighted_rows
 from mfac.layerwise.views import LayerView
 
 _BYTES = 1 << 30  # of the matrices that one pass over the data sums up
@@ -59,6 +61,13 @@ class Stage:
     views: list[LayerView]
     keys: dict[str, list[Key]]
     last: LayerView | None = None
+
+    def apart(self, names: Collection[str]) -> Stage:
+        """The same, where weights of some names share no statistics with others."""
+        keys: dict[str, list[Key]] = dict(self.keys)
+        for name in [name for name in self.keys if name in names]:
+            keys[name] = [(number, (unfolding, name), group) for number, unfolding, group in self.keys[name]]
+        return Stage(self.views, keys, self.last)
 
 
 @dataclass
@@ -174,13 +183,20 @@ def _identity(x: Tensor) -> object:
 
 
 @torch.no_grad()
-def grams_of(run: Callable[[int], Any], stage: Stage, batches: Sequence[int]) -> dict[Key, Gram]:
-    """XᵀX of every input of a stage.
+def grams_of(
+    run: Callable[[int], Any],
+    stage: Stage,
+    batches: Sequence[int],
+    heeded: Mapping[str, Positions] | None = None,
+) -> dict[Key, Gram]:
+    """XᵀX of every input of a stage, or XᵀWX where positions have weights.
 
     Args:
         run: Runs a batch, by its number.
         stage: The stage.
         batches: Which batches.
+        heeded: The weights of positions by weight, of stages that `apart` has made. A call with
+            another number of positions than then, as of experts, counts each for 1.
 
     Returns:
         By key; what no batch reaches is missing.
@@ -194,15 +210,22 @@ def grams_of(run: Callable[[int], Any], stage: Stage, batches: Sequence[int]) ->
         for key in stage.keys[view.name]:
             leaders.setdefault(key, view.name)
     now = 0
+    calls: Counter[str] = Counter()  # in this batch
 
     def add(view: LayerView, sources: list[Tensor]) -> None:
         done = set()
+        weights = _weights_of(heeded, view, now, calls[view.name])
+        calls[view.name] += 1
         for number, (key, source) in enumerate(zip(stage.keys[view.name], sources, strict=True)):
             if leaders[key] != view.name or key in done:
                 continue
             done.add(key)
+            begin, known = 0, weights is not None and len(weights) == source.numel() // source.shape[-1]
             for rows in view.rows(number, source):
                 window = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+                if known and weights is not None:
+                    window = weighted_rows(window, weights[begin : begin + len(rows)])
+                    begin += len(rows)
                 gram = ops.gram(window.T.contiguous())
                 if not bool(torch.isfinite(gram.diagonal()).all()):
                     raise ValueError(
@@ -223,6 +246,13 @@ def grams_of(run: Callable[[int], Any], stage: Stage, batches: Sequence[int]) ->
                 watch.add(view, add)
         for number in batches:
             now = number
+            calls.clear()
             with suppress(EnoughError):
                 run(number)
     return found
+
+
+def _weights_of(heeded: Mapping[str, Positions] | None, view: LayerView, batch: int, call: int) -> Tensor | None:
+    """The weights of the positions of a call, or None where nothing is known of it."""
+    of_batch = heeded[view.name][batch] if heeded is not None and view.name in heeded else []
+    return of_batch[call] if call < len(of_batch) else None

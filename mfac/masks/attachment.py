@@ -58,6 +58,7 @@ class MaskHandle:
                 f"Parameter `optimizer` should have some of the masked parameters of `model`. "
                 f"Found none of {list(located)} among its {len(known)}."
             )
+        self._is_stale = False
         self._clear()
         self._keep_columns(self._masks)
         self._hooks = [
@@ -117,6 +118,9 @@ class MaskHandle:
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Clears weights and gradients; a closure clears the gradients that it computes."""
+        if self._is_stale:
+            self._clear()
+            self._is_stale = False
         self._clear_gradients()
         if len(args) > 1 and callable(args[1]):
             return (args[0], self._cleared(args[1]), *args[2:]), kwargs
@@ -128,7 +132,7 @@ class MaskHandle:
         self._clear()
 
     def _loaded(self, optimizer: Optimizer) -> None:
-        self._clear()
+        self._is_stale = True  # cleared by the next step, as masks may be about to be loaded too
 
     def _cleared(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """A closure after which dropped weights have no gradient."""

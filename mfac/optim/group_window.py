@@ -296,6 +296,11 @@ class GroupWindow:
         seed = 65_536 * seed + self.columns.pieces.number  # of its own for every process with columns of its own
         return torch.Generator(self.window.device).manual_seed(seed)
 
+    def kept(self, parameter: Tensor) -> Tensor | None:
+        """The entries of a parameter that have columns; None for all, and of no parameter of it."""
+        pairs = zip(self.columns.parameters, self.columns.kept, strict=True)
+        return next((index for mine, index in pairs if mine is parameter), None)
+
     def gradients(self) -> list[Tensor]:
         """The gradients held of each parameter's piece, in the weights' metric.
 

@@ -189,7 +189,12 @@ class MFAC(Optimizer):
         if mask is None or not whole:
             self._kept.pop(parameter, None)
         else:
-            self._kept[parameter] = mask.to(parameter.device).reshape(-1).nonzero()[:, 0]
+            index = mask.to(parameter.device).reshape(-1).nonzero()[:, 0]
+            held = next(
+                (known for mine in self._windows if mine is not None and (known := mine.kept(parameter)) is not None),
+                None,
+            )
+            self._kept[parameter] = held if held is not None and torch.equal(held, index) else index
 
     def held_gradients(self) -> dict[Tensor, Tensor]:
         """The windows' gradients of each parameter that trains, for a Fisher of the live windows.
@@ -397,7 +402,7 @@ class MFAC(Optimizer):
         trained = parameters or [p for p in self.param_groups[i]["params"] if p.requires_grad]
         if not trained:
             return None
-        kept = [self._kept.get(parameter) for parameter in trained]
+        kept = [loaded.kept(parameter, self._kept.get(parameter)) for parameter in trained]
         pieces = pieces_for(self.param_groups[i]["params"], self._process_group)
         mine = GroupWindow(options, trained, pieces, kept)
         if parameters:

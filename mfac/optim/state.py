@@ -28,7 +28,8 @@ def published(mine: GroupWindow) -> dict[Tensor, dict[str, Any]]:
     """What `state` holds of each parameter of a group, tensors by reference.
 
     Of each parameter: "rows" of the window, [m, *shape]; "momentum", "square_average", "step",
-    "present" and "compensation" where it has them; "columns", its size. The first parameter holds
+    "present" and "compensation" where it has them; "columns", its size, and under a mask "kept", the
+    entries that have columns. The first parameter holds
     the parts of the whole window: "window_gram" and "window_inverse", [m, m]; "window_shift";
     "window_ages", [m]; "window_counts": pushes, newest row, replaced rows.
 
@@ -48,6 +49,8 @@ def published(mine: GroupWindow) -> dict[Tensor, dict[str, Any]]:
             for parameter, view in zip(columns.parameters, columns.views(tensor), strict=True):
                 found[parameter][name] = pieces.published(parameter, view)
     for j, parameter in enumerate(columns.parameters):
+        if (index := columns.kept[j]) is not None:
+            found[parameter]["kept"] = index
         if mine.rule.metric:
             found[parameter]["present"] = mine.present[j]
         if mine.metric is not None:
@@ -121,6 +124,31 @@ class Loaded:
     def parameters(self, i: int) -> list[Tensor]:
         """The parameters of group i that have columns in the window."""
         return [p for p in self._current[i]["params"] if "columns" in self.entries(p)]
+
+    def kept(self, parameter: Tensor, known: Tensor | None) -> Tensor | None:
+        """The entries of a parameter that have columns, [k] int64; None for all.
+
+        Args:
+            parameter: The parameter.
+            known: What this optimizer keeps of it; it counts where the state does not say.
+
+        Returns:
+            `known` itself where it is the same.
+
+        Raises:
+            ValueError: If the state's is no list of entries of the parameter.
+        """
+        found = self.entries(parameter).get("kept")
+        if found is None:
+            return None if int(self.entries(parameter).get("columns", -1)) == parameter.numel() else known
+        inside = isinstance(found, Tensor) and found.dim() == 1 and found.dtype == torch.int64
+        if not inside or (len(found) and not 0 <= int(found.min()) <= int(found.max()) < parameter.numel()):
+            raise ValueError(
+                f"Parameter `state_dict` should have as 'kept' entries of a parameter of {parameter.numel()}, int64. "
+                f"Found {found!r}."
+            )
+        index: Tensor = found.to(parameter.device)
+        return known if known is not None and torch.equal(known, index) else index.clone()
 
     def fill(self, i: int, mine: GroupWindow) -> None:
         """Copies the state of group i into a window made for `parameters(i)`.
