@@ -54,7 +54,9 @@ class Snapshot:
         for name, tensor in _tensors(model).items():
             tensor.detach().copy_(self.tensors[name])
         for optimizer, saved in zip(optimizers, self.optimizers, strict=True):
-            optimizer.load_state_dict({**saved, "param_groups": optimizer.state_dict()["param_groups"]})
+            # A copy, as torch takes tensors by reference and the next steps write into them.
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({**deepcopy(saved), "param_groups": groups})
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and states, by reference."""
