@@ -37,5 +37,5 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     bound = flat.kthvalue(count).values
     below = flat < bound
     ties = (flat == bound).nonzero()[:, 0]
-    below[ties[: count - int(below.sum())]] = True
+    below[ties[: count - int(torch.count_nonzero(below))]] = True
     return below.view(scores.shape)

@@ -16,10 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mfac.core.checks.choices import did_you_mean
+from mfac.core.checks.choices import check_flag, did_you_mean
 from mfac.core.checks.numbers import check_number
 from mfac.core.named import resolve
-from mfac.core.selection import lowest
+from mfac.core.selection import highest, lowest
 from mfac.gradients.naming import first_match
 from mfac.gradients.prunable import PrunableWeight
 from mfac.masks.patterns import Units
@@ -95,8 +95,10 @@ class Global(Allocation):
 
     Args:
         floor: Share of the overall density that each parameter keeps at least, in [0, 1).
+        chains: Whether chains of weights are kept; looking for them sorts all weights.
 
     Raises:
+        TypeError: If a type is wrong.
         ValueError: If `floor` is out of range.
 
     Example:
@@ -111,8 +113,9 @@ class Global(Allocation):
         4
     """
 
-    def __init__(self, floor: float = 0.1) -> None:
+    def __init__(self, floor: float = 0.1, chains: bool = True) -> None:
         self.floor = check_number("floor", floor, least=0, below=1)
+        self.chains = check_flag("chains", chains)
 
     def kept(self, context: AllocationContext) -> list[int]:
         """The counts of the lowest units of all parameters; protected units go last."""
@@ -125,7 +128,8 @@ class Global(Allocation):
             chosen = torch.zeros_like(units.scores, dtype=torch.bool)
             chosen[order[: int((sizes[order].cumsum(0) <= drop).sum())]] = True
         dropped = [
-            int(piece.sum()) for piece in units.by_parameter(chosen if sizes is None else torch.where(chosen, sizes, 0))
+            int(torch.count_nonzero(piece) if sizes is None else piece.sum())
+            for piece in units.by_parameter(chosen if sizes is None else torch.where(chosen, sizes, 0))
         ]
         return [live - gone for live, gone in zip(context.live, dropped, strict=True)]
 
@@ -138,18 +142,20 @@ class Global(Allocation):
         if sum(map(min, floors, context.live)) > context.finally_kept:
             return None
         units, ranking = context.units, context.units.ranking
-        protected = self._chained(context)
+        protected = self._chained(context) if self.chains else torch.zeros_like(units.scores, dtype=torch.bool)
         start = 0
         for count, floor, least in zip(units.counts, floors, context.least, strict=True):
             there = protected[start : start + count]
-            sizes = (
-                torch.ones_like(there, dtype=torch.int64) if units.sizes is None else units.sizes[start : start + count]
-            )
-            missing = floor - least - int(sizes[there].sum())
+            sizes = None if units.sizes is None else units.sizes[start : start + count]
+            missing = floor - least - int(torch.count_nonzero(there) if sizes is None else sizes[there].sum())
             if missing > 0 and count:
-                order = torch.argsort(ranking[start : start + count].masked_fill(there, -math.inf), descending=True)
-                reached = sizes[order].cumsum(0) - sizes[order]  # before each
-                there[order[reached < missing]] = True
+                others = ranking[start : start + count].masked_fill(there, -math.inf)
+                if sizes is None:
+                    there |= highest(others, missing)
+                else:
+                    order = torch.argsort(others, descending=True)
+                    reached = sizes[order].cumsum(0) - sizes[order]  # before each
+                    there[order[reached < missing]] = True
             start += count
         return protected
 

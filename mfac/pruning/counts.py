@@ -37,7 +37,7 @@ def choose_units(
         ValueError: If the allocation returns counts that cannot be.
     """
     groups = pattern.together(context.parameters)
-    pieces = [int(piece.sum()) for piece in context.live.split([weight.size for weight in context.parameters])]
+    pieces = [int(torch.count_nonzero(p)) for p in context.live.split([weight.size for weight in context.parameters])]
     live = [sum(pieces[i] for i in group) for group in groups]
     least = [alive - open_ for alive, open_ in zip(live, units.droppable(), strict=True)]
     weights = [_joined([context.parameters[i] for i in group]) for group in groups]

@@ -87,6 +87,35 @@ def prune_step(rules: Rules, context: StepContext, kept: int, finally_kept: int)
             another type than it should.
         ValueError: If one returns what it should not.
     """
+    dropped = choose_dropped(rules, context, kept, finally_kept)
+    size = context.weights.numel()
+    context.decide(dropped)
+    release_freed()  # vectors that were sorted, before the gradients of the kept weights are copied
+    delta = check_update(rules.compensation, rules.compensation.update(context), size)
+    scale: float | None = None
+    if rules.step_check:
+        delta, scale = checked_update(context, delta)
+    increase = predicted_increase(context.fisher, delta) if context.has_fisher else None
+    return Outcome(context.dropped, delta, increase, scale)
+
+
+def choose_dropped(rules: Rules, context: StepContext, kept: int, finally_kept: int) -> Tensor:
+    """Which of the live weights go.
+
+    Args:
+        rules: Saliency, pattern and allocation.
+        context: The live weights, and their Fisher if the saliency needs one.
+        kept: How many weights are left after the step.
+        finally_kept: How many are left after the last.
+
+    Returns:
+        [n] bool.
+
+    Raises:
+        TypeError: If a saliency, a pattern or an allocation returns something of another type than
+            it should.
+        ValueError: If one returns what it should not.
+    """
 
     def choose(scores: Tensor) -> Tensor:
         check_scores(rules.saliency, "scores", scores, context.weights.numel(), "live weights")
@@ -96,14 +125,7 @@ def prune_step(rules: Rules, context: StepContext, kept: int, finally_kept: int)
     size = context.weights.numel()
     dropped = rules.saliency.select(context, choose)
     wanted = f"which of the {size} live weights go"
-    context.decide(check_choice_of("saliency", rules.saliency, "select", dropped, size, wanted))
-    release_freed()  # vectors that were sorted, before the gradients of the kept weights are copied
-    delta = check_update(rules.compensation, rules.compensation.update(context), size)
-    scale: float | None = None
-    if rules.step_check:
-        delta, scale = checked_update(context, delta)
-    increase = predicted_increase(context.fisher, delta) if context.has_fisher else None
-    return Outcome(context.dropped, delta, increase, scale)
+    return check_choice_of("saliency", rules.saliency, "select", dropped, size, wanted)
 
 
 def scored_units(rules: Rules, context: StepContext, scores: Tensor) -> Units:

@@ -177,7 +177,8 @@ def _targets(
 
 def _refuse_other_views(named: Mapping[str, nn.Parameter], selected: Mapping[str, nn.Parameter]) -> None:
     """Refuses weights of which another parameter is a different view, as the transposed one."""
-    placed = {name: parameter for name, parameter in named.items() if parameter.device.type != "meta"}
+    nowhere = {name for name, p in named.items() if p.device.type == "meta" or hasattr(p, "to_local")}  # DTensors too
+    placed = {name: parameter for name, parameter in named.items() if name not in nowhere}
     spans = sorted((*_span(parameter), name) for name, parameter in placed.items() if parameter.numel())
     end, last = 0, ""
     for begin, stop, name in spans:

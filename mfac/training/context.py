@@ -69,7 +69,7 @@ class ChangeContext:
 
     def counts(self, mask: Tensor) -> list[int]:
         """How many entries of a mask [d] are true in each parameter."""
-        return torch.stack([piece.sum() for piece in mask.split(self.sizes)]).tolist()
+        return torch.stack([torch.count_nonzero(piece) for piece in mask.split(self.sizes)]).tolist()
 
     def step_context(self, with_fisher: bool) -> StepContext:
         """The kept weights as the saliencies and compensations of a pruning step see them.

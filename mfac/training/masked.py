@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,7 @@ class MaskedTraining:
         if process_group is None and isinstance(model, DistributedDataParallel):
             self._group = model.process_group
         self._fishers = FisherSource(model, self._optimizers, loss_fn, data, num_gradients, damping)
-        self._generator = torch.Generator().manual_seed(check_count("seed", seed))
+        self._generator = torch.Generator().manual_seed(_apart(check_count("seed", seed)))
         self._memory: dict[str, Any] = {}
         self._gradients: dict[str, Tensor] = {}
         self._counts = [0] * len(self._optimizers)
@@ -317,10 +318,10 @@ class MaskedTraining:
     def _log(self, before: Tensor, after: Tensor, step: int = 0) -> None:
         if step:
             self._changed |= before != after
-        counts = {name: int(mask.sum()) for name, mask in self._tensors.masks(after).items()}
-        dropped, grown = int((before & ~after).sum()), int((after & ~before).sum())
+        counts = {name: int(torch.count_nonzero(mask)) for name, mask in self._tensors.masks(after).items()}
+        dropped, grown = int(torch.count_nonzero(before & ~after)), int(torch.count_nonzero(after & ~before))
         total = after.numel()
-        unchanged = 1 - int(self._changed.sum()) / total
+        unchanged = 1 - int(torch.count_nonzero(self._changed)) / total
         self.changes.append(MaskChange(step, dropped, grown, counts, total, unchanged))
 
     def _context(self, step: int = 0) -> ChangeContext:
@@ -405,6 +406,11 @@ class MaskedTraining:
         self._reported = changes[-1] if changes else None
         self._generator.set_state(state["generator"].cpu())
         self._apply(self._tensors.masks(kept))
+
+
+def _apart(seed: int) -> int:
+    """A seed that nobody else takes: weights made with the same one would go with their masks."""
+    return int.from_bytes(hashlib.sha256(f"mfac.MaskedTraining {seed}".encode()).digest()[:7], "big")
 
 
 def _needs_fisher(recipe: Recipe) -> bool:

@@ -16,10 +16,10 @@ from mfac.core.checks.numbers import check_number
 from mfac.core.selection import highest, lowest
 from mfac.gradients.prunable import PrunableWeight
 from mfac.masks.patterns import Pattern, resolve_pattern
-from mfac.pruning.allocation import Allocation, AllocationName, resolve_allocation
+from mfac.pruning.allocation import Allocation, AllocationName, Global, resolve_allocation
 from mfac.pruning.compensation import COMPENSATIONS
 from mfac.pruning.context import StepContext
-from mfac.pruning.obs import Rules, prune_step
+from mfac.pruning.obs import Rules, choose_dropped
 from mfac.pruning.saliency import Saliency, SaliencyName
 from mfac.pruning.target import final_count
 from mfac.training.context import ChangeContext, resolve_saliency
@@ -149,7 +149,8 @@ class Cut:
     Args:
         saliency: What a weight is worth.
         pattern: Which zeros there may be.
-        allocation: How many of each parameter.
+        allocation: How many of each parameter; "global" is one ranking in which each parameter
+            keeps at least a tenth of the overall density.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class Cut:
         self.rules = Rules(
             resolve_saliency(saliency),
             resolve_pattern(pattern),
-            resolve_allocation(allocation),
+            Global(chains=False) if allocation == "global" else resolve_allocation(allocation),
             COMPENSATIONS["none"](),
         )
         if self.rules.saliency.needs_inputs:
@@ -207,7 +208,7 @@ class Cut:
         masks = context.kept.clone()
         if kept < int(masks.sum()):
             step: StepContext = context.step_context(self.rules.saliency.needs_fisher)
-            masks[context.kept] = ~prune_step(self.rules, step, kept, finally_kept).dropped
+            masks[context.kept] = ~choose_dropped(self.rules, step, kept, finally_kept)
         return masks
 
 

@@ -255,7 +255,7 @@ def test_training_goes_on_bit_by_bit_from_saved_masks(tmp_path: Path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-def test_state_of_before_is_cleared_when_it_is_loaded():
+def test_state_of_before_is_cleared_by_the_step_after_it_is_loaded():
     model = classifier()
     optimizer = torch.optim.Adam(model.parameters())
     train(model, optimizer, 3)
@@ -263,6 +263,8 @@ def test_state_of_before_is_cleared_when_it_is_loaded():
     masks = random_masks(model)
     masks.attach(model, optimizer)
     optimizer.load_state_dict(state)
+    train(model, optimizer, 1)
+    assert revived(model, masks) == 0
     assert all(bool((value == 0).all()) for value in dropped_state(optimizer, model, masks))
 
 

@@ -30,7 +30,7 @@ class Candidates:
 
     def live_counts(self) -> list[int]:
         """How many weights of each parameter are alive."""
-        return [int(piece.sum()) for piece in self.live.split([weight.size for weight in self.weights])]
+        return [int(torch.count_nonzero(p)) for p in self.live.split([weight.size for weight in self.weights])]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,89 @@
+"""Two processes have the same masks, and those of one process on the same batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from several import Processes
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import mfac
+from tests.training.loops import RECIPES, loss_of
+
+pytestmark = pytest.mark.cpu_only("processes that speak gloo")
+
+STEPS = 60
+KINDS = ["gmp", "acdc", "rigl", "snfs", "dsr", "snip", "lottery"]
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Processes]:
+    path = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), path])  # for `tests.training`
+    processes = Processes(2)
+    yield processes
+    processes.end()
+    os.environ["PYTHONPATH"] = path
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 16), nn.Tanh(), nn.Linear(16, 4)).double()
+
+
+def run(name: str, wrapper: str, optimizer: str, seed: int = 0) -> dict[str, Any]:
+    """A training on halves of each batch in each process; on all of it in one process."""
+    model: nn.Module = mlp()
+    rank, size = (dist.get_rank(), dist.get_world_size()) if wrapper != "one" else (0, 1)
+    if wrapper == "ddp":
+        model = DistributedDataParallel(model)
+    elif wrapper == "fsdp":
+        mesh = init_device_mesh("cpu", (size,))
+        for layer in list(model.children()):  # type: ignore[attr-defined]
+            if isinstance(layer, nn.Linear):
+                fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    make = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+        "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
+    }[optimizer]
+    made = make(model.parameters())
+    training = mfac.MaskedTraining(model, made, RECIPES[name](STEPS), seed=seed + (rank if wrapper == "ddp" else 0))
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(8, 12, generator=generator, dtype=torch.float64)
+        y = x[:, :4].argmax(1)
+        made.zero_grad()
+        loss_of(model, (x[rank::size], y[rank::size])).backward()
+        made.step()
+        training.step()
+    named = dict(model.named_parameters())
+    weights = {}
+    for key in training.masks:
+        found: Any = named[f"module.{key}" if wrapper == "ddp" else key]
+        weights[key] = (found.full_tensor() if hasattr(found, "full_tensor") else found).detach().clone()
+    return {"masks": dict(training.masks), "weights": weights, "changes": [vars(change) for change in training.changes]}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", KINDS)
+def test_two_processes_are_as_one(two: Processes, name: str, wrapper: str, optimizer: str):
+    first, second = two.run(run, name, wrapper, optimizer)
+    alone = run(name, "one", optimizer)
+    for key, mask in alone["masks"].items():
+        assert torch.equal(first["masks"][key], mask)
+        assert torch.equal(second["masks"][key], mask)
+        assert torch.equal(first["weights"][key], second["weights"][key])
+        torch.testing.assert_close(first["weights"][key], alone["weights"][key], rtol=1e-9, atol=1e-11)
+        assert not bool(first["weights"][key][~mask].any())
+    assert first["changes"] == second["changes"] == alone["changes"]
