@@ -52,6 +52,8 @@ from mfac.pruning.saliency import Saliency
 from mfac.pruning.schedule import Schedule
 from mfac.pruning.verify import verify
 from mfac.training import recipes
+from mfac.training.callbacks import lightning_callback, trainer_callback
+from mfac.training.change import MaskChange
 from mfac.training.cram import CrAM
 from mfac.training.masked import MaskedTraining
 from mfac.window.window import GradientWindow
@@ -79,6 +81,7 @@ __all__ = [
     "LayerwisePlan",
     "LayerwiseReport",
     "Level",
+    "MaskChange",
     "MaskedTraining",
     "Masks",
     "NotPositiveDefiniteError",
@@ -104,6 +107,7 @@ __all__ = [
     "group_parameters",
     "held_out",
     "ihvp",
+    "lightning_callback",
     "load_compact_",
     "load_quantized_",
     "plain_state_dict",
@@ -121,5 +125,6 @@ __all__ = [
     "solve_layer",
     "spdy_search",
     "to_semi_structured_",
+    "trainer_callback",
     "verify",
 ]

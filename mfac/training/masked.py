@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +27,7 @@ from mfac.training.description import describe, difference
 from mfac.training.recipe import Recipe
 from mfac.training.snapshot import Snapshot
 from mfac.training.tensors import MaskedTensors, agreed
+from mfac.training.undo import Undo
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -147,6 +148,7 @@ class MaskedTraining:
         for number, each in enumerate(self._optimizers):  # before masks: they clear gradients that a recipe wants
             self._hooks.append(each.register_step_pre_hook(self._before(number)))
         own = self._tensors.masks(first)
+        self._undo: Undo | None = Undo(self._masked_tensors(own))
         self._handles = [MaskHandle(model, each, own, keep_state) for each in self._optimizers if self._has_some(each)]
         for number, each in enumerate(self._optimizers):
             self._hooks.append(each.register_step_post_hook(self._after(number)))
@@ -154,6 +156,16 @@ class MaskedTraining:
             self._log(torch.ones_like(first), first)
         if recipe.snapshot_at == 0:
             self._take_snapshot()
+
+    def _masked_tensors(self, masks: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every tensor that masks are applied to: weights, and what optimizers keep for each."""
+        for name, mask in masks.items():
+            for leaf in self._tensors.leaves(name):
+                yield leaf, mask
+                for optimizer in self._optimizers:
+                    for value in optimizer.state.get(leaf, {}).values():
+                        if isinstance(value, Tensor) and value.shape == mask.shape:
+                            yield value, mask
 
     def _has_some(self, optimizer: Optimizer) -> bool:
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -248,6 +260,7 @@ class MaskedTraining:
     @torch.no_grad()
     def _see(self, number: int) -> None:
         """Takes what the recipe wants of the gradients of the step that comes."""
+        self._undo = None
         optimizer, step = self._optimizers[number], self._counts[number] + 1
         early = self.recipe.is_before_update(step)
         if _is_skipped(optimizer) or not (early or self.recipe.watches or self.recipe.needs_gradient(step)):
@@ -405,6 +418,9 @@ class MaskedTraining:
         self._memory, self._gradients = _copied(state["memory"]), {}
         self._reported = changes[-1] if changes else None
         self._generator.set_state(state["generator"].cpu())
+        if self._undo is not None:  # the masks at the start may have dropped what the state's keep
+            self._undo.restore()
+            self._undo = None
         self._apply(self._tensors.masks(kept))
 
 
