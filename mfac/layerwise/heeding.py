@@ -14,7 +14,7 @@ from mfac.gradients.naming import named_parameters
 from mfac.layerwise.views import ConvolutionView, LayerView, LinearView
 
 _LEAST = 1e-2
-"""Of the mean weight: an output or a position that the loss never heeds still counts for so much."""
+"""Of the mean weight: an output that the loss never heeds still counts for so much."""
 LONGEST = 4.0
 """Times the median of a call's lengths: inputs that are longer count as if they were of this."""
 

@@ -145,7 +145,7 @@ class MaskHandle:
         return closure_and_clear
 
     def _places(self, names: Collection[str] | None = None) -> Iterator[tuple[str, nn.Parameter]]:
-        """Every parameter of which weights are dropped, of some names or all, and its mask's name."""
+        """Every parameter with dropped weights, and its mask's name; of some names or all."""
         masks = self._masks if names is None else {name: mask for name, mask in self._masks.items() if name in names}
         for name, parameter in locate(self._model, masks).items():
             for leaf in (parameter, *self._aliases[name]):

@@ -296,10 +296,12 @@ class GroupWindow:
         seed = 65_536 * seed + self.columns.pieces.number  # of its own for every process with columns of its own
         return torch.Generator(self.window.device).manual_seed(seed)
 
-    def kept(self, parameter: Tensor) -> Tensor | None:
-        """The entries of a parameter that have columns; None for all, and of no parameter of it."""
-        pairs = zip(self.columns.parameters, self.columns.kept, strict=True)
-        return next((index for mine, index in pairs if mine is parameter), None)
+    def known_index(self, parameter: Tensor, index: Tensor) -> Tensor:
+        """The window's own list of a parameter's entries where it says the same, or `index`."""
+        for mine, known in zip(self.columns.parameters, self.columns.kept, strict=True):
+            if mine is parameter and known is not None and torch.equal(known, index):
+                return known
+        return index
 
     def gradients(self) -> list[Tensor]:
         """The gradients held of each parameter's piece, in the weights' metric.

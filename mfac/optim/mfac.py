@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -181,34 +182,23 @@ class MFAC(Optimizer):
 
         Args:
             parameter: Of this optimizer, or not.
-            mask: Of its shape, True = kept; None for all. The other weights do not move. Of a
-                DTensor, and of a parameter whose columns are spread over processes, the window
-                stores all.
+            mask: Of its shape, True = kept; None for all. The other weights do not move. The window
+                stores all of a DTensor and of columns that are spread over processes.
         """
         whole = self._process_group.found is None and not hasattr(parameter, "to_local")
         if mask is None or not whole:
             self._kept.pop(parameter, None)
         else:
             index = mask.to(parameter.device).reshape(-1).nonzero()[:, 0]
-            held = next(
-                (known for mine in self._windows if mine is not None and (known := mine.kept(parameter)) is not None),
-                None,
-            )
-            self._kept[parameter] = held if held is not None and torch.equal(held, index) else index
+            for mine in self._windows:
+                index = index if mine is None else mine.known_index(parameter, index)
+            self._kept[parameter] = index
 
     def held_gradients(self) -> dict[Tensor, Tensor]:
-        """The windows' gradients of each parameter that trains, for a Fisher of the live windows.
-
-        Returns:
-            Parameter to its gradients, [rows held, size] floats; in windows of one rank row i is of
-            the same step. Entries that a mask drops are zero, and gradients are in the weights'
-            metric. Nothing of a parameter whose columns are spread over processes.
-        """
-        found: dict[Tensor, Tensor] = {}
-        for mine in self._windows:
-            if mine is not None and mine.window.format.is_whole:
-                found.update(zip(mine.columns.parameters, mine.gradients(), strict=True))
-        return found
+        """The windows' gradients of each parameter, [rows held, size], in the weights' metric."""
+        whole = [mine for mine in self._windows if mine is not None and mine.window.format.is_whole]
+        pairs = (zip(mine.columns.parameters, mine.gradients(), strict=True) for mine in whole)
+        return dict(chain.from_iterable(pairs))
 
     @property
     def windows(self) -> list[GradientWindow]:

@@ -23,8 +23,8 @@ Compression = float | str
 class CrAM(Optimizer):
     r"""CrAM and CrAM+ around any optimizer: steps against the gradient at compressed weights.
 
-    A step takes the gradient g at θ, goes to θ̃ = C(θ + ρg), with all but the largest weights set to
-    zero, and takes the gradient there, of the kept weights alone: g̃ = mask ∘ ∇L(θ̃). The base
+    A step takes the gradient g at θ, goes to θ̃ = C(θ + ρg), with all but the largest weights set
+    to zero, and takes the gradient there, of the kept weights alone: g̃ = mask ∘ ∇L(θ̃). The base
     optimizer then moves θ by g̃, or by g + g̃ for CrAM+. How much C drops is drawn anew in each
     step. The network that comes out may be pruned in one shot, to any of these sparsities, and
     loses little; running statistics of batch normalisation should then be taken anew, by

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,11 +18,12 @@ from mfac.gradients.backward import LossFunction
 from mfac.gradients.parameters import Selection
 from mfac.masks.attachment import MaskHandle
 from mfac.masks.masks import Masks
-from mfac.masks.packing import pack_bits, unpack_bits
 from mfac.training.change import MaskChange, plot_log, write_log
+from mfac.training.checked import checked_masks, is_skipped, needs_fisher, seed_apart
 from mfac.training.context import ChangeContext
 from mfac.training.curvature import DAMPING, FisherSource
 from mfac.training.description import describe, difference
+from mfac.training.progress import VERSION, Progress
 from mfac.training.recipe import Recipe
 from mfac.training.snapshot import Snapshot
 from mfac.training.tensors import MaskedTensors, agreed
@@ -31,8 +31,6 @@ from mfac.training.undo import Undo
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-_VERSION = 1
 
 
 class MaskedTraining:
@@ -55,8 +53,8 @@ class MaskedTraining:
             biases, norms and embeddings are left out.
         masks: Masks at the start, as of `mfac.Masks.from_zeros(model)`: parameters that it does not
             name are whole.
-        loss_fn: `loss_fn(model, batch)`, as of `mfac.prune`: for saliencies that need a Fisher where
-            no `mfac.MFAC` has a window.
+        loss_fn: `loss_fn(model, batch)`, as of `mfac.prune`: for saliencies that need a Fisher
+            where no `mfac.MFAC` has a window.
         data: Batches for it.
         num_gradients: m, where gradients are collected.
         damping: λ of such a Fisher, and of one of a live window.
@@ -73,10 +71,6 @@ class MaskedTraining:
 
     Attributes:
         recipe: As given.
-        changes: What was changed so far; the masks at the start are the first if they have zeros.
-        steps: Steps of the optimizer so far; with several, of the one that has taken the fewest.
-        snapshot: Parameters and buffers by name, as they were when the recipe said so: of
-            `mfac.recipes.ACDC` the dense model. None before.
         left_dense: Name of every weight tensor without a mask, and why.
 
     Example:
@@ -122,8 +116,7 @@ class MaskedTraining:
             raise TypeError(
                 f"Parameter `recipe` should be a Recipe, as of mfac.recipes. Found {type(recipe).__name__}."
             )
-        self.model, self.recipe, self.steps = model, recipe, 0
-        self.changes: list[MaskChange] = []
+        self.model, self.recipe = model, recipe
         self._tensors = MaskedTensors(model, params)
         self.left_dense = self._tensors.left_dense
         self._tensors.check_held(self._optimizers)
@@ -131,19 +124,16 @@ class MaskedTraining:
         if process_group is None and isinstance(model, DistributedDataParallel):
             self._group = model.process_group
         self._fishers = FisherSource(model, self._optimizers, loss_fn, data, num_gradients, damping)
-        self._generator = torch.Generator().manual_seed(_apart(check_count("seed", seed)))
-        self._memory: dict[str, Any] = {}
         self._gradients: dict[str, Tensor] = {}
-        self._counts = [0] * len(self._optimizers)
-        self._snapshot: Snapshot | None = None
         self._reported: MaskChange | None = None
         given = self._tensors.joined_masks({} if masks is None else Masks(masks))
-        self._kept, self._changed = given, torch.zeros_like(given)
+        generator = torch.Generator().manual_seed(seed_apart(check_count("seed", seed)))
+        self._progress = Progress(given, len(self._optimizers), generator)
         recipe.check(self._tensors.weights, given)
-        if _needs_fisher(recipe):
+        if needs_fisher(recipe):
             self._fishers.check()
-        first = agreed(_checked(recipe.start(self._context()), given), self._group)
-        self._kept = first
+        first = agreed(checked_masks(recipe.start(self._context()), given), self._group)
+        self._progress.kept = first
         self._hooks: list[Any] = []
         for number, each in enumerate(self._optimizers):  # before masks: they clear gradients that a recipe wants
             self._hooks.append(each.register_step_pre_hook(self._before(number)))
@@ -153,7 +143,7 @@ class MaskedTraining:
         for number, each in enumerate(self._optimizers):
             self._hooks.append(each.register_step_post_hook(self._after(number)))
         if not bool(first.all()):
-            self._log(torch.ones_like(first), first)
+            self._progress.change(first, 0, self._tensors.sizes)
         if recipe.snapshot_at == 0:
             self._take_snapshot()
 
@@ -174,21 +164,34 @@ class MaskedTraining:
     @property
     def masks(self) -> Masks:
         """The masks as they are: parameter name to bool tensor of its shape, True = kept."""
-        return Masks({name: mask.clone() for name, mask in self._tensors.masks(self._kept).items()})
+        return Masks({name: mask.clone() for name, mask in self._tensors.masks(self._progress.kept).items()})
+
+    @property
+    def changes(self) -> list[MaskChange]:
+        """What was changed so far; the masks at the start are the first if they have zeros."""
+        return self._progress.changes
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimizer so far; with several, of the one that has taken the fewest."""
+        return self._progress.steps
 
     @property
     def sparsity(self) -> float:
         """Share of zeros among all weights with masks."""
-        return 1 - int(self._kept.sum()) / self._kept.numel()
+        return 1 - int(self._progress.kept.sum()) / self._progress.kept.numel()
 
     @property
     def snapshot(self) -> dict[str, Tensor] | None:
-        """Parameters and buffers by name, when the recipe said so; None before."""
-        return None if self._snapshot is None else dict(self._snapshot.tensors)
+        """Parameters and buffers by name, as they were when the recipe said so; None before.
+
+        Of `mfac.recipes.ACDC` it is the dense model.
+        """
+        return None if self._progress.snapshot is None else dict(self._progress.snapshot.tensors)
 
     @property
     def position(self) -> int:
-        """How many steps a learning-rate schedule has behind it; goes back where a recipe rewinds."""
+        """Steps that a learning-rate schedule has behind it; goes back where a recipe rewinds."""
         return self.recipe.position(self.steps)
 
     def step(self) -> MaskChange | None:
@@ -261,9 +264,9 @@ class MaskedTraining:
     def _see(self, number: int) -> None:
         """Takes what the recipe wants of the gradients of the step that comes."""
         self._undo = None
-        optimizer, step = self._optimizers[number], self._counts[number] + 1
+        optimizer, step = self._optimizers[number], self._progress.counts[number] + 1
         early = self.recipe.is_before_update(step)
-        if _is_skipped(optimizer) or not (early or self.recipe.watches or self.recipe.needs_gradient(step)):
+        if is_skipped(optimizer) or not (early or self.recipe.watches or self.recipe.needs_gradient(step)):
             return
         found = self._tensors.gradients(optimizer)
         scale = getattr(optimizer, "grad_scale", None)
@@ -274,12 +277,12 @@ class MaskedTraining:
         if self.recipe.watches:
             names = self._tensors.names
             if len(found) == len(names):
-                self.recipe.watch([found[name] for name in names], self._memory)
+                self.recipe.watch([found[name] for name in names], self._progress.memory)
             else:
-                self._memory.setdefault("waiting", {}).update({name: g.clone() for name, g in found.items()})
-                if len(self._memory["waiting"]) == len(names):
-                    waiting = self._memory.pop("waiting")
-                    self.recipe.watch([waiting[name] for name in names], self._memory)
+                self._progress.memory.setdefault("waiting", {}).update({name: g.clone() for name, g in found.items()})
+                if len(self._progress.memory["waiting"]) == len(names):
+                    waiting = self._progress.memory.pop("waiting")
+                    self.recipe.watch([waiting[name] for name in names], self._progress.memory)
         done = bool(self.changes) and self.changes[-1].step == step  # a closure may be called again and again
         if early and not done and len(self._gradients) == len(self._tensors.names):
             self._change(step)
@@ -288,11 +291,11 @@ class MaskedTraining:
         """The hook after a step of an optimizer."""
 
         def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if _is_skipped(optimizer):
+            if is_skipped(optimizer):
                 return
-            self._counts[number] += 1
-            if min(self._counts) > self.steps:
-                self.steps = min(self._counts)
+            before = self.steps
+            self._progress.counts[number] += 1
+            if self.steps > before:
                 self._finish_step()
 
         return hook
@@ -304,49 +307,39 @@ class MaskedTraining:
         if self.recipe.is_due(step) and not self.recipe.is_before_update(step):
             self._change(step)
         if self.recipe.rewinds(step):
-            assert self._snapshot is not None
-            self._apply(self._tensors.masks(self._snapshot.kept))
-            self._snapshot.restore(self.model, self._optimizers)
-            self._apply(self._tensors.masks(self._kept))
+            assert self._progress.snapshot is not None
+            self._apply(self._tensors.masks(self._progress.snapshot.kept))
+            self._progress.snapshot.restore(self.model, self._optimizers)
+            self._apply(self._tensors.masks(self._progress.kept))
         self._gradients = {}
 
     def _take_snapshot(self) -> None:
         with_state = self._optimizers if self.recipe.rewinds_to_snapshot else []
-        self._snapshot = Snapshot.of(self.model, with_state, self._kept)
+        self._progress.snapshot = Snapshot.of(self.model, with_state, self._progress.kept)
 
     @torch.no_grad()
     def _change(self, step: int) -> None:
         context = self._context(step)
-        before = self._kept
-        after = agreed(_checked(self.recipe.change(context), before), self._group)
-        self._kept = after
+        before = self._progress.kept
+        after = agreed(checked_masks(self.recipe.change(context), before), self._group)
+        self._progress.change(after, step, self._tensors.sizes)
         own, old = self._tensors.masks(after), self._tensors.masks(before)
         self._apply({name: mask for name, mask in own.items() if not torch.equal(mask, old[name])})
-        self._log(before, after, step)
 
     def _apply(self, masks: Mapping[str, Tensor]) -> None:
         for handle in self._handles:
             handle.change(masks)
 
-    def _log(self, before: Tensor, after: Tensor, step: int = 0) -> None:
-        if step:
-            self._changed |= before != after
-        counts = {name: int(torch.count_nonzero(mask)) for name, mask in self._tensors.masks(after).items()}
-        dropped, grown = int(torch.count_nonzero(before & ~after)), int(torch.count_nonzero(after & ~before))
-        total = after.numel()
-        unchanged = 1 - int(torch.count_nonzero(self._changed)) / total
-        self.changes.append(MaskChange(step, dropped, grown, counts, total, unchanged))
-
     def _context(self, step: int = 0) -> ChangeContext:
         return ChangeContext(
             step,
             self._tensors.weights,
-            self._kept,
+            self._progress.kept,
             values=self._tensors.flat,
             gradient=self._dense_gradient,
             fisher=self._fisher,
-            memory=self._memory,
-            generator=self._generator,
+            memory=self._progress.memory,
+            generator=self._progress.generator,
         )
 
     def _dense_gradient(self) -> Tensor:
@@ -356,7 +349,7 @@ class MaskedTraining:
         return torch.cat([self._gradients[name] for name in names])
 
     def _fisher(self) -> EmpiricalFisher:
-        kept = [mask.reshape(-1) for mask in self._tensors.masks(self._kept).values()]
+        kept = [mask.reshape(-1) for mask in self._tensors.masks(self._progress.kept).values()]
         return self._fishers.fisher(self._tensors.parameters, kept)
 
     def state_dict(self) -> dict[str, Any]:
@@ -367,17 +360,10 @@ class MaskedTraining:
             `weights_only=True`. Masks take a bit a weight; a snapshot is by reference.
         """
         return {
-            "version": _VERSION,
+            "version": VERSION,
             "recipe": describe(self.recipe),
-            "steps": self.steps,
-            "counts": list(self._counts),
             "shapes": {weight.name: list(weight.shape) for weight in self._tensors.weights},
-            "masks": pack_bits(self._kept),
-            "changed": pack_bits(self._changed),
-            "memory": _copied(self._memory),
-            "generator": self._generator.get_state(),
-            "changes": [vars(change) | {"kept": dict(change.kept)} for change in self.changes],
-            "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
+            "progress": self._progress.state_dict(),
             "fisher": self._fishers.state_dict(),
         }
 
@@ -392,8 +378,8 @@ class MaskedTraining:
             ValueError: If it is of another recipe, other parameters, or another number of
                 optimizers. Nothing is changed then.
         """
-        if state["version"] != _VERSION:
-            raise ValueError(f"Parameter `state` should be of version {_VERSION}. Found {state['version']!r}.")
+        if state["version"] != VERSION:
+            raise ValueError(f"Parameter `state` should be of version {VERSION}. Found {state['version']!r}.")
         if found := difference(describe(self.recipe), state["recipe"]):
             raise ValueError(f"Parameter `state` should be of the recipe of this training. Found another: {found}.")
         shapes = {weight.name: list(weight.shape) for weight in self._tensors.weights}
@@ -403,61 +389,12 @@ class MaskedTraining:
                 f"Parameter `state` should have masks of this training's parameters. Found others: "
                 f"{names[0]!r} is {state['shapes'].get(names[0])} there and {shapes.get(names[0])} here."
             )
-        if len(state["counts"]) != len(self._counts):
-            raise ValueError(
-                f"Parameter `state` should be of {len(self._counts)} optimizers. Found {len(state['counts'])}."
-            )
-        device, size = self._kept.device, self._kept.shape
-        kept = unpack_bits(state["masks"], size).to(device)
-        changed = unpack_bits(state["changed"], size).to(device)
-        changes = [MaskChange(**change) for change in state["changes"]]
-        snapshot = None if state["snapshot"] is None else Snapshot(**_copied(state["snapshot"]))
-        self._fishers.load_state_dict(state["fisher"])
-        self._kept, self._changed, self.changes, self._snapshot = kept, changed, changes, snapshot
-        self.steps, self._counts = int(state["steps"]), list(state["counts"])
-        self._memory, self._gradients = _copied(state["memory"]), {}
-        self._reported = changes[-1] if changes else None
-        self._generator.set_state(state["generator"].cpu())
+        fisher = state["fisher"]
+        self._progress.load_state_dict(state["progress"])
+        self._fishers.load_state_dict(fisher)
+        self._gradients = {}
+        self._reported = self.changes[-1] if self.changes else None
         if self._undo is not None:  # the masks at the start may have dropped what the state's keep
             self._undo.restore()
             self._undo = None
-        self._apply(self._tensors.masks(kept))
-
-
-def _apart(seed: int) -> int:
-    """A seed that nobody else takes: weights made with the same one would go with their masks."""
-    return int.from_bytes(hashlib.sha256(f"mfac.MaskedTraining {seed}".encode()).digest()[:7], "big")
-
-
-def _needs_fisher(recipe: Recipe) -> bool:
-    """Whether any part of a recipe asks for the Fisher."""
-    parts = [recipe, *vars(recipe).values()]
-    parts += [part.rules for part in parts if hasattr(part, "rules")]
-    return any(getattr(getattr(part, "saliency", None), "needs_fisher", False) for part in parts)
-
-
-def _is_skipped(optimizer: Optimizer) -> bool:
-    """Whether a `GradScaler` has an optimizer that scales itself skip this step."""
-    found = getattr(optimizer, "found_inf", None)
-    return isinstance(found, Tensor) and bool(found.item())
-
-
-def _checked(masks: Any, before: Tensor) -> Tensor:
-    """Accepts the masks that a recipe returns."""
-    if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.shape != before.shape:
-        found = f"{masks.dtype}, {list(masks.shape)}" if isinstance(masks, Tensor) else type(masks).__name__
-        raise TypeError(
-            f"Parameter `recipe` should return masks as a tensor of bool, {list(before.shape)}. Found {found}."
-        )
-    return masks
-
-
-def _copied(value: Any) -> Any:
-    """Tensors cloned, in nested dicts and lists."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_copied(item) for item in value]
-    return value
+        self._apply(self._tensors.masks(self._progress.kept))

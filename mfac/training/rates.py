@@ -38,7 +38,7 @@ class Cosine:
 
 
 def rewinding(end: int, period: int, least: float = 0.0) -> Callable[[int], float]:
-    """A learning rate's factor that falls linearly and starts again every `period` steps, as GMP*'s.
+    """A learning rate's factor that falls linearly and starts again, as GMP*'s.
 
     For `torch.optim.lr_scheduler.LambdaLR`. Each fall starts on the line from 1 to `least` over the
     whole training, and the last one ends at `least`.

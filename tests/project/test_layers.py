@@ -21,6 +21,7 @@ ROOMS = [
     "pruning",
     "optim",
     "layerwise",
+    "training",
     "cli",
     "bench",
 ]

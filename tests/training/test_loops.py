@@ -105,7 +105,7 @@ def test_averages_are_of_every_optimizer_too():
         for optimizer in pair:
             optimizer.step()
     assert [change.step for change in training.changes] == [0, 4, 8]
-    assert all(bool(average.any()) for average in training._memory["momentum"])
+    assert all(bool(average.any()) for average in training._progress.memory["momentum"])
 
 
 def test_schedulers_follow_a_rewound_training():

@@ -69,7 +69,7 @@ class Noise:
 
     @property
     def kept(self) -> int:
-        return int(self.training._kept.sum())
+        return int(self.training._progress.kept.sum())
 
     @property
     def nonzero(self) -> int:

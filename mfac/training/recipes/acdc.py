@@ -44,10 +44,8 @@ class ACDC(Recipe):
 
     Example:
         >>> import mfac
-        >>> mfac.recipes.ACDC(0.9, end=100).phases
-        [(10, 'sparse'), (15, 'dense'), (20, 'sparse'), (25, 'dense'), (30, 'sparse'), (35, 'dense'), \
-(40, 'sparse'), (45, 'dense'), (50, 'sparse'), (55, 'dense'), (60, 'sparse'), (65, 'dense'), \
-(70, 'sparse'), (75, 'dense'), (85, 'sparse')]
+        >>> mfac.recipes.ACDC(0.9, end=100, warmup=20, phase=20, final=30).phases
+        [(20, 'sparse'), (40, 'dense'), (70, 'sparse')]
     """
 
     def __init__(

@@ -1,0 +1,72 @@
+"""Small questions that a masked training asks of a recipe, an optimizer and a seed."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mfac.training.recipe import Recipe
+
+
+def seed_apart(seed: int) -> int:
+    """A seed that nobody else takes: weights made with the same one would go with their masks.
+
+    Args:
+        seed: As given.
+
+    Returns:
+        A function of it alone.
+    """
+    return int.from_bytes(hashlib.sha256(f"mfac.MaskedTraining {seed}".encode()).digest()[:7], "big")
+
+
+def needs_fisher(recipe: Recipe) -> bool:
+    """Whether any part of a recipe asks for the Fisher.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        Whether a saliency of it does.
+    """
+    parts = [recipe, *vars(recipe).values()]
+    parts += [part.rules for part in parts if hasattr(part, "rules")]
+    return any(getattr(getattr(part, "saliency", None), "needs_fisher", False) for part in parts)
+
+
+def is_skipped(optimizer: Optimizer) -> bool:
+    """Whether a `GradScaler` has an optimizer that scales itself skip this step.
+
+    Args:
+        optimizer: In its step.
+
+    Returns:
+        Whether the weights stay.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and bool(found.item())
+
+
+def checked_masks(masks: Any, before: Tensor) -> Tensor:
+    """Accepts the masks that a recipe returns.
+
+    Args:
+        masks: What it returned.
+        before: The masks of before.
+
+    Returns:
+        The masks.
+
+    Raises:
+        TypeError: If they are of another type or shape.
+    """
+    if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.shape != before.shape:
+        found = f"{masks.dtype}, {list(masks.shape)}" if isinstance(masks, Tensor) else type(masks).__name__
+        raise TypeError(
+            f"Parameter `recipe` should return masks as a tensor of bool, {list(before.shape)}. Found {found}."
+        )
+    return masks
