@@ -49,11 +49,17 @@ FASHION: dict[str, Way] = {
     "dense": Way(sparsities=(0.0,)),
     "GMP*": Way(_gmp, sparsities=ALL),
     "AC/DC": Way(lambda sparsity, steps: recipes.ACDC(sparsity, end=steps), sparsities=ALL),
+    "AC/DC, long": Way(
+        lambda sparsity, steps: recipes.ACDC(sparsity, end=steps, phase=steps // 10, final=steps * 3 // 10)
+    ),
     "GMP": Way(lambda sparsity, steps: _gmp(sparsity, steps, first_sparsity=0.0), sparsities=ALL),
     "GMP*, OBS": Way(lambda sparsity, steps: _gmp(sparsity, steps, saliency="obs"), collects=True),
     "RigL": Way(lambda sparsity, steps: recipes.RigL(sparsity, **_every(steps))),
     "SET": Way(lambda sparsity, steps: recipes.SET(sparsity, **_every(steps))),
     "SNFS": Way(lambda sparsity, steps: recipes.SNFS(sparsity, **_every(steps))),
+    "SNFS, each epoch": Way(
+        lambda sparsity, steps: recipes.SNFS(sparsity, end=steps * 3 // 4, every=max(1, steps // 10))
+    ),
     "DSR": Way(
         lambda sparsity, steps: recipes.DSR(
             sparsity, end=steps * 3 // 4, periods=[max(1, steps * k // 186) for k in (2, 4, 8, 16)]

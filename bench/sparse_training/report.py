@@ -12,7 +12,7 @@ def report(table: str, results: Measured) -> None:
     """Prints mean and spread of every method, and each comparison that is wanted."""
     values: dict[tuple[str, str, str], list[float]] = {}
     for key, found in results.items():
-        _, name, sparsity, _ = key.split("/")
+        name, sparsity, _ = key.removeprefix(f"{table}/").rsplit("/", 2)  # "AC/DC" has a slash of its own
         for what, value in found.items():
             if what != "seconds":
                 values.setdefault((name, sparsity, what), []).append(value)
