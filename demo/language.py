@@ -55,7 +55,7 @@ WAYS = (
     Way("dense"),
     Way("magnitude, 50 %", magnitude=True),
     Way("sparsegpt, 50 %", {"sparsity": SHARE, "method": "sparsegpt"}),
-    Way("4 bits", {"sparsity": 0.0, "method": "sparsegpt", "quantize": mfac.Grid(bits=4)}),
+    Way("4 bits", {"sparsity": 0.0, "method": "sparsegpt", "quantize": mfac.Grid(bits=4), "weigh_inputs": True}),
     Way("50 % and 4 bits", {"sparsity": SHARE, "method": "sparsegpt", "quantize": mfac.Grid(bits=4)}),
     Way("2:4", {"pattern": "2:4", "method": "sparsegpt"}, quick=False),
     Way("alps, 50 %", {"sparsity": SHARE, "method": "alps"}, quick=False),

@@ -26,6 +26,10 @@ LANGUAGE: dict[str, tuple[dict[str, Any], tuple[float, float] | None]] = {
     "alps": ({"method": "alps"}, (51, 39)),
     "2:4": ({"method": "sparsegpt", "pattern": "2:4"}, None),
     "4 bits": ({"method": "sparsegpt", "sparsity": 0.0, "quantize": mfac.Grid(4, 128)}, (35, 23.5)),
+    "4 bits, weighed": (
+        {"method": "sparsegpt", "sparsity": 0.0, "quantize": mfac.Grid(4, 128), "weigh_inputs": True},
+        (35, 23.5),
+    ),
     "50 % + 4 bits": ({"method": "sparsegpt", "quantize": mfac.Grid(4, 128)}, (52, 40)),
 }
 """Name to arguments and the marks of news and wiki, which were set on texts of their own."""
