@@ -179,6 +179,36 @@ def test_masks_do_not_go_with_weights_of_the_same_seed():
         assert float(size[mask].mean()) == pytest.approx(float(size.mean()), rel=0.05)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw", "mfac", "muon"])
+def test_no_weight_comes_back_in_500_steps_of_fine_tuning(name: str):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 3))
+    mfac.prune(model, loss_of, [], sparsity=0.8, saliency="magnitude", compensation="none")
+    masks = mfac.Masks.from_zeros(model)
+    matrices, others = ([p for p in model.parameters() if (p.dim() == 2) == wanted] for wanted in (True, False))
+    made = {
+        "sgd": lambda: [torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)],
+        "adamw": lambda: [torch.optim.AdamW(model.parameters(), lr=1e-2)],
+        "mfac": lambda: [mfac.MFAC(model.parameters(), rank=8)],
+        "muon": lambda: [torch.optim.Muon(matrices, lr=1e-2), torch.optim.AdamW(others, lr=1e-2)],
+    }[name]()
+    training = mfac.MaskedTraining(model, made, recipes.Static(), masks=masks)
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    for step in range(500):
+        x = torch.randn(8, 12, generator=torch.Generator().manual_seed(step))
+        model.zero_grad()
+        loss_of(model, (x, x[:, :3].argmax(1))).backward()
+        for optimizer in made:
+            optimizer.step()
+        assert zeros_hold(training, model)
+    assert training.masks == masks
+    for key, parameter in model.named_parameters():
+        assert not torch.equal(parameter, before[key])
+        for optimizer in made:
+            if key in masks:
+                assert not any(bool(value[~masks[key]].any()) for value in state_of(optimizer, parameter))
+
+
 def test_removal_frees_the_weights():
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
