@@ -24,11 +24,11 @@ Positions = Sequence[Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Heeding:
-    """What is known of each weight by its name; weights average 1.
+    """What is known of each weight by its name.
 
     Attributes:
-        outputs: For each matrix the weight of each of its outputs, [rows] float64.
-        inputs: The weights of the positions.
+        outputs: For each matrix the weight of each of its outputs, [rows] float64; mean 1.
+        inputs: The weights of the positions, as multiples of their mean; at least 1, or 0.
     """
 
     outputs: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -135,13 +135,17 @@ def _by_matrix(view: LayerView, squares: Tensor) -> list[Tensor]:
 
 
 def _mean_one(positions: Positions) -> Positions:
-    """Weights of all batches with a mean of 1; those that are all zero are gone."""
+    """Weights of all batches over their mean, and no less than 1; those that are all zero are gone.
+
+    Without the bound a few positions would be all that a layer is fitted to. A weight of zero, as
+    of padding, stays zero.
+    """
     every = [call for batch in positions for call in batch if call.numel()]
     total = sum(float(call.double().sum()) for call in every)
     if total == 0:
         return [[torch.empty(0) for _ in batch] for batch in positions]
     mean = total / sum(call.numel() for call in every)
-    return [[call / mean for call in batch] for batch in positions]
+    return [[torch.where(call > 0, (call / mean).clamp(min=1), 0) for call in batch] for batch in positions]
 
 
 def weighted_rows(rows: Tensor, weights: Tensor) -> Tensor:
