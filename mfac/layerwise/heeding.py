@@ -139,6 +139,9 @@ def _mean_one(positions: Positions) -> Positions:
 
     Without the bound a few positions would be all that a layer is fitted to. A weight of zero, as
     of padding, stays zero.
+
+    Returns:
+        As given.
     """
     every = [call for batch in positions for call in batch if call.numel()]
     total = sum(float(call.double().sum()) for call in every)

@@ -100,8 +100,8 @@ def prune_layerwise(
         damping: λ of H = XᵀX/n + λI, or relative to the mean of its diagonal.
         weigh_inputs: Whether positions of a linear layer's inputs, as tokens, count by how much the
             loss heeds the layer's output there, its squared gradient on the dense model, and at
-            least as in the mean; inputs longer than four times the median count as of that length. Of language models it keeps
-            the values of the few tokens that all others attend to.
+            least as in the mean; inputs longer than four times the median count as of that length.
+            Of language models it keeps the values of the few tokens that all others attend to.
         weigh_outputs: Whether outputs of a layer count by how much the loss heeds them, the mean
             square of its gradients there, on the dense model. Zeros then fall where the loss heeds
             them least.
