@@ -84,19 +84,26 @@ class MaskHandle:
             masks: Parameter name to mask, of names that the handle has had from the start.
 
         Raises:
-            ValueError: If a name is another or a shape is not the parameter's; nothing is changed.
+            RuntimeError: If the handle was removed.
+            TypeError: If a mask is not of bool.
+            ValueError: If a name is another or a shape is not the parameter's. After any of these
+                nothing is changed.
         """
+        if not self._hooks:
+            raise RuntimeError("The masks cannot change, as the handle was removed: attach them again.")
+        for name, mask in masks.items():
+            if mask.dtype != torch.bool:
+                raise TypeError(f"Parameter `masks` should hold bool tensors. Found {mask.dtype} for {name!r}.")
         for name in masks.keys() - self._aliases.keys():
             raise ValueError(f"Parameter `masks` should have names of {list(self._aliases)}. Found {name!r}.")
         for name, parameter in locate(self._model, masks).items():
-            mask = None if bool(masks[name].all()) else masks[name]
             self._bits.pop(name, None)
             self._masks.pop(name, None)
-            if mask is not None:
-                self._masks[name] = mask
+            if not bool(masks[name].all()):
+                self._masks[name] = masks[name]
             if self._keeps_columns is not None:
                 for leaf in (parameter, *self._aliases[name]):
-                    self._keeps_columns(leaf, mask)
+                    self._keeps_columns(leaf, self._masks.get(name))
         self._clear(masks)
 
     def __enter__(self) -> MaskHandle:
@@ -156,6 +163,10 @@ class MaskHandle:
 
         A product with zero would leave a NaN as it is, and `masked_fill_` is twenty times as slow.
         """
+        if tensor.is_sparse:
+            dropped = ~self._masks[name].to(tensor.device)[tuple(tensor._indices())]
+            tensor._values().masked_fill_(dropped, 0)
+            return
         kind, place, mask = _INTEGERS[tensor.element_size()], getattr(tensor, "placements", None), self._masks[name]
         if place is not None:
             sharded: Any = tensor
@@ -172,10 +183,7 @@ class MaskHandle:
         for name, parameter in self._places():
             self._clear_(name, parameter)  # weight decay would put what was written since into the momentum
             gradient = parameter.grad
-            if gradient is not None and gradient.is_sparse:
-                dropped = ~self._masks[name].to(gradient.device)[tuple(gradient._indices())]
-                gradient._values().masked_fill_(dropped, 0)
-            elif gradient is not None:
+            if gradient is not None:
                 self._clear_(name, gradient)
 
     @torch.no_grad()

@@ -24,6 +24,29 @@ def seed_apart(seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"mfac.MaskedTraining {seed}".encode()).digest()[:7], "big")
 
 
+def checked_optimizers(optimizer: Any) -> list[Optimizer]:
+    """Accepts an optimizer, or several.
+
+    Args:
+        optimizer: What was given.
+
+    Returns:
+        A list.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    found = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    for each in found:
+        if not isinstance(each, Optimizer):
+            raise TypeError(
+                f"Parameter `optimizer` should be a torch.optim.Optimizer or several. Found {type(each).__name__}."
+            )
+    if not found:
+        raise TypeError("Parameter `optimizer` should be a torch.optim.Optimizer or several. Found none.")
+    return found
+
+
 def needs_fisher(recipe: Recipe) -> bool:
     """Whether any part of a recipe asks for the Fisher.
 

@@ -89,6 +89,20 @@ class CrAM(Optimizer):
         super().__init__([torch.empty(0)], {})  # hooks of this object's own
         self.defaults, self.state, self.param_groups = self.base.defaults, self.base.state, self.base.param_groups
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("keep_columns", "held_gradients") and "base" in self.__dict__:  # of mfac.MFAC
+            return getattr(self.base, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold."""
+        return {name: self.__dict__[name] for name in ("base", "rho", "plus", "steps", "seed", "sparsities")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes up what `__getstate__` gave."""
+        self.__dict__.update(state)
+        self._share()
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the base.
 
@@ -174,6 +188,8 @@ class CrAM(Optimizer):
         weights = _weights_of(called, parameters)
         how = self.drawn(self.steps)
         masks: dict[Tensor, Tensor] = {}
+        if not weights:
+            return masks
         if isinstance(how, str):
             pattern = resolve_pattern(how)
             holders = nn.ModuleList(called)

@@ -16,7 +16,6 @@ from mfac.gradients.backward import GradientSource, LossFunction
 from mfac.gradients.batches import BatchStream
 from mfac.gradients.collecting import check_model_and_loss, gather_rows, resolve_mode
 from mfac.gradients.vector import ParameterVector
-from mfac.optim.mfac import MFAC
 
 DAMPING = relative(0.01)
 """What is taken where nothing is given, as in a run of pruning."""
@@ -50,7 +49,7 @@ class FisherSource:
         if (loss_fn is None) != (data is None):
             raise ValueError("Parameters `loss_fn` and `data` should be given together. Found one of them.")
         self._model, self._loss_fn = model, loss_fn
-        self._windowed = [optimizer for optimizer in optimizers if isinstance(optimizer, MFAC)]
+        self._windowed = [optimizer for optimizer in optimizers if hasattr(optimizer, "held_gradients")]
         self._stream: BatchStream | None = None
         self._rank = check_count("num_gradients", num_gradients, least=1)
         self._damping = check_damping(damping)
@@ -59,17 +58,37 @@ class FisherSource:
             check_model_and_loss(model, loss_fn)
             self._stream = BatchStream(data)
 
-    def check(self) -> None:
+    def check(self, parameters: dict[str, nn.Parameter]) -> None:
         """Refuses a training that has no gradients for a Fisher.
 
+        Args:
+            parameters: Name to parameter, of all that have masks.
+
         Raises:
-            ValueError: If there are none.
+            ValueError: If there are none, if no window has a parameter, or if the windows differ in
+                rank.
         """
         if not self._windowed and self._stream is None:
             raise ValueError(
                 "Parameter `saliency` needs gradients: train with mfac.MFAC, whose window has them, or give "
                 "`loss_fn` and `data`. Found neither."
             )
+
+        if self._stream is None:
+            ranks = {
+                id(parameter): group["rank"]
+                for optimizer in self._windowed
+                for group in optimizer.param_groups
+                for parameter in group["params"]
+            }
+            missing = [name for name, parameter in parameters.items() if id(parameter) not in ranks]
+            different = {ranks[id(parameter)] for parameter in parameters.values() if id(parameter) in ranks}
+            if missing or len(different) > 1:
+                found = f"no window for {missing}" if missing else f"windows of ranks {sorted(different)}"
+                raise ValueError(
+                    f"Parameter `saliency` needs gradients of all masked weights in windows of one rank. "
+                    f"Found {found}: give `loss_fn` and `data`."
+                )
 
     def fisher(self, parameters: dict[str, nn.Parameter], kept: Sequence[Tensor]) -> EmpiricalFisher:
         """F over the kept weights.
@@ -84,7 +103,6 @@ class FisherSource:
         Raises:
             ValueError: If the windows do not hold every parameter, or not the same steps.
         """
-        self.check()
         if self._stream is None:
             return EmpiricalFisher(self._rows_of_windows(parameters, kept), self._damping)
         vector = ParameterVector(parameters, list(self._model.parameters()))

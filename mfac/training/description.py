@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any
+
+from torch import Tensor, nn
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -25,8 +28,12 @@ def describe(value: object) -> Any:
         return [describe(item) for item in value]
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, FunctionType | type):
+        return {"is": value.__qualname__}
     own = getattr(value, "__dict__", None)
-    if own is None or (callable(value) and not type(value).__module__.startswith("mfac.")):
+    if own is None or isinstance(value, nn.Module):
         return {"is": type(value).__name__}
     return {"is": type(value).__name__, **{name: describe(item) for name, item in sorted(own.items())}}
 

@@ -19,7 +19,7 @@ from mfac.gradients.parameters import Selection
 from mfac.masks.attachment import MaskHandle
 from mfac.masks.masks import Masks
 from mfac.training.change import MaskChange, plot_log, write_log
-from mfac.training.checked import checked_masks, is_skipped, needs_fisher, seed_apart
+from mfac.training.checked import checked_masks, checked_optimizers, is_skipped, needs_fisher, seed_apart
 from mfac.training.context import ChangeContext
 from mfac.training.curvature import DAMPING, FisherSource
 from mfac.training.description import describe, difference
@@ -28,6 +28,7 @@ from mfac.training.recipe import Recipe
 from mfac.training.snapshot import Snapshot
 from mfac.training.tensors import MaskedTensors, agreed
 from mfac.training.undo import Undo
+from mfac.training.watching import Watcher
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -106,12 +107,7 @@ class MaskedTraining:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"Parameter `model` should be a torch.nn.Module. Found {type(model).__name__}.")
-        self._optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-        for each in self._optimizers:
-            if not isinstance(each, Optimizer):
-                raise TypeError(
-                    f"Parameter `optimizer` should be a torch.optim.Optimizer or several. Found {type(each).__name__}."
-                )
+        self._optimizers = checked_optimizers(optimizer)
         if not isinstance(recipe, Recipe):
             raise TypeError(
                 f"Parameter `recipe` should be a Recipe, as of mfac.recipes. Found {type(recipe).__name__}."
@@ -124,14 +120,14 @@ class MaskedTraining:
         if process_group is None and isinstance(model, DistributedDataParallel):
             self._group = model.process_group
         self._fishers = FisherSource(model, self._optimizers, loss_fn, data, num_gradients, damping)
-        self._gradients: dict[str, Tensor] = {}
+        self._watcher = Watcher(self._tensors, self._optimizers, recipe)
         self._reported: MaskChange | None = None
         given = self._tensors.joined_masks({} if masks is None else Masks(masks))
         generator = torch.Generator().manual_seed(seed_apart(check_count("seed", seed)))
         self._progress = Progress(given, len(self._optimizers), generator)
         recipe.check(self._tensors.weights, given)
         if needs_fisher(recipe):
-            self._fishers.check()
+            self._fishers.check(self._tensors.parameters)
         first = agreed(checked_masks(recipe.start(self._context()), given), self._group)
         self._progress.kept = first
         self._hooks: list[Any] = []
@@ -144,8 +140,6 @@ class MaskedTraining:
             self._hooks.append(each.register_step_post_hook(self._after(number)))
         if not bool(first.all()):
             self._progress.change(first, 0, self._tensors.sizes)
-        if recipe.snapshot_at == 0:
-            self._take_snapshot()
 
     def _masked_tensors(self, masks: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Every tensor that masks are applied to: weights, and what optimizers keep for each."""
@@ -212,6 +206,12 @@ class MaskedTraining:
             hook.remove()
         self._hooks, self._handles = [], []
 
+    def __deepcopy__(self, memo: object) -> MaskedTraining:
+        raise TypeError(
+            "A masked training is not copied, as its hooks are on one optimizer: make another for the copies of model "
+            "and optimizer, and load the `state_dict` of this one."
+        )
+
     def __enter__(self) -> MaskedTraining:
         return self
 
@@ -264,27 +264,14 @@ class MaskedTraining:
     def _see(self, number: int) -> None:
         """Takes what the recipe wants of the gradients of the step that comes."""
         self._undo = None
-        optimizer, step = self._optimizers[number], self._progress.counts[number] + 1
-        early = self.recipe.is_before_update(step)
-        if is_skipped(optimizer) or not (early or self.recipe.watches or self.recipe.needs_gradient(step)):
+        if is_skipped(self._optimizers[number]):
             return
-        found = self._tensors.gradients(optimizer)
-        scale = getattr(optimizer, "grad_scale", None)
-        if isinstance(scale, Tensor):  # of a fused optimizer, which divides by it itself
-            found = {name: gradient / scale.to(gradient.device) for name, gradient in found.items()}
-        if self.recipe.needs_gradient(step):  # a copy: masks clear the gradients themselves
-            self._gradients.update({name: gradient.clone() for name, gradient in found.items()})
-        if self.recipe.watches:
-            names = self._tensors.names
-            if len(found) == len(names):
-                self.recipe.watch([found[name] for name in names], self._progress.memory)
-            else:
-                self._progress.memory.setdefault("waiting", {}).update({name: g.clone() for name, g in found.items()})
-                if len(self._progress.memory["waiting"]) == len(names):
-                    waiting = self._progress.memory.pop("waiting")
-                    self.recipe.watch([waiting[name] for name in names], self._progress.memory)
-        done = bool(self.changes) and self.changes[-1].step == step  # a closure may be called again and again
-        if early and not done and len(self._gradients) == len(self._tensors.names):
+        progress, step = self._progress, self.steps + 1
+        progress.move(self._tensors.device)
+        if self.recipe.snapshot_at == 0 and progress.snapshot is None and not any(progress.counts):
+            self._take_snapshot()
+        early = self._watcher.see(number, progress.counts, progress.memory)
+        if early and not (self.changes and self.changes[-1].step == step):  # closures are called again and again
             self._change(step)
 
     def _after(self, number: int) -> Callable[..., None]:
@@ -311,7 +298,8 @@ class MaskedTraining:
             self._apply(self._tensors.masks(self._progress.snapshot.kept))
             self._progress.snapshot.restore(self.model, self._optimizers)
             self._apply(self._tensors.masks(self._progress.kept))
-        self._gradients = {}
+        if len(set(self._progress.counts)) == 1:  # otherwise one is ahead, and will not show them again
+            self._watcher.forget()
 
     def _take_snapshot(self) -> None:
         with_state = self._optimizers if self.recipe.rewinds_to_snapshot else []
@@ -334,19 +322,13 @@ class MaskedTraining:
         return ChangeContext(
             step,
             self._tensors.weights,
-            self._progress.kept,
+            self._progress.kept.clone(),  # which a recipe may write into
             values=self._tensors.flat,
-            gradient=self._dense_gradient,
+            gradient=self._watcher.dense,
             fisher=self._fisher,
             memory=self._progress.memory,
             generator=self._progress.generator,
         )
-
-    def _dense_gradient(self) -> Tensor:
-        names = self._tensors.names
-        if any(name not in self._gradients for name in names):
-            raise RuntimeError("There are no gradients at this change: the recipe's `needs_gradient` is False for it.")
-        return torch.cat([self._gradients[name] for name in names])
 
     def _fisher(self) -> EmpiricalFisher:
         kept = [mask.reshape(-1) for mask in self._tensors.masks(self._progress.kept).values()]
@@ -389,10 +371,10 @@ class MaskedTraining:
                 f"Parameter `state` should have masks of this training's parameters. Found others: "
                 f"{names[0]!r} is {state['shapes'].get(names[0])} there and {shapes.get(names[0])} here."
             )
-        fisher = state["fisher"]
-        self._progress.load_state_dict(state["progress"])
-        self._fishers.load_state_dict(fisher)
-        self._gradients = {}
+        progress = state["progress"]
+        self._fishers.load_state_dict(state["fisher"])
+        self._progress.load_state_dict(progress)
+        self._watcher.forget()
         self._reported = self.changes[-1] if self.changes else None
         if self._undo is not None:  # the masks at the start may have dropped what the state's keep
             self._undo.restore()

@@ -45,6 +45,12 @@ class Progress:
         """Steps that all optimizers have taken."""
         return min(self.counts)
 
+    def move(self, device: torch.device) -> None:
+        """Brings masks and memory to a device, if they are not there."""
+        if self.kept.device != device:
+            self.kept, self.changed = self.kept.to(device), self.changed.to(device)
+            self.memory = copied(self.memory, device)
+
     def change(self, after: Tensor, step: int, sizes: Mapping[str, int]) -> None:
         """Takes up new masks, and logs them.
 
@@ -92,19 +98,27 @@ class Progress:
             )
         kept, changed = (unpack_bits(state[key], self.kept.shape).to(self.kept.device) for key in ("masks", "changed"))
         changes = [MaskChange(**change) for change in state["changes"]]
-        memory, counts = copied(state["memory"]), list(state["counts"])
+        memory, counts = copied(state["memory"], self.kept.device), list(state["counts"])
         snapshot = None if state["snapshot"] is None else Snapshot(**copied(state["snapshot"]))
         self.generator.set_state(state["generator"].cpu())
         self.kept, self.changed, self.counts, self.changes = kept, changed, counts, changes
         self.memory, self.snapshot = memory, snapshot
 
 
-def copied(value: Any) -> Any:
-    """Tensors cloned, in nested dicts and lists."""
+def copied(value: Any, device: torch.device | None = None) -> Any:
+    """Tensors cloned, in nested dicts and lists.
+
+    Args:
+        value: The tensors.
+        device: Where they go; None for where they are.
+
+    Returns:
+        The copy.
+    """
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return value.detach().to(device if device is not None else value.device, copy=True)
     if isinstance(value, Mapping):
-        return {key: copied(item) for key, item in value.items()}
+        return {key: copied(item, device) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [copied(item) for item in value]
+        return [copied(item, device) for item in value]
     return value

@@ -72,24 +72,30 @@ class RandomMasks(Start):
         if self.by_layer is not None:
             self.by_layer.check(weights)
         wanted = sum(self.counts(weights))
+        if self.by_layer is not None and abs(1 - wanted / total - self.sparsity) > max(1e-3, len(weights) / total):
+            raise ValueError(
+                f"Parameter `sparsity` should be what the sparsities of `allocation` make together, "
+                f"{1 - wanted / total:.6f}. Found {self.sparsity!r}."
+            )
         if live < total and live != wanted:
             raise ValueError(
                 f"Parameter `sparsity` should be that of the masks at the start, {1 - live / total:.6f}. "
                 f"Found {self.sparsity!r}."
             )
-        if wanted < len(weights):
+        asked = wanted if self.by_layer is not None else total - round(self.sparsity * total)
+        if asked < sum(weight.size > 0 for weight in weights):
             raise ValueError(
                 f"Parameter `sparsity` should leave a weight of each of the {len(weights)} parameters. "
-                f"Found {self.sparsity!r}, which leaves {wanted} of {total}."
+                f"Found {self.sparsity!r}, which leaves {asked} of {total}."
             )
 
     def counts(self, weights: Sequence[PrunableWeight]) -> list[int]:
         """How many weights each parameter keeps; at least one."""
         sizes = [weight.size for weight in weights]
         if self.by_layer is not None:
-            return [max(1, count) for count in self.by_layer.final(weights)]
+            return [max(min(1, n), count) for n, count in zip(sizes, self.by_layer.final(weights), strict=True)]
         shares = [float(sum(w.shape)) if self.allocation == "erk" else float(w.size) for w in weights]
-        return apportion(sum(sizes) - round(self.sparsity * sum(sizes)), shares, [1] * len(sizes), sizes)
+        return apportion(sum(sizes) - round(self.sparsity * sum(sizes)), shares, [min(1, n) for n in sizes], sizes)
 
     def masks(self, context: ChangeContext) -> Tensor:
         """Random masks with those counts."""

@@ -223,6 +223,7 @@ def test_removal_frees_the_weights():
 REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: recipes.GMP(0.9, end=5, begin=10), ValueError, "`end` should be at least 10"),
     (lambda: recipes.GMP(0.4, end=5), ValueError, "`first_sparsity` should be at most `sparsity`, 0.4"),
+    (lambda: recipes.GMP(end=5, pattern="5:2"), ValueError, "'N:M'"),
     (lambda: recipes.GMP(1.0, end=5), ValueError, "`sparsity` should be finite and > 0 and < 1"),
     (lambda: recipes.GMP(0.9, end=5, saliency="wanda"), Exception, "saliency"),
     (lambda: recipes.GMP(0.9, end=5, schedule="cubik"), ValueError, "Did you mean 'cubic'"),
@@ -287,7 +288,6 @@ def test_trainings_that_cannot_be_are_refused_before_the_first_step():
             "should be that of the masks at the start",
         ),
         (lambda: mfac.MaskedTraining(model, optimizer, recipe, params="conv*"), ValueError, "params"),
-        (lambda: mfac.MaskedTraining(model, optimizer, recipes.GMP(end=5, pattern="2:5")), ValueError, "pattern"),
         (
             lambda: mfac.MaskedTraining(model, optimizer, recipes.RigL(0.9999, every=2)),
             ValueError,

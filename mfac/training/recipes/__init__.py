@@ -3,8 +3,8 @@
 Example:
     >>> import mfac
     >>> recipe = mfac.recipes.GMP(sparsity=0.9, begin=100, end=900, every=100)
-    >>> [step for step in range(1, 1001) if recipe.is_due(step)]
-    [100, 200, 300, 400, 500, 600, 700, 800, 900]
+    >>> tuple(step for step in range(1, 1001) if recipe.is_due(step))
+    (100, 200, 300, 400, 500, 600, 700, 800, 900)
 """
 
 from mfac.training.context import ChangeContext

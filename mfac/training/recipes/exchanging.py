@@ -49,8 +49,8 @@ class RigL(Exchange):
         ...     optimizer.zero_grad()
         ...     model(torch.randn(4, 10)).square().mean().backward()
         ...     optimizer.step()
-        >>> [(change.step, change.dropped, change.grown) for change in training.changes]
-        [(0, 80, 0), (5, 4, 4), (10, 2, 2), (15, 0, 0)]
+        >>> tuple((change.step, change.dropped, change.grown) for change in training.changes)
+        ((0, 80, 0), (5, 4, 4), (10, 2, 2), (15, 0, 0))
     """
 
     def __init__(

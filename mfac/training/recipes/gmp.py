@@ -59,8 +59,8 @@ class GMP(Recipe):
         ...     model(torch.randn(4, 10)).square().mean().backward()
         ...     optimizer.step()
         ...     _ = training.step()
-        >>> [(change.step, round(change.sparsity, 2)) for change in training.changes]
-        [(1, 0.5), (11, 0.85), (21, 0.9)]
+        >>> tuple((change.step, round(change.sparsity, 2)) for change in training.changes)
+        ((1, 0.5), (11, 0.85), (21, 0.9))
     """
 
     def __init__(

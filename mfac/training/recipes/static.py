@@ -65,6 +65,8 @@ class SNIP(Recipe):
 
     def change(self, context: ChangeContext) -> Tensor:
         """The largest |w · g|."""
+        if not bool(context.gradient.any()):
+            raise ValueError("The first step should have gradients, by which weights are chosen. Found none.")
         cut = Cut(_Given((context.values * context.gradient).abs()[context.kept]), self.pattern, self.allocation)
         kept = cut.final(self.sparsity, context.weights, context.kept)
         return cut(context, kept, kept)
