@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from mfac.gradients.parameters import Selection
 from mfac.gradients.prunable import describe_weights
-from mfac.masks.located import locate, same_memory
+from mfac.masks.located import locate, masked_parameter, same_memory
 from mfac.masks.packing import pack_bits, unpack_bits
 from mfac.pruning.targets import choose_targets
 
@@ -54,7 +54,7 @@ class MaskedTensors:
     @property
     def device(self) -> torch.device:
         """Where the first of them is."""
-        return next(iter(self.parameters.values())).device
+        return masked_parameter(self.model, self.names[0]).device
 
     def leaves(self, name: str) -> list[nn.Parameter]:
         """A parameter and every other one that is the same numbers in the same memory."""

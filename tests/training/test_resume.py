@@ -27,7 +27,7 @@ def from_step(step: int) -> Iterator[Any]:
     return islice(data(STEPS), step, None)
 
 
-CASES = [(name, optimizer, "model first") for name in RECIPES for optimizer in OPTIMIZERS] + [
+CASES = [(name, optimizer, "model first") for name in RECIPES for optimizer in ("adamw", "mfac")] + [
     (name, optimizer, order)
     for name in ("acdc", "rigl", "lottery")
     for optimizer in OPTIMIZERS
@@ -46,7 +46,7 @@ def test_goes_on_bit_by_bit_from_any_step(name: str, optimizer: str, order: str)
         return model, made, mfac.MaskedTraining(model, made, RECIPES[name](STEPS), seed=seed)
 
     model, made, training = start(0)
-    stops = {17, 36, 73} if order == "model first" else {36}
+    stops = {17, 73} if order == "model first" else {36}
     saved = {}
 
     def keep() -> None:
