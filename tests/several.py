@@ -6,8 +6,10 @@ import datetime
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,6 +76,19 @@ class Processes:
         for process in self._all:
             process.kill()
             process.join()
+
+
+@contextmanager
+def two_processes() -> Generator[Processes]:
+    """Two processes that also find modules by the name `tests.`; ended afterwards."""
+    path = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), path])
+    processes = Processes(2)
+    try:
+        yield processes
+    finally:
+        processes.end()
+        os.environ["PYTHONPATH"] = path
 
 
 def _serve(rank: int, size: int, port: int, timeout: float, pipe: Connection) -> None:

@@ -73,7 +73,7 @@ def heeding_of(
 
         def hook(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
             axis = channels if channels < 0 or output.dim() > len(view.parameter.shape) - 1 else 0
-            calls = positions.setdefault(view.name, [])[-1] if inputs else []
+            calls = positions[view.name][-1]
             place = len(calls)
             calls.append(torch.empty(0))
 

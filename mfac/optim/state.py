@@ -28,10 +28,10 @@ def published(mine: GroupWindow) -> dict[Tensor, dict[str, Any]]:
     """What `state` holds of each parameter of a group, tensors by reference.
 
     Of each parameter: "rows" of the window, [m, *shape]; "momentum", "square_average", "step",
-    "present" and "compensation" where it has them; "columns", its size, and
-    under a mask "kept", the entries that have columns. The first parameter holds
-    the parts of the whole window: "window_gram" and "window_inverse", [m, m]; "window_shift";
-    "window_ages", [m]; "window_counts": pushes, newest row, replaced rows.
+    "present" and "compensation" where it has them; "columns", its size, and under a mask "kept",
+    the entries that have columns. The first parameter holds the parts of the whole window:
+    "window_gram" and "window_inverse", [m, m]; "window_shift"; "window_ages", [m];
+    "window_counts": pushes, newest row, replaced rows.
 
     Returns:
         Entries by parameter.

@@ -92,14 +92,7 @@ class ChangeContext:
 
         Returns:
             [d] floats.
-
-        Raises:
-            ValueError: If the saliency asks for activations.
         """
-        if saliency.needs_inputs:
-            raise ValueError(
-                f"Parameter `saliency` should ask for no activations in training. Found {type(saliency).__name__}."
-            )
         step = self.step_context(saliency.needs_fisher)
         found = check_scores(saliency, "scores", saliency.scores(step), step.weights.numel(), "live weights")
         scores = torch.zeros(self.kept.shape, dtype=found.dtype, device=found.device)
@@ -122,6 +115,11 @@ def resolve_saliency(saliency: str | Saliency) -> Saliency:
 
     Raises:
         TypeError: If it is neither.
-        ValueError: If nothing has the name.
+        ValueError: If nothing has the name, or the saliency asks for activations.
     """
-    return resolve("saliency", saliency, SALIENCIES, Saliency)  # type: ignore[type-abstract]
+    found: Saliency = resolve("saliency", saliency, SALIENCIES, Saliency)  # type: ignore[type-abstract]
+    if found.needs_inputs:
+        raise ValueError(
+            f"Parameter `saliency` should ask for no activations in training. Found {type(found).__name__}."
+        )
+    return found

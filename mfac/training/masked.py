@@ -135,7 +135,9 @@ class MaskedTraining:
             self._hooks.append(each.register_step_pre_hook(self._before(number)))
         own = self._tensors.masks(first)
         self._undo: Undo | None = Undo(self._masked_tensors(own))
-        self._handles = [MaskHandle(model, each, own, keep_state) for each in self._optimizers if self._has_some(each)]
+        self._handles = [
+            MaskHandle(model, each, own, keep_state) for each in self._optimizers if self._tensors.held_by(each)
+        ]
         for number, each in enumerate(self._optimizers):
             self._hooks.append(each.register_step_post_hook(self._after(number)))
         if not bool(first.all()):
@@ -150,10 +152,6 @@ class MaskedTraining:
                     for value in optimizer.state.get(leaf, {}).values():
                         if isinstance(value, Tensor) and value.shape == mask.shape:
                             yield value, mask
-
-    def _has_some(self, optimizer: Optimizer) -> bool:
-        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        return any(id(leaf) in known for name in self._tensors.names for leaf in self._tensors.leaves(name))
 
     @property
     def masks(self) -> Masks:

@@ -165,11 +165,6 @@ class Cut:
             Global(chains=False) if allocation == "global" else resolve_allocation(allocation),
             COMPENSATIONS["none"](),
         )
-        if self.rules.saliency.needs_inputs:
-            raise ValueError(
-                f"Parameter `saliency` should ask for no activations in training. Found "
-                f"{type(self.rules.saliency).__name__}."
-            )
 
     def final(self, sparsity: float | None, weights: Sequence[PrunableWeight], kept: Tensor) -> int:
         """How many weights are kept in the end.

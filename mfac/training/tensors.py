@@ -45,6 +45,7 @@ class MaskedTensors:
         self.names = [weight.name for weight in self.weights]
         self.sizes = {weight.name: weight.size for weight in self.weights}
         self._like = {weight.name: torch.empty(weight.shape, device="meta") for weight in self.weights}
+        self._aliases = {name: same_memory(model, parameter)[1:] for name, parameter in self.parameters.items()}
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -58,7 +59,13 @@ class MaskedTensors:
 
     def leaves(self, name: str) -> list[nn.Parameter]:
         """A parameter and every other one that is the same numbers in the same memory."""
-        return same_memory(self.model, self.parameters[name])
+        return [masked_parameter(self.model, name), *self._aliases[name]]
+
+    def held_by(self, *optimizers: Optimizer) -> dict[str, list[nn.Parameter]]:
+        """Name to those `leaves` that some optimizers have; none of a name without any."""
+        known = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+        held = {name: [leaf for leaf in self.leaves(name) if id(leaf) in known] for name in self.names}
+        return {name: leaves for name, leaves in held.items() if leaves}
 
     def check_held(self, optimizers: Sequence[Optimizer]) -> None:
         """Refuses a masked parameter that no optimizer has.
@@ -69,12 +76,13 @@ class MaskedTensors:
         Raises:
             ValueError: If there is one, with its name.
         """
-        known = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-        lost = [name for name in self.names if not any(id(leaf) in known for leaf in self.leaves(name))]
+        held = self.held_by(*optimizers)
+        lost = [name for name in self.names if name not in held]
         if lost:
+            count = sum(len(group["params"]) for optimizer in optimizers for group in optimizer.param_groups)
             raise ValueError(
                 f"Parameter `optimizer` should have every parameter that gets a mask. Found none of {lost} among its "
-                f"{len(known)}: leave them out of `params`, or give all optimizers as a list."
+                f"{count}: leave them out of `params`, or give all optimizers as a list."
             )
 
     def flat(self) -> Tensor:
@@ -90,17 +98,15 @@ class MaskedTensors:
         Returns:
             Name to gradient; zeros where there is none.
         """
-        known = {id(p) for group in of.param_groups for p in group["params"]}
         found = {}
-        for name in self.names:
-            leaves = [leaf for leaf in self.leaves(name) if id(leaf) in known]
+        for name, leaves in self.held_by(of).items():
             gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
             if gradients:
                 pieces = [whole(g.detach().to_dense() if g.is_sparse else g.detach()).reshape(-1) for g in gradients]
                 piece = pieces[0] if len(pieces) == 1 else torch.stack(pieces).sum(0)
                 found[name] = piece.float() if piece.dtype.itemsize < 4 else piece
-            elif leaves:
-                found[name] = torch.zeros(self.sizes[name], device=self.parameters[name].device)
+            else:
+                found[name] = torch.zeros(self.sizes[name], device=leaves[0].device)
         return found
 
     def masks(self, flat: Tensor) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from several import Processes
+from several import Processes, two_processes
 from torch import nn
 
 import mfac
@@ -36,12 +35,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Processes]:
-    path = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), path])  # for `tests.layerwise`
-    processes = Processes(2)
-    yield processes
-    processes.end()
-    os.environ["PYTHONPATH"] = path
+    with two_processes() as processes:
+        yield processes
 
 
 def pruned(kind: str, arguments: dict[str, Any], group: Any = None, count: int = 5) -> dict[str, Any]:

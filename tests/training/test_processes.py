@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from several import Processes
+from several import Processes, two_processes
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -27,12 +25,8 @@ KINDS = ["gmp", "acdc", "rigl", "snfs", "dsr", "snip", "lottery"]
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Processes]:
-    path = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), path])  # for `tests.training`
-    processes = Processes(2)
-    yield processes
-    processes.end()
-    os.environ["PYTHONPATH"] = path
+    with two_processes() as processes:
+        yield processes
 
 
 def mlp() -> nn.Sequential:

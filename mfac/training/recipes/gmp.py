@@ -15,7 +15,7 @@ from mfac.pruning.allocation import Allocation, AllocationName
 from mfac.pruning.saliency import Saliency, SaliencyName
 from mfac.pruning.schedule import SCHEDULES, Schedule, ScheduleName, kept_by
 from mfac.training.context import ChangeContext
-from mfac.training.recipe import Cut, Recipe
+from mfac.training.recipe import Cut, Recipe, check_sparsity
 from mfac.training.when import Every
 
 
@@ -76,7 +76,7 @@ class GMP(Recipe):
         pattern: str | Pattern = "unstructured",
         schedule: ScheduleName | Schedule = "cubic",
     ) -> None:
-        self.sparsity = None if sparsity is None else check_number("sparsity", sparsity, above=0, below=1)
+        self.sparsity = None if sparsity is None else check_sparsity(sparsity)
         self.first_sparsity = check_number("first_sparsity", first_sparsity, least=0, below=1)
         if self.sparsity is not None and self.first_sparsity > self.sparsity:
             raise ValueError(
