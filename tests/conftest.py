@@ -6,6 +6,7 @@ import torch
 from device import DEVICE, use_device
 from emulation.operators import use_cuda_twins
 from hypothesis import settings
+from several import Processes, two_processes
 
 # The same examples on every run: a test fails because of a change, or not. MFAC_EXPLORE=1 draws
 # others.
@@ -45,3 +46,10 @@ def kernels() -> Iterator[None]:
     else:
         with use_cuda_twins(wanted):
             yield
+
+
+@pytest.fixture(scope="session")
+def two() -> Iterator[Processes]:
+    """Two processes that speak gloo, started by the first test that asks for them."""
+    with two_processes() as processes:
+        yield processes

@@ -70,7 +70,10 @@ class Ranks:
                 what = f"{type(failed).__name__}: {failed}"
             dist.all_gather_object(shapes, what, group=self.group)
             if failed is not None:
-                raise failed
+                try:
+                    raise failed
+                finally:
+                    del failed  # else this frame and its error hold each other, and both the group
             for rank, shape in enumerate(shapes):  # before anything is sent: nobody is to wait for who has failed
                 if isinstance(shape, str):
                     raise RuntimeError(f"Rank {rank} of `process_group` could not compute its gradients. {shape}")

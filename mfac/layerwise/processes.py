@@ -55,7 +55,10 @@ class Processes(Ranks):
             failed = error
         said = self.gathered(None if failed is None else f"{type(failed).__name__}: {failed}")
         if failed is not None:
-            raise failed
+            try:
+                raise failed
+            finally:
+                del failed  # else this frame and its error hold each other, and both the group
         for rank, what in enumerate(said):
             if what is not None:
                 raise RuntimeError(f"Rank {rank} of `process_group` failed, and so all stop. {what}")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from several import Processes, two_processes
+from several import Processes
 from torch import nn
 
 import mfac
@@ -31,12 +31,6 @@ CASES: dict[str, dict[str, Any]] = {
     "rounded": {"method": "sparsegpt", "quantize": mfac.Grid(4, None)},
     "rounded alone": {"method": "exact_obs", "sparsity": 0.0, "quantize": mfac.Grid(8, None)},
 }
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Processes]:
-    with two_processes() as processes:
-        yield processes
 
 
 def pruned(kind: str, arguments: dict[str, Any], group: Any = None, count: int = 5) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from models import batches, classifier, cross_entropy
+from several import Processes
 
 import mfac
 
@@ -24,23 +23,7 @@ CASES = [
 ]
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def in_a_process(rank: int, size: int, port: int, function, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=size)
-    try:
-        function(rank, folder)
-    finally:
-        dist.destroy_process_group()
-
-
-def prune_all(rank: int, folder: str) -> None:
+def prune_all() -> list[dict[str, Any]]:
     found = []
     for case in CASES:
         model, calls = classifier(), []
@@ -51,10 +34,12 @@ def prune_all(rank: int, folder: str) -> None:
 
         report = mfac.prune(model, loss, batches(30), process_group=dist.group.WORLD, mode="eval", **SETTINGS, **case)
         found.append({"masks": report.masks, "weights": model.state_dict(), "calls": len(calls)})
-    torch.save(found, f"{folder}/{rank}.pt")
+    return found
 
 
-def fail_on_one(rank: int, folder: str) -> None:
+def fail_on_one() -> None:
+    rank = dist.get_rank()
+
     def loss(model, batch):
         return cross_entropy(model, batch) * (float("nan") if rank == 1 else 1)
 
@@ -64,9 +49,8 @@ def fail_on_one(rank: int, folder: str) -> None:
         )
 
 
-def test_two_ranks_give_the_masks_of_one(tmp_path):
-    mp.spawn(in_a_process, (2, free_port(), prune_all, str(tmp_path)), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+def test_two_ranks_give_the_masks_of_one(two: Processes):
+    ranks = two.run(prune_all)
     for number, case in enumerate(CASES):
         model, calls = classifier(), []
 
@@ -82,5 +66,5 @@ def test_two_ranks_give_the_masks_of_one(tmp_path):
                 assert found["calls"] <= len(calls) / 2 + 4  # each computes half; the first batch may be computed twice
 
 
-def test_all_ranks_hear_of_a_failure(tmp_path):
-    mp.spawn(in_a_process, (2, free_port(), fail_on_one, str(tmp_path)), nprocs=2)
+def test_all_ranks_hear_of_a_failure(two: Processes):
+    two.run(fail_on_one)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from several import Processes, two_processes
+from several import Processes
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -21,12 +20,6 @@ pytestmark = pytest.mark.cpu_only("processes that speak gloo")
 
 STEPS = 60
 KINDS = ["gmp", "acdc", "rigl", "snfs", "dsr", "snip", "lottery"]
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Processes]:
-    with two_processes() as processes:
-        yield processes
 
 
 def mlp() -> nn.Sequential:
