@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mfac.core.checks.choices import check_choice, check_flag, did_you_mean
 from mfac.curvature.damping import Damping, check_damping
+from mfac.gradients.examples import call_with
 from mfac.gradients.modes import model_mode
 from mfac.gradients.naming import inner_module, named_parameters
 from mfac.gradients.parameters import Selection
@@ -33,7 +34,7 @@ from mfac.layerwise.solution import LayerSolver
 from mfac.layerwise.solver import SolverName, resolve_solver
 from mfac.layerwise.views import views_of
 from mfac.masks.patterns import Pattern, resolve_pattern
-from mfac.pruning.flops import call_with, counted_flops
+from mfac.pruning.flops import counted_flops
 from mfac.pruning.targets import choose_targets
 
 CostTable = Mapping[str, Mapping[LevelKey, float]]

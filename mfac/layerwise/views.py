@@ -230,10 +230,10 @@ class AttentionOutputView(LayerView):
         module: Any = self.module
         projection = module.out_proj
         weight, bias = projection.weight, projection.bias
-        one = torch.eye(weight.shape[0], dtype=weight.dtype, device=weight.device)
+        one = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
         replaced: dict[str, Any] = {"out_proj.weight": one}
         if bias is not None:
-            replaced["out_proj.bias"] = torch.zeros_like(bias)
+            replaced["out_proj.bias"] = torch.zeros_like(weight[0])
         self._inside = True
         try:
             with torch.no_grad():

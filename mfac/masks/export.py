@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mfac.gradients.examples import largest_gap, outputs_with
 from mfac.gradients.naming import inner_module, named_layers
 from mfac.gradients.vector import memory_of
 from mfac.masks.masks import Masks
@@ -276,24 +277,18 @@ def export_onnx(
 
     model = inner_module(model)
     inputs = tuple(example) if isinstance(example, tuple | list) else (example,)
+    expected = outputs_with(model, inputs)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
-            expected = model(*inputs)
-            torch.onnx.export(model, inputs, os.fspath(path), dynamo=True, verbose=False, **options)
+        torch.onnx.export(model, inputs, os.fspath(path), dynamo=True, verbose=False, **options)
     finally:
         for module, training in modes.items():
             module.training = training
     session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
     found = session.run(None, {n: t.detach().cpu().numpy() for n, t in zip(names, inputs, strict=True)})
-    outputs = [expected] if isinstance(expected, Tensor) else list(torch.utils._pytree.tree_leaves(expected))
-    worst = 0.0
-    for wanted, got in zip(outputs, found, strict=True):
-        wanted = wanted.detach().cpu().double()
-        gap = (torch.as_tensor(got).double() - wanted).abs().max().item() if wanted.numel() else 0.0
-        worst = max(worst, gap / max(1.0, wanted.abs().max().item() if wanted.numel() else 1.0))
+    worst = largest_gap(expected, [torch.as_tensor(one) for one in found])
     if not worst <= tolerance:
         raise ValueError(
             f"The outputs of {os.fspath(path)!r} should be the model's within {tolerance:g}. Found a difference of "

@@ -1,4 +1,4 @@
-"""Physical removal: channels that masks have emptied are cut out of the layers on both sides."""
+"""Physical removal: channels and heads that masks have emptied are cut out of the layers on both sides."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mfac.gradients.naming import inner_module, named_parameters
+from mfac.masks.shrink_heads import HeadRemoval
 from mfac.masks.through import Step, follow
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -25,20 +26,23 @@ class Shrunk:
     Attributes:
         model: The smaller model, a copy.
         removed: Layer to how many of its output channels are gone.
-        left: Layer with emptied channels that stay, and why.
+        heads: Attention to how many of its heads are gone.
+        left: Layer with emptied channels, or attention with emptied heads, that stay, and why.
     """
 
     model: nn.Module
     removed: dict[str, int] = field(default_factory=dict)
+    heads: dict[str, int] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{name}: {count} output channels removed" for name, count in self.removed.items()]
+        lines += [f"{name}: {count} heads removed" for name, count in self.heads.items()]
         return "\n".join([*lines, *(f"{name}: left as it is: {why}" for name, why in self.left.items())])
 
 
-def shrink(model: nn.Module, masks: Any) -> Shrunk:
-    """Cuts emptied channels out of linear layers and convolutions, and out of the next layers.
+def shrink(model: nn.Module, masks: Any, *, example: Any = None) -> Shrunk:
+    """Cuts emptied channels out of layers and of the next layers, and emptied heads out of attentions.
 
     A channel goes if its row of weights is zero, or if all weights of the next layer for the
     channel are zero. A channel with a row of zeros is constant. The constant is taken through the
@@ -46,20 +50,28 @@ def shrink(model: nn.Module, masks: Any) -> Shrunk:
     function, up to rounding. `shrink` works on models that `torch.fx` can trace, and on the
     traceable parts of other models: linear layers and convolutions of one group, one after the
     other, with batch norm, pooling, flattening, dropout and elementwise functions between. Where
-    all channels would go, the first one stays. Where weights are masked and no channel is empty, a
-    warning says so.
+    all channels would go, the first one stays. Where weights are masked and no channel or head is
+    empty, a warning says so.
+
+    A head goes if its columns of the output projection are zero, as `mfac.Heads` leaves them.
+    `torch.nn.MultiheadAttention` is replaced by a module that is called in the same way, whose
+    projections of queries, keys and values are separate. Other attentions that `mfac.Heads` finds
+    are cut themselves, and their numbers of heads set, where the model returns the same for
+    `example` afterwards.
 
     Args:
         model: The pruned model, which is not changed; in evaluation mode the smaller model computes
             the same.
         masks: A report, or name to mask; the model's zeros are held to them.
+        example: Inputs for attentions other than torch's: a tensor, a tuple of arguments or a
+            mapping of named ones.
 
     Returns:
         The smaller copy, what was removed and what was left and why.
 
     Raises:
-        ValueError: If a weight is not zero where its mask is, or if channels are empty and none can
-            be removed.
+        ValueError: If a weight is not zero where its mask is, or if channels or heads are empty and
+            none can be removed.
 
     Example:
         >>> import torch, mfac
@@ -83,13 +95,17 @@ def shrink(model: nn.Module, masks: Any) -> Shrunk:
             _shrink_graph(shrunk, name, root, graph)
         if sum(shrunk.removed.values()) == before:
             break
-    if shrunk.left and not shrunk.removed:
+    heads = HeadRemoval(shrunk.model, example)  # last: what is traced above are torch's own modules
+    shrunk.heads = heads.removed
+    shrunk.left |= heads.left
+    gone = bool(shrunk.removed or shrunk.heads)
+    if shrunk.left and not gone:
         why = "; ".join(f"{name!r} {reason}" for name, reason in shrunk.left.items())
-        raise ValueError(f"Parameter `model` should have emptied channels that can be cut out. Found {why}.")
-    if not shrunk.removed and not all(bool(mask.all()) for mask in masks.values()):
+        raise ValueError(f"Parameter `model` should have emptied channels or heads that can be cut out. Found {why}.")
+    if not gone and not all(bool(mask.all()) for mask in masks.values()):
         warnings.warn(
-            "The model has no empty channel in a layer that can be followed, and is as large as before. Zeros here "
-            'and there make no layer smaller: prune with pattern="rows" or "channels".',
+            "The model has no empty channel in a layer that can be followed, nor an empty head, and is as large as "
+            'before. Zeros here and there make no layer smaller: prune with pattern="rows", "channels" or mfac.Heads.',
             stacklevel=2,
         )
     return shrunk
@@ -117,10 +133,17 @@ def _times_held(model: nn.Module) -> dict[int, int]:
     return times
 
 
+class _Tracer(fx.Tracer):
+    """Takes attentions with fewer heads for one module, as it takes torch's."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.MultiheadAttention) or super().is_leaf_module(m, module_qualified_name)
+
+
 def _graphs(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module, fx.Graph]]:
     """The largest parts of a model that can be traced."""
     try:
-        yield name, module, fx.Tracer().trace(module)
+        yield name, module, _Tracer().trace(module)
     except Exception:  # of the model's own code: whatever tracing runs into
         for child_name, child in module.named_children():
             yield from _graphs(child, f"{name}.{child_name}" if name else child_name)
@@ -191,7 +214,7 @@ def _cut(shrunk: Shrunk, name: str, layer: Any, steps: list[Step], consumer: Any
 @torch.no_grad()
 def _constants(layer: Any, steps: list[Step]) -> Tensor:
     """What each channel is after the steps between, if it is its bias alone: [outs]."""
-    value = torch.zeros_like(layer.weight[:, 0].flatten(1)[:, 0]) if layer.bias is None else layer.bias.detach()
+    value = torch.zeros_like(layer.weight.flatten(1)[:, 0]) if layer.bias is None else layer.bias.detach()
     spatial = layer.weight.dim() - 2
     value = value.view(1, -1, *[1] * spatial)
     for step in steps:

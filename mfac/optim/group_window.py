@@ -116,7 +116,7 @@ class GroupWindow:
                 other.average[new] = self.average[old]
             if self.metric is not None and other.metric is not None:
                 other.metric.square_average[new] = self.metric.square_average[old]
-                other.metric.steps[j] = self.metric.steps[i]
+                other.metric.counts[j] = self.metric.counts[i]
             other.present[j] = self.present[i]
             if self.columns.local_shapes[i] == other.columns.local_shapes[j]:
                 other.compensations[j] = self.compensations[i]

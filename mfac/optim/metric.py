@@ -22,7 +22,8 @@ class AdamMetric:
 
     Attributes:
         square_average: v, [d].
-        steps: t for each parameter, how many of its gradients v averages.
+        counts: t for each parameter, how many of its gradients v averages, [parameters], on the
+            CPU; the same memory throughout, so that what shows it shows it as it stands.
         scale: D^(-1/2) of the gradient last seen, [d].
     """
 
@@ -30,9 +31,18 @@ class AdamMetric:
         self.columns = columns
         self.square_average = torch.zeros(dim, dtype=dtype, device=device)
         self.scale = torch.ones_like(self.square_average)
-        self.steps = [0] * len(columns)
+        self.counts = torch.zeros(len(columns), device="cpu")
         self._seen = torch.zeros_like(self.square_average)
         self._has = [False] * len(columns)
+
+    @property
+    def steps(self) -> list[int]:
+        """`counts` as numbers."""
+        return [int(count) for count in self.counts.tolist()]
+
+    @steps.setter
+    def steps(self, steps: list[int]) -> None:
+        self.counts.copy_(torch.tensor(steps, dtype=self.counts.dtype))
 
     def see_(self, gradient: Tensor, beta2: float, eps: float, has: list[bool]) -> None:
         """Scales a gradient [d] in place: g becomes D^(-1/2) g with g already in D.

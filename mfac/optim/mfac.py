@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -169,7 +170,7 @@ class MFAC(Optimizer):
 
     def _window_of(self, group: dict[str, Any], known: GroupWindow | None) -> GroupWindow | None:
         """The window for those parameters of a group that train; None if none does."""
-        trained = [p for p in group["params"] if p.requires_grad or p.grad is not None]
+        trained = [p for p in group["params"] if _trains(p)]
         if not trained:
             return None
         kept = [self._kept.get(parameter) for parameter in trained]
@@ -389,7 +390,7 @@ class MFAC(Optimizer):
     def _window_of_state(self, loaded: Loaded, i: int) -> GroupWindow | None:
         """A window with what the state of group i holds."""
         parameters, options = loaded.parameters(i), loaded.groups[i]
-        trained = parameters or [p for p in self.param_groups[i]["params"] if p.requires_grad]
+        trained = parameters or [p for p in self.param_groups[i]["params"] if _trains(p)]
         if not trained:
             return None
         kept = [loaded.kept(parameter, self._kept.get(parameter)) for parameter in trained]
@@ -398,3 +399,10 @@ class MFAC(Optimizer):
         if parameters:
             loaded.fill(i, mine)
         return mine
+
+
+def _trains(parameter: Tensor) -> bool:
+    """Whether a parameter has columns; of a lazy module only once it has a shape."""
+    if is_lazy(parameter):
+        return False
+    return parameter.requires_grad or parameter.grad is not None

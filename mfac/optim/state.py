@@ -54,7 +54,7 @@ def published(mine: GroupWindow) -> dict[Tensor, dict[str, Any]]:
         if mine.rule.metric:
             found[parameter]["present"] = mine.present[j]
         if mine.metric is not None:
-            found[parameter]["step"] = torch.tensor(float(mine.metric.steps[j]), device="cpu")
+            found[parameter]["step"] = mine.metric.counts[j]
         compensation = mine.compensations[j]
         if compensation is not None:
             found[parameter]["compensation"] = pieces.published(parameter, compensation)
@@ -255,6 +255,11 @@ def _options(
     kept = set(defaults) - set(saved) if old else {"window_format"}
     found |= {name: mine[name] for name in kept}
     if found.get("rule") is None:  # of one's own, which no state holds
+        if isinstance(mine["rule"], str):
+            raise ValueError(
+                f"Parameter `rule` should be an object in group {i} to take up a state that was made with a rule of "
+                f"one's own. Found {mine['rule']!r}."
+            )
         found["rule"] = mine["rule"]
     check_options(found)
     for name in _SHAPING:

@@ -10,9 +10,10 @@ from torch import nn
 
 from mfac.core.checks.choices import check_choice
 from mfac.core.checks.numbers import check_number
+from mfac.gradients.examples import call_with
 from mfac.gradients.modes import model_mode
 from mfac.gradients.parameters import Selection, check_tensors
-from mfac.pruning.flops import call_with, counted_flops
+from mfac.pruning.flops import counted_flops
 from mfac.pruning.targets import choose_targets
 
 LEVELS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,21 +59,6 @@ def counted_flops(model: nn.Module) -> Generator[dict[str, int]]:
             handle.remove()
 
 
-def call_with(model: nn.Module, example: Any) -> None:
-    """Calls a model with an example.
-
-    Args:
-        model: The model.
-        example: A tensor, a tuple or list of arguments, or a mapping of named arguments.
-    """
-    if isinstance(example, Mapping):
-        model(**example)
-    elif isinstance(example, tuple | list):
-        model(*example)
-    else:
-        model(example)
-
-
 def _products(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> dict[str, int]:
     """How many products each weight of a layer takes in one call."""
     if isinstance(layer, nn.MultiheadAttention):
@@ -96,10 +81,9 @@ def _of_attention(layer: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: d
     """Of the projections of queries, keys, values and of the output."""
     given: list[Tensor] = [*args[:3], *(kwargs[name] for name in ("query", "key", "value")[len(args) :])]
     query, key, value = (tensor.numel() // tensor.shape[-1] for tensor in given)
-    width = layer.embed_dim
-    found = {"out_proj.weight": query * width * width}
+    found = {"out_proj.weight": query * _size(layer.out_proj, "weight")}
     if layer._qkv_same_embed_dim:
-        return {**found, "in_proj_weight": (query + key + value) * width * width}
+        return {**found, "in_proj_weight": (query + key + value) * layer.embed_dim**2}
     tokens = {"q_proj_weight": query, "k_proj_weight": key, "v_proj_weight": value}
     return {**found, **{name: count * _size(layer, name) for name, count in tokens.items()}}
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mfac.gradients.backward import LossFunction
+from mfac.gradients.examples import call_with
 from mfac.gradients.modes import model_mode
 from mfac.masks.located import locate
-from mfac.pruning.flops import call_with, counted_flops
+from mfac.pruning.flops import counted_flops
 
 
 @dataclass(frozen=True)

@@ -185,3 +185,19 @@ def test_compiled_models_and_steps_make_the_same_weights(options: dict[str, Any]
         for each in schedule:
             each.step()
     assert_same(copied(model.state_dict()), copied(compiled.state_dict()))
+
+
+def test_lazy_parameters_train_once_they_have_a_shape():
+    torch.manual_seed(0)
+    lazy, plain = (nn.Sequential(kind, nn.Tanh(), nn.Linear(4, 1)) for kind in (nn.LazyLinear(4), nn.Linear(3, 4)))
+    optimizer = mfac.MFAC(lazy.parameters())
+    x = torch.randn(8, 3)
+    lazy(x)
+    plain.load_state_dict(lazy.state_dict())
+    expected = mfac.MFAC(plain.parameters())
+    for _ in range(3):
+        for model, one in ((lazy, optimizer), (plain, expected)):
+            one.zero_grad()
+            model(x).square().mean().backward()
+            one.step()
+    assert all(torch.equal(a, b) for a, b in zip(lazy.parameters(), plain.parameters(), strict=True))

@@ -10,6 +10,7 @@ import torch
 from optim.runs import FORMATS, KINDS, SOME_KINDS, Bag, Kind, Run, assert_same, copied
 
 import mfac
+from mfac.optim.rules.leave_one_out import Adam
 
 BEFORE, AFTER = 7, 5  # past where windows of 3 and 4 rows are overwritten
 
@@ -296,3 +297,25 @@ def test_a_state_of_version_0_1_that_does_not_fit_is_refused_and_changes_nothing
     with pytest.raises(error, match=message):
         run.opt.load_state_dict(saved)
     assert_same(before, run.everything())
+
+
+def test_a_state_of_a_rule_of_ones_own_is_refused_by_a_named_rule():
+    class Mine(Adam):
+        """One's own, though it does as another."""
+
+    weight = torch.nn.Parameter(torch.ones(5))
+    mine = mfac.MFAC([weight], rule=Mine())
+    weight.grad = torch.ones(5)
+    mine.step()
+    with pytest.raises(ValueError, match=r"`rule` should be an object in group 0 .* Found 'adam'"):
+        mfac.MFAC([weight], rule="adam").load_state_dict(mine.state_dict())
+    mfac.MFAC([weight], rule=Mine()).load_state_dict(mine.state_dict())
+
+
+def test_the_steps_in_the_state_are_those_that_were_taken():
+    weight = torch.nn.Parameter(torch.ones(5))
+    optimizer = mfac.MFAC([weight], rule="adam")
+    for step in range(1, 4):
+        weight.grad = torch.ones(5)
+        optimizer.step()
+        assert float(optimizer.state[weight]["step"]) == step

@@ -17,7 +17,8 @@ from mfac.masks.kinds.grouped import partly_kept, units_of_labels
 _QUERIES = ("q_proj", "query", "q_lin", "q")
 _KEYS_AND_VALUES = ("k_proj", "key", "k_lin", "k", "v_proj", "value", "v_lin", "v")
 _OUTPUTS = ("out_proj", "o_proj", "out_lin", "o", "dense")
-_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "num_key_value_heads")
+COUNTS = ("num_heads", "num_attention_heads", "n_heads", "num_key_value_heads")
+"""Attributes of modules that are numbers of heads."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,22 @@ class Attention:
         inputs: Names of weights whose output channels are the heads', to how many projections are
             packed in each.
         outputs: Names of weights whose input channels are the heads'.
+        module: Name of the module that holds the number of heads; None where there is none.
     """
 
     heads: int
     inputs: Mapping[str, int]
     outputs: Sequence[str]
+    module: str | None = None
 
 
 class Heads(Pattern):
     """Attention heads: whole heads go, through all projections of their attention at once.
 
     Found are `torch.nn.MultiheadAttention` and modules that hold projections named as transformers
-    name them, with the number of heads as `num_heads`, `num_attention_heads` or `n_heads`;
-    `num_key_value_heads` makes groups of heads that share keys and values go together. Other
-    attentions are given as `Attention`.
+    name them, with the number of heads as `num_heads`, `num_attention_heads` or `n_heads`, or the
+    width of a head as `head_dim`; `num_key_value_heads`, or narrower keys, make groups of heads
+    that share keys and values go together. Other attentions are given as `Attention`.
 
     A step drops as many whole heads as fit into its number of weights. Biases of a head stay:
     without the head's output columns the biases have no effect.
@@ -65,7 +68,7 @@ class Heads(Pattern):
 
     def __init__(self, model: nn.Module | Sequence[Attention]) -> None:
         self._given = not isinstance(model, nn.Module)
-        self.attentions = _found(model) if isinstance(model, nn.Module) else list(model)
+        self.attentions = attentions_of(model) if isinstance(model, nn.Module) else list(model)
         if not self.attentions:
             raise ValueError(
                 "Parameter `model` should have attentions whose projections are known. Found none; give a list of "
@@ -157,22 +160,30 @@ def _head_of(weight: PrunableWeight, attention: Attention) -> Tensor:
     return labels
 
 
-def _found(model: nn.Module) -> list[Attention]:
-    """The attentions of a model, in its order."""
+def attentions_of(model: nn.Module) -> list[Attention]:
+    """The attentions of a model whose projections are known, in its order.
+
+    Args:
+        model: Where they are looked for.
+
+    Returns:
+        Torch's own, and modules that hold projections named as transformers name them.
+    """
     layers = dict(named_layers(model))
     found = []
     for name, module in layers.items():
         prefix = f"{name}." if name else ""
         if isinstance(module, nn.MultiheadAttention):
-            packed = module._qkv_same_embed_dim
+            packed = module.in_proj_weight is not None
             inputs = {"in_proj_weight": 3} if packed else dict.fromkeys(
                 ("q_proj_weight", "k_proj_weight", "v_proj_weight"), 1
             )  # fmt: skip
             inputs = {prefix + key: value for key, value in inputs.items()}
-            found.append(Attention(module.num_heads, inputs, [f"{prefix}out_proj.weight"]))
+            found.append(Attention(module.num_heads, inputs, [f"{prefix}out_proj.weight"], name))
             continue
-        counts = [int(getattr(module, key)) for key in _COUNTS if isinstance(getattr(module, key, None), int)]
         children = dict(module.named_children())
+        counts = [int(getattr(module, key)) for key in COUNTS if isinstance(getattr(module, key, None), int)]
+        counts = counts or _counts_by_width(module, children)
         if not counts:
             continue
         projections = [child for child in (*_QUERIES, *_KEYS_AND_VALUES) if child in children]
@@ -181,7 +192,16 @@ def _found(model: nn.Module) -> list[Attention]:
         output = output or (beside if beside in layers else None)
         if len(projections) == 3 and output is not None:
             inputs = {f"{prefix}{child}.weight": 1 for child in projections}
-            found.append(Attention(min(counts), inputs, [f"{output}.weight"]))
+            found.append(Attention(min(counts), inputs, [f"{output}.weight"], name))
         elif {"c_attn", "c_proj"} <= set(children):
-            found.append(Attention(min(counts), {f"{prefix}c_attn.weight": 3}, [f"{prefix}c_proj.weight"]))
+            found.append(Attention(min(counts), {f"{prefix}c_attn.weight": 3}, [f"{prefix}c_proj.weight"], name))
     return found
+
+
+def _counts_by_width(module: nn.Module, children: Mapping[str, nn.Module]) -> list[int]:
+    """Numbers of heads of a module that says only how wide a head is; empty without it."""
+    width = getattr(module, "head_dim", None)
+    outs = [getattr(children[key], "out_features", 0) for key in (*_QUERIES, *_KEYS_AND_VALUES) if key in children]
+    if not isinstance(width, int) or not outs or any(out % width for out in outs):
+        return []
+    return [out // width for out in outs]
