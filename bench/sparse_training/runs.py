@@ -92,7 +92,7 @@ def _optimizer(task_name: str, way: Way, model: nn.Module) -> Optimizer:
     if way.windowed:
         return mfac.MFAC(trained)
     if task_name == "paragraphs":
-        return AdamW(trained, lr=1e-3, weight_decay=0.01)
+        return AdamW(trained, lr=3e-4, weight_decay=0.01)
     return SGD(trained, lr=0.1, momentum=0.9, weight_decay=5e-4)
 
 

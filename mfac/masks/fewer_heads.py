@@ -1,4 +1,4 @@
-"""`torch.nn.MultiheadAttention` after heads are gone: its heads together are narrower than its model."""
+"""`torch.nn.MultiheadAttention` after heads are gone: narrower inside than the model is."""
 
 from __future__ import annotations
 

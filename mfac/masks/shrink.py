@@ -1,4 +1,4 @@
-"""Physical removal: channels and heads that masks have emptied are cut out of the layers on both sides."""
+"""Physical removal: channels and heads that masks have emptied are cut out of layers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Shrunk:
 
 
 def shrink(model: nn.Module, masks: Any, *, example: Any = None) -> Shrunk:
-    """Cuts emptied channels out of layers and of the next layers, and emptied heads out of attentions.
+    """Cuts emptied channels out of layers and the next layers, and emptied heads out of attentions.
 
     A channel goes if its row of weights is zero, or if all weights of the next layer for the
     channel are zero. A channel with a row of zeros is constant. The constant is taken through the

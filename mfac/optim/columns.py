@@ -7,8 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from mfac.distributed.pieces import Whole
+
+
+def trains(parameter: Tensor) -> bool:
+    """Whether a parameter has columns; of a lazy module it has none before it has a shape."""
+    return not is_lazy(parameter) and (parameter.requires_grad or parameter.grad is not None)
 
 
 class Columns:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from mfac.core.checks.choices import check_choice
 from mfac.curvature.damping import Damping
 from mfac.distributed.sharding import Group, pieces_for
+from mfac.optim.columns import trains
 from mfac.optim.group_window import GroupWindow
 from mfac.optim.options import OPTIONS, check_changes, check_options, complete, in_group, packed, refuse_unknown
 from mfac.optim.rules.base import Rule
@@ -170,8 +170,7 @@ class MFAC(Optimizer):
 
     def _window_of(self, group: dict[str, Any], known: GroupWindow | None) -> GroupWindow | None:
         """The window for those parameters of a group that train; None if none does."""
-        trained = [p for p in group["params"] if _trains(p)]
-        if not trained:
+        if not (trained := [p for p in group["params"] if trains(p)]):
             return None
         kept = [self._kept.get(parameter) for parameter in trained]
         if known is None:
@@ -390,7 +389,7 @@ class MFAC(Optimizer):
     def _window_of_state(self, loaded: Loaded, i: int) -> GroupWindow | None:
         """A window with what the state of group i holds."""
         parameters, options = loaded.parameters(i), loaded.groups[i]
-        trained = parameters or [p for p in self.param_groups[i]["params"] if _trains(p)]
+        trained = parameters or [p for p in self.param_groups[i]["params"] if trains(p)]
         if not trained:
             return None
         kept = [loaded.kept(parameter, self._kept.get(parameter)) for parameter in trained]
@@ -399,10 +398,3 @@ class MFAC(Optimizer):
         if parameters:
             loaded.fill(i, mine)
         return mine
-
-
-def _trains(parameter: Tensor) -> bool:
-    """Whether a parameter has columns; of a lazy module only once it has a shape."""
-    if is_lazy(parameter):
-        return False
-    return parameter.requires_grad or parameter.grad is not None

@@ -167,9 +167,8 @@ print((kilobytes("VmHWM") - before) * 1024, mfac.plan(model, loss, data, existin
     ("width", "settings", "share"),
     [
         (1000, {"gradients": "ram"}, 0.1),
-        (1400, {"gradients": "ram"}, 0.1),
         (1400, {"gradients": "bf16"}, 0.2),
-        (1000, {"block_size": 32}, 0.1),  # the factors of its blocks take as much as the gradients
+        (800, {"block_size": 32}, 0.1),  # the factors of its blocks take as much as the gradients
         (600, {"per_sample": True}, 0.2),
     ],
 )
