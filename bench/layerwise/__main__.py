@@ -8,7 +8,7 @@ import bench.layerwise
 from bench.layerwise import networks, solvers
 from mfac.bench.timing import describe_machine
 
-SECTIONS = ("solvers", "speed", "digits", "sentences", "language")
+SECTIONS = ("solvers", "speed", "digits", "budgets", "sentences", "language")
 
 
 def main() -> None:
@@ -31,6 +31,8 @@ def main() -> None:
             solvers.speed()
         elif section == "digits":
             networks.digits(chosen.methods)
+        elif section == "budgets":
+            networks.budgets()
         elif section == "sentences":
             networks.sentences(chosen.methods)
         elif section == "language":

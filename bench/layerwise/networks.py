@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import resource
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import mfac
 from bench.language import calibration, evaluation, perplexities
 from bench.minilm import load_minilm, to_tokens
-from bench.pruning.digits import shuffled_batches
+from bench.pruning.digits import loss_fn, shuffled_batches
 from bench.pruning.sentences import LENGTH, Articles
 from demo.digits import load_mnist
 from demo.networks import accuracy, load_pretrained_digit_cnn
@@ -67,6 +68,63 @@ def sentences(methods: Sequence[str]) -> None:
                 f"  {method:<10} {name:<4} {articles.accuracy(pruned):.1f}   {time.perf_counter() - began:.0f} s "
                 f"({mark} wanted)"
             )
+
+
+def budgets(_methods: Sequence[str] = ()) -> None:
+    """The digit CNN within half, a quarter and a tenth of its operations, and of its bits.
+
+    Levels that `mfac.spdy_search` finds on 2000 training images stand beside those of the least
+    sum of layer errors, and beside the same sparsity everywhere.
+    """
+    mnist = load_mnist()
+    test = (mnist.test_images, mnist.test_labels)
+    model = load_pretrained_digit_cnn()
+    training = shuffled_batches(mnist.train_images, mnist.train_labels, 256, 0)
+    batches, scored = [images for images, _ in training[:16]], training[16:24]
+    print(f"  {mnist.source} Dense {accuracy(model, *test):.2f}")
+    with tempfile.TemporaryDirectory() as folder:
+        for unit, levels in (("flops", None), ("bits", BIT_LEVELS)):
+            began = time.perf_counter()
+            database = mfac.LayerDatabase.build(model, batches, levels, folder=f"{folder}/{unit}")
+            print(f"  {unit}: database of {len(database.layers)} layers in {time.perf_counter() - began:.0f} s")
+            costs = database.costs(unit, model=model, example=batches[0][:1])  # type: ignore[arg-type]
+            whole = sum(max(of_layer.values()) for of_layer in costs.values())
+            for share in (0.5, 0.25, 0.1):
+                found = {}
+                for errors in ("prior", "measured"):
+                    pruned, began = copy.deepcopy(model), time.perf_counter()
+                    arguments: dict[str, Any] = {"model": pruned, "errors": errors}
+                    result = mfac.spdy_search(database, costs, share * whole, loss_fn, scored, **arguments)
+                    seconds = time.perf_counter() - began
+                    found[errors] = f"{accuracy(pruned, *test):.2f} ({result.evaluations} models, {seconds:.0f} s)"
+                pruned = copy.deepcopy(model)
+                same = _one_level(costs, share * whole)
+                database.stitch(same, pruned)
+                print(
+                    f"  {share:.0%} of {unit}: searched {found['prior']}, least layer errors {found['measured']}, "
+                    f"one level for all {accuracy(pruned, *test):.2f}"
+                )
+
+
+BIT_LEVELS: list[Any] = [
+    "0 8bit",
+    "0 4bit",
+    "0 3bit",
+    "0 2bit",
+    "0.5 4bit",
+    "0.7 4bit",
+    "0.8 4bit",
+    "0.9 4bit",
+    "0.95 4bit",
+]
+
+
+def _one_level(costs: Any, budget: float) -> dict[str, Any]:
+    """The dearest level that all layers can have within a budget."""
+    first = next(iter(costs.values()))
+    fits = {level: cost for level in first if (cost := sum(costs[name][level] for name in costs)) <= budget}
+    level = max(fits, key=lambda key: fits[key])
+    return dict.fromkeys(costs, level)
 
 
 def token_batches(tokens: Tensor, most: int) -> list[Tensor]:

@@ -22,7 +22,7 @@ from bench.training.tasks import TASKS, Batch, Data, Task, loss_fn
 from demo.training import cosine
 
 ONE_SHOT = (0.8, 0.9)
-_EPOCHS = {"fashion": 10, "paragraphs": 3}
+_EPOCHS = {"fashion": 10, "paragraphs": 8}
 _WARM = 0.05  # of the steps
 
 

@@ -196,6 +196,10 @@ class MaskHandle:
 
     def _state_of(self, parameter: nn.Parameter) -> Iterator[Tensor]:
         """Everything of the parameter's shape that the optimizer keeps for it."""
+        # mfac.MFAC says which entries that can be: others may have the shape by chance.
+        own: Collection[str] | None = getattr(self._optimizer, "elementwise_state", None)
         for key, value in self._optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and key not in self._keep_state:
+            if key in self._keep_state or (own is not None and key not in own):
+                continue
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
                 yield value

@@ -20,7 +20,7 @@ from mfac.optim.group_window import GroupWindow
 from mfac.optim.options import OPTIONS, check_changes, check_options, complete, in_group, packed, refuse_unknown
 from mfac.optim.rules.base import Rule
 from mfac.optim.rules.named import RuleName
-from mfac.optim.state import Loaded, published
+from mfac.optim.state import ELEMENTWISE, Loaded, published
 from mfac.window.formats.named import Format
 from mfac.window.window import GradientWindow
 
@@ -108,6 +108,8 @@ class MFAC(Optimizer):
         ...     opt.step()
     """
 
+    elementwise_state = ELEMENTWISE
+
     def __init__(
         self,
         params: ParamsT,
@@ -182,8 +184,8 @@ class MFAC(Optimizer):
 
         Args:
             parameter: Of this optimizer, or not.
-            mask: Of its shape, True = kept; None for all. The other weights do not move. The window
-                stores all of a DTensor and of columns that are spread over processes.
+            mask: Of its shape, True = kept; None for all. The other weights do not move. All columns
+                of a DTensor are stored, and of columns that are spread over processes.
         """
         whole = self._process_group.found is None and not hasattr(parameter, "to_local")
         if mask is None or not whole:
@@ -197,8 +199,7 @@ class MFAC(Optimizer):
     def held_gradients(self) -> dict[Tensor, Tensor]:
         """The windows' gradients of each parameter, [rows held, size], in the weights' metric."""
         whole = [mine for mine in self._windows if mine is not None and mine.window.format.is_whole]
-        pairs = (zip(mine.columns.parameters, mine.gradients(), strict=True) for mine in whole)
-        return dict(chain.from_iterable(pairs))
+        return dict(chain.from_iterable(zip(w.columns.parameters, w.gradients(), strict=True) for w in whole))
 
     @property
     def windows(self) -> list[GradientWindow]:
@@ -243,10 +244,8 @@ class MFAC(Optimizer):
             torch.linalg.LinAlgError: If λ is too small for float64; the parameters are as they
                 were.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         stepping: list[tuple[int, GroupWindow]] = []
         for i, (group, known) in enumerate(zip(self.param_groups, self._windows, strict=True)):
             with in_group(i):
@@ -268,7 +267,7 @@ class MFAC(Optimizer):
                 mine.take()
             for i, mine in stepping:
                 mine.move(i)
-        changed = any(mine is not known for mine, known in zip(self._windows, before, strict=True))
+        changed = any(mine is not old for mine, old in zip(self._windows, before, strict=True))
         if changed or not all(self._shows(mine) for _, mine in stepping):
             self._publish()
         return loss

@@ -70,6 +70,8 @@ def complete(group: dict[str, Any]) -> None:
 
 def refuse_unknown(group: Mapping[str, Any]) -> None:
     """Raises a TypeError for a key that is no option, with the nearest that is."""
+    if not isinstance(group, Mapping):
+        raise TypeError(f"Parameter `param_group` should be a dict with 'params'. Found {type(group).__name__}.")
     for key in group:
         if key not in OPTIONS and key not in _OF_OTHERS:
             raise TypeError(
@@ -87,15 +89,25 @@ def in_group(number: int) -> Generator[None, None, None]:
         raise type(error)(f"{error} It is in group {number}.") from None
 
 
-def check_options(group: Mapping[str, Any]) -> None:
-    """Raises for an option of a group that is missing or out of range."""
+def check_options(group: Mapping[str, Any], begun: bool = False) -> None:
+    """Raises for an option of a group that is missing or out of range.
+
+    Args:
+        group: The group.
+        begun: Whether it has stepped: a schedule may have taken its momentum to 0 on the way.
+
+    Raises:
+        KeyError: If one is missing.
+        TypeError: If one is of another type.
+        ValueError: If one is out of range, or does not go with another.
+    """
     for name, check in _CHECKS.items():
         if name not in group:
             raise KeyError(f"Every parameter group should have an entry {name!r}. Found {sorted(group)}.")
         check(name, group[name])
     check_storage("window_dtype", group["window_dtype"], group["density"])
     rule = rule_of(group)
-    if group["nesterov"] and group["momentum"] == 0:
+    if group["nesterov"] and group["momentum"] == 0 and not begun:
         raise ValueError("Parameter `nesterov` should be False where momentum is 0. Found True.")
     if rule.averages_updates and group["centred"]:
         raise ValueError(f"Parameter `centred` should be False for rule {group['rule']!r}. Found True.")
@@ -122,7 +134,7 @@ def check_changes(group: Mapping[str, Any], checked: Mapping[str, Any]) -> dict[
     # A number in a tensor may have been changed in place.
     if all(group[name] is value and not isinstance(value, Tensor) for name, value in checked.items()):
         return dict(checked)
-    check_options(group)
+    check_options(group, begun=True)
     for name in FIXED:
         if not same(group[name], checked[name]):
             raise ValueError(

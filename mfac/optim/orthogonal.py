@@ -52,11 +52,13 @@ def _orthogonal_factors(x: Tensor) -> Tensor:
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
+    largest = x.abs().amax(dim=(1, 2), keepdim=True)  # first: squares of tiny or huge entries are 0 or infinite
+    x = x / largest.where(largest > 0, 1.0)
     norms, least = x.norm(dim=(1, 2), keepdim=True), torch.finfo(x.dtype).tiny
     x = x / norms.clamp(min=least)
     a, b, c = _QUINTIC
     for _ in range(_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    x = x * (norms / x.norm(dim=(1, 2), keepdim=True).clamp(min=least))
+    x = x * (norms / x.norm(dim=(1, 2), keepdim=True).clamp(min=least)) * largest
     return x.mT if tall else x

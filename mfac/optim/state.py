@@ -18,6 +18,12 @@ from mfac.optim.version_1 import upgraded
 _SHAPING = ("rank", "window_dtype", "density")
 """Options that decide which tensors a state has."""
 
+ELEMENTWISE = frozenset({"momentum", "square_average", "compensation"})
+"""Entries of a parameter that have a value for each weight, beside the rows of its window.
+
+Others may have its shape by chance, as `window_gram` that of a matrix with as many rows and columns
+as the window has gradients."""
+
 _OWN = (
     " Of a window in 8 bits or with a density below 1 each process saves parts of its own: it goes on with as many "
     "processes as saved it, with parameters spread in the same way, and not from a whole state."
@@ -222,6 +228,11 @@ class Loaded:
             mine.metric.steps = [int(self.entries(p)["step"]) for p in mine.columns.parameters]
 
 
+def _unwrapped(name: str) -> str:
+    """A parameter's name without those of DDP, `DataParallel` and `torch.compile`."""
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
+
+
 def _squared_norm(row: Tensor) -> Tensor:
     """Of a row in float64, without a copy of it in float64."""
     return torch.stack([piece.double().square().sum() for piece in row.split(16384)]).sum()
@@ -241,7 +252,7 @@ def _options(
 ) -> dict[str, Any]:
     """The options of group i that a state gives, checked."""
     names, own = saved.get("param_names"), mine.get("param_names")
-    if names and own and list(names) != list(own):
+    if names and own and [*map(_unwrapped, names)] != [*map(_unwrapped, own)]:
         raise ValueError(
             f"Parameter `state_dict` should have the parameters of group {i} in the order {list(own)}. "
             f"Found {list(names)}."
@@ -254,14 +265,19 @@ def _options(
     found = {name: unpacked(value) for name, value in saved.items() if name not in ("params", "param_names")}
     kept = set(defaults) - set(saved) if old else {"window_format"}
     found |= {name: mine[name] for name in kept}
-    if found.get("rule") is None:  # of one's own, which no state holds
+    if "rank" not in found and "rule" not in found:
+        raise KeyError(
+            f"Parameter `state_dict` should be of mfac.MFAC. Found group {i} with {sorted(found)}, as another "
+            "optimizer has it."
+        )
+    if "rule" in found and found["rule"] is None:  # of one's own, which no state holds
         if isinstance(mine["rule"], str):
             raise ValueError(
                 f"Parameter `rule` should be an object in group {i} to take up a state that was made with a rule of "
                 f"one's own. Found {mine['rule']!r}."
             )
         found["rule"] = mine["rule"]
-    check_options(found)
+    check_options(found, begun=True)
     for name in _SHAPING:
         if mine["window_format"] is None and not same(found[name], mine[name]):
             raise ValueError(

@@ -90,7 +90,7 @@ class CrAM(Optimizer):
         self.defaults, self.state, self.param_groups = self.base.defaults, self.base.state, self.base.param_groups
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("keep_columns", "held_gradients") and "base" in self.__dict__:  # of mfac.MFAC
+        if name in ("keep_columns", "held_gradients", "elementwise_state") and "base" in self.__dict__:  # of mfac.MFAC
             return getattr(self.base, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 

@@ -359,3 +359,20 @@ def test_masks_of_a_pruning_run_are_kept_in_fine_tuning():
     with masks.attach(model, optimizer):
         train(model, optimizer, 20)
     assert mfac.Masks.from_zeros(model) == masks
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 6), (4,)])
+def test_a_matrix_as_large_as_the_windows_own_leaves_these_alone(shape: tuple[int, ...]):
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.randn(shape))
+    optimizer = mfac.MFAC(model.parameters(), rank=4, rule="adam")
+    mask = torch.rand(shape) < 0.5
+    mfac.Masks({"weight": mask}).attach(model, optimizer)
+    for _ in range(9):
+        model.weight.grad = torch.randn(shape)
+        optimizer.step()
+        rows = optimizer.window.format.as_dense(slice(0, 4))
+        gram = optimizer.state[model.weight]["window_gram"]
+        assert torch.allclose(gram.tril().float(), (rows @ rows.T).tril().float(), rtol=1e-4, atol=1e-6)
+        assert bool(torch.isfinite(model.weight).all()) and not model.weight[~mask].any()

@@ -271,7 +271,7 @@ def trained(**options):
 def test_state_errors():
     opt = trained()
     saved = opt.state_dict()
-    with pytest.raises(KeyError, match=r"entry 'rank'"):
+    with pytest.raises(KeyError, match=r"should be of mfac\.MFAC"):
         opt.load_state_dict(torch.optim.SGD(classifier().parameters()).state_dict())
     with pytest.raises(KeyError, match=r"entry 'param_groups'"):
         opt.load_state_dict({"state": {}})

@@ -10,6 +10,7 @@ from oracle import fisher as dense_fisher
 from torch import Tensor
 
 import mfac
+from mfac.optim.orthogonal import orthogonalized
 
 DIM, RANK, STEPS = 13, 5, 14
 BETA, BETA2, EPS = 0.8, 0.99, 1e-8
@@ -276,3 +277,26 @@ def test_diagnostics_are_those_of_the_dense_fisher():
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-8)
     assert found["largest_eigenvalue"] == pytest.approx(float(values.max()), rel=1e-2)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-38, 1e-32, 1e-20, 1e20, 1e37])
+@pytest.mark.parametrize("shape", [(3, 3), (2, 5), (6, 2, 2)])
+def test_orthogonal_factors_of_tiny_and_huge_updates_are_finite(shape: tuple[int, ...], scale: float):
+    torch.manual_seed(0)
+    update = torch.randn(shape)
+    found = orthogonalized(update * scale)
+    assert bool(torch.isfinite(found).all())
+    if scale > 1e-38:  # of whole float32 numbers
+        assert torch.allclose(found / scale, orthogonalized(update), atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-45, 1e-32, 1e-30, 1e-20])
+def test_gradients_that_vanish_leave_weights_finite(scale: float):
+    torch.manual_seed(0)
+    first, second = (torch.nn.Parameter(torch.randn(6, 6)) for _ in range(2))
+    optimizer = mfac.MFAC([{"params": [first]}, {"params": [second]}], momentum=0.5)
+    for step in range(80):
+        first.grad = torch.randn(6, 6) * (1.0 if step < 3 else 0.0)  # what is left of them halves in each step
+        second.grad = torch.randn(6, 6) * scale
+        optimizer.step()
+        assert bool(torch.isfinite(first).all() and torch.isfinite(second).all())

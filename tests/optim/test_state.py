@@ -319,3 +319,39 @@ def test_the_steps_in_the_state_are_those_that_were_taken():
         weight.grad = torch.ones(5)
         optimizer.step()
         assert float(optimizer.state[weight]["step"]) == step
+
+
+def test_a_state_of_another_optimizer_is_said_to_be_one():
+    weight = torch.nn.Parameter(torch.ones(5))
+    other = torch.optim.AdamW([weight])
+    with pytest.raises(KeyError, match=r"`state_dict` should be of mfac.MFAC. Found group 0 with \['amsgrad'"):
+        mfac.MFAC([weight]).load_state_dict(other.state_dict())
+
+
+def test_names_of_a_wrapped_model_are_those_of_the_model():
+    model = torch.nn.Linear(3, 2)
+    plain = mfac.MFAC(model.named_parameters())
+    wrapped = mfac.MFAC([(f"module.{name}", parameter) for name, parameter in model.named_parameters()])
+    model(torch.ones(1, 3)).sum().backward()
+    plain.step()
+    wrapped.load_state_dict(plain.state_dict())
+    assert wrapped.window.num_filled == 1
+
+
+def test_a_schedule_may_take_the_momentum_of_nesterov_to_zero():
+    weight = torch.nn.Parameter(torch.ones(5))
+    optimizer = mfac.MFAC([weight], nesterov=True, momentum=0.9)
+    for momentum in (0.9, 0.0, 0.9):
+        optimizer.param_groups[0]["momentum"] = momentum
+        weight.grad = torch.ones(5)
+        optimizer.step()
+        mfac.MFAC([weight], nesterov=True).load_state_dict(optimizer.state_dict())
+    assert float(weight.detach().max()) < 1
+    with pytest.raises(ValueError, match="`nesterov` should be False"):
+        mfac.MFAC([weight], nesterov=True, momentum=0.0)
+
+
+def test_a_group_that_is_no_dict_is_refused():
+    optimizer = mfac.MFAC([torch.nn.Parameter(torch.ones(5))])
+    with pytest.raises(TypeError, match=r"`param_group` should be a dict with 'params'\. Found list"):
+        optimizer.add_param_group([torch.nn.Parameter(torch.ones(5))])
