@@ -23,7 +23,7 @@ from mfac.window.combination import Combination
 from mfac.window.descent import Descent
 from mfac.window.formats.base import Rows, in_range
 from mfac.window.formats.named import named_format
-from mfac.window.rounding import NARROW
+from mfac.window.rounding import NARROW, compensation_for
 from mfac.window.window import GradientWindow
 
 
@@ -144,7 +144,7 @@ class GroupWindow:
         if compensated:
             for i, piece in enumerate(self.columns.weights()):
                 if piece.dtype in NARROW and self.compensations[i] is None:
-                    self.compensations[i] = torch.zeros_like(piece)
+                    self.compensations[i] = compensation_for(piece)
 
     @property
     def momentum(self) -> Tensor | None:

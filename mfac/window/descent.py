@@ -9,7 +9,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from mfac.window.rounding import NARROW, add_compensated_, round_stochastically
+from mfac.window.rounding import NARROW, add_compensated_, compensated, round_stochastically
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Descent:
         columns: The first column of u, [d], for each; the others follow, row-major.
         rates: For each.
         decays: For each.
-        compensations: For each, None or what its rounding has left out so far, of its dtype.
+        compensations: For each, None or what its rounding has left out so far.
     """
 
     average: Tensor | None = None
@@ -106,9 +106,8 @@ class Descent:
     def _move_narrow(self, i: int, move: Tensor) -> None:
         """Moves weights of 16 bits by updates that may be far below their last digit."""
         parameter, compensation = self.parameters[i], self.compensations[i]
-        weights = parameter.to(move.dtype)
-        if compensation is not None:
-            weights += compensation
+        whole = parameter if compensation is None else compensated(parameter, compensation)
+        weights = whole.to(move.dtype)
         weights.mul_(self.decays[i]).sub_(move, alpha=self.rates[i])
         if compensation is not None:
             add_compensated_(parameter, compensation, weights)

@@ -30,17 +30,61 @@ def round_stochastically(values: Tensor, dtype: torch.dtype, generator: torch.Ge
     return torch.where(values.isfinite(), rounded, values).to(dtype)
 
 
+def compensation_for(weights: Tensor) -> Tensor:
+    """What rounding has left out of narrow weights, nothing yet: int16, for parts of a last digit.
+
+    A number of the weights' own dtype would stop growing where an update is a thousandth of their
+    last digit.
+
+    Args:
+        weights: bfloat16 or float16.
+
+    Returns:
+        Zeros like `weights`.
+    """
+    return torch.zeros_like(weights, dtype=torch.int16)
+
+
+def compensated(weights: Tensor, compensation: Tensor) -> Tensor:
+    """The sum of both.
+
+    Args:
+        weights: bfloat16 or float16.
+        compensation: Of `compensation_for`.
+
+    Returns:
+        Like `weights`, float32.
+    """
+    wide = weights.float()
+    if weights.dtype == torch.bfloat16:
+        return wide.view(torch.int32).add_(compensation).view(torch.float32)
+    return wide.add_(_part(wide) * compensation)
+
+
 def add_compensated_(weights: Tensor, compensation: Tensor, wanted: Tensor) -> None:
     """Writes `wanted` into narrow weights and what rounding took into the compensation.
 
-    The compensation is of the weights' own dtype: the sum of both has twice their digits.
+    The sum of both is `wanted` in float32, but for the last bit of a tie: of bfloat16 the
+    compensation is the bits that a float32 has more, of float16 it counts 2⁻¹⁶ of its last digit.
 
     Source: Kahan's summation; Zamirai et al., "Revisiting BFloat16 Training" (2010.06192).
 
     Args:
-        weights: In any dtype; overwritten.
-        compensation: Like `weights`; overwritten.
-        wanted: In the dtype of the arithmetic, with the compensation of before already in it.
+        weights: bfloat16 or float16; overwritten.
+        compensation: Of `compensation_for`; overwritten.
+        wanted: float32 or float64, with the compensation of before already in it.
     """
+    wanted = wanted.float()
     weights.copy_(wanted)
-    compensation.copy_(wanted - weights.to(wanted.dtype))
+    wide = weights.float()
+    if weights.dtype == torch.bfloat16:
+        rest = wanted.view(torch.int32) - wide.view(torch.int32)
+    else:
+        rest = ((wanted - wide) / _part(wide)).nan_to_num_().round_()
+    compensation.copy_(rest.clamp_(-(1 << 15), (1 << 15) - 1))  # half a digit upwards is one more than int16 holds
+
+
+def _part(values: Tensor) -> Tensor:
+    """2⁻¹⁶ of the last digit of float16 values, of which the smallest is 2⁻²⁴."""
+    exponents = torch.where(values == 0, -24, torch.frexp(values).exponent - 11).clamp_(min=-24)
+    return torch.ldexp(torch.ones_like(values), exponents - 16)

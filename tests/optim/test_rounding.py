@@ -11,6 +11,7 @@ from optim.runs import OF_RULES, Kind, Run, assert_same, copied
 from torch import Tensor, nn
 
 import mfac
+from mfac.window.rounding import add_compensated_, compensated, compensation_for
 
 NARROW = (torch.bfloat16, torch.float16)
 STEPS, SIZE = 24, 1 << 14
@@ -82,15 +83,42 @@ def test_a_compensated_sum_is_that_of_float32(rule: str, dtype: torch.dtype, dec
     steps, options = 40, {"lr": 1e-3, "weight_decay": decay, "decoupled_weight_decay": True}
     exact, _ = along_noise(Kind(rule), torch.float32, steps, **options)
     found, compensation = along_noise(Kind(rule, rounding="compensated"), dtype, steps, **options)
-    assert compensation is not None and compensation.dtype == dtype
-    # With u = eps/2 rounding leaves out c <= u|w|, of which storing c loses u|c| <= u²|w|; below
-    # float16's normal numbers half a unit of 2⁻²⁴ in place of either. The arithmetic is float32:
-    # three roundings of 2⁻²⁴ in either run. Decay makes errors of before smaller.
-    u, largest = torch.finfo(dtype).eps / 2, float(exact.abs().max()) + 0.1
+    assert compensation is not None and compensation.dtype == torch.int16
+    whole = compensated(found.to(dtype), compensation).double()
+    # The arithmetic is float32: three roundings of 2⁻²⁴ in either run, and one of what is stored.
+    # Decay makes errors of before smaller.
+    largest = float(exact.abs().max()) + 0.1
+    bound = steps * 7 * 2.0**-24 * largest
+    assert float((whole - exact).abs().max()) < bound
     smallest = 2.0**-25 if dtype == torch.float16 else 0.0
-    bound = steps * (u**2 * largest + 6 * 2.0**-24 * largest + smallest)
-    assert float((found + compensation.double() - exact).abs().max()) < bound
-    assert float((found - exact).abs().max()) < bound + u * largest + smallest
+    assert float((found - exact).abs().max()) < bound + torch.finfo(dtype).eps / 2 * largest + smallest
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("start", [1.0, -2.0, 0.0, 1e-3, 3e-7])
+def test_updates_far_below_the_last_digit_add_up(dtype: torch.dtype, start: float):
+    weights = torch.tensor([start], dtype=dtype)
+    rest, exact = compensation_for(weights), weights.float()
+    step = 3e-7 * max(abs(start), 0.01)
+    for _ in range(5000):
+        exact -= step
+        add_compensated_(weights, rest, compensated(weights, rest) - step)
+    assert torch.allclose(compensated(weights, rest), exact, rtol=2e-7, atol=5000 * 2.0**-41)
+    assert float(weights) == float(exact.to(dtype)) or float(exact.to(dtype)) == start
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_a_compensated_sum_holds_any_float32_in_range(dtype: torch.dtype):
+    torch.manual_seed(0)
+    wanted = torch.cat(
+        [torch.randn(4000) * 10.0 ** torch.empty(4000).uniform_(-9, 4), torch.tensor([0.0, -0.0, 1e-40])]
+    )
+    weights = torch.empty_like(wanted, dtype=dtype)
+    rest = compensation_for(weights)
+    add_compensated_(weights, rest, wanted)
+    assert torch.equal(weights, wanted.to(dtype))
+    atol = 2.0**-41 if dtype == torch.float16 else 0.0
+    torch.testing.assert_close(compensated(weights, rest), wanted, rtol=2.0**-23, atol=atol)
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "compensated", "nearest"])
