@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from mfac.core.checks.choices import did_you_mean
 
 
 def inner_module(module: nn.Module) -> nn.Module:
@@ -77,8 +79,8 @@ def other_names(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def first_match(name: str, patterns: Iterable[str]) -> str | None:
-    """The first shell-style pattern that a name matches.
+def first_match(name: str, patterns: Collection[str]) -> str | None:
+    """The name itself, or else the first shell-style pattern that it matches.
 
     Args:
         name: Of a parameter.
@@ -87,7 +89,28 @@ def first_match(name: str, patterns: Iterable[str]) -> str | None:
     Returns:
         The pattern; None where there is none.
     """
+    if name in patterns:
+        return name
     return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
+
+
+def check_all_match(parameter: str, patterns: Iterable[str], names: Collection[str]) -> None:
+    """Refuses patterns that no name matches.
+
+    Args:
+        parameter: Whose keys the patterns are, for the message.
+        patterns: Names or patterns.
+        names: Of weights.
+
+    Raises:
+        ValueError: If there is such a pattern.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) or name == pattern for name in names):
+            raise ValueError(
+                f"Parameter `{parameter}` should name weights that are pruned. Found {pattern!r}, which matches none "
+                f"of {list(names)}{did_you_mean(pattern, names)}"
+            )
 
 
 def parameter_named(model: nn.Module, name: str) -> nn.Parameter:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mfac.core.checks.choices import check_choice
 from mfac.core.selection import highest
 from mfac.curvature.damping import Damping
-from mfac.gradients.naming import first_match
+from mfac.gradients.naming import check_all_match, first_match
 from mfac.layerwise.hessians import Hessians
 from mfac.layerwise.processes import Processes
 from mfac.layerwise.statistics import grams_of, merged_stages
@@ -131,15 +131,16 @@ def by_name(sparsity: Mapping[str, float], names: Sequence[str]) -> dict[str, fl
         Name to sparsity.
 
     Raises:
-        ValueError: If a weight has none.
+        ValueError: If a weight has none, or a pattern matches none.
     """
     found = {}
     for name in names:
-        key = name if name in sparsity else first_match(name, sparsity)
+        key = first_match(name, sparsity)
         if key is None:
             raise ValueError(
                 f"Parameter `sparsity` should give every weight one. Found none for {name!r}; '*' stands for all "
                 f"others."
             )
         found[name] = float(sparsity[key])
+    check_all_match("sparsity", [key for key in sparsity if key != "*"], names)
     return found

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from mfac.layerwise.fingerprint import of_data, of_function, of_weights
 from mfac.layerwise.grid import Grid, GridValues
 from mfac.layerwise.processes import Processes
 from mfac.layerwise.report import LayerResult
@@ -25,8 +27,10 @@ class Checkpoint:
 
     Args:
         folder: Made where it is not there.
-        settings: What is asked for; a run that asks for something else is refused.
+        settings: What is asked for; a run that asks for something else is refused, and so is one of
+            another model.
         names: Of all weights.
+        data: The batches; those of the earlier run should be the same.
         processes: The first one writes, and all read.
 
     Raises:
@@ -34,15 +38,21 @@ class Checkpoint:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], settings: Settings, names: Sequence[str], processes: Processes
+        self,
+        folder: str | os.PathLike[str],
+        settings: Settings,
+        names: Sequence[str],
+        data: Sequence[Any],
+        processes: Processes,
     ) -> None:
         self._processes = processes
+        self._before: dict[Path, str] = {}
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"Parameter `checkpoint` should be a folder. Found a file at {str(folder)!r}.")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._asked = {
-            "method": getattr(settings.solver, "__name__", type(settings.solver).__name__),
+            "method": of_function(settings.solver),
             "sparsity": {name: settings.sparsity[name] for name in names},
             "pattern": {name: str(settings.patterns[name]) for name in names},
             "refit": settings.refit,
@@ -50,7 +60,9 @@ class Checkpoint:
             "weigh_inputs": bool(settings.heeding.inputs),
             "quantize": None if settings.grid is None else asdict(settings.grid),
             "damping": str(settings.damping),
+            "data": of_data(data),
         }
+        self._needs_dense = bool(settings.heeding.outputs or settings.heeding.inputs)
 
     def write(self, views: Sequence[LayerView], results: Results) -> None:
         """Writes what was found of some weights, on the first process."""
@@ -69,7 +81,9 @@ class Checkpoint:
                 tensors[f"{view.name}|scales{number}"] = values.scales
                 tensors[f"{view.name}|zeros{number}"] = values.zeros
         left = {view.name: results.left_dense[view.name] for view in views if view.name in results.left_dense}
-        write_tensors(self._path(views), _KIND, tensors, {"asked": self._asked, "layers": layers, "left": left})
+        path = self._path(views)
+        about = {"asked": self._asked, "layers": layers, "left": left, "before": self._before[path]}
+        write_tensors(path, _KIND, tensors, about)
 
     @torch.no_grad()
     def restore(self, views: Sequence[LayerView], results: Results) -> bool:
@@ -83,10 +97,11 @@ class Checkpoint:
             Whether there was something.
 
         Raises:
-            ValueError: If the earlier run was asked for something else, or a process does not find
-                what the first one does.
+            ValueError: If the earlier run was asked for something else, or was of another model or
+                other data, or a process does not find what the first one does.
         """
         path = self._path(views)
+        self._before[path] = of_weights(views)
         if not self._processes.same(path.exists()):
             return False
         with self._processes.together():
@@ -106,6 +121,7 @@ class Checkpoint:
                     f"Parameter `checkpoint` should be a folder of a run with the same settings. Found one with "
                     f"another `{key}` at {str(self.folder)!r}."
                 )
+        self._check_model(path, views, tensors, about)
         for view in views:
             if view.name not in about["layers"]:
                 continue
@@ -121,6 +137,25 @@ class Checkpoint:
                 layer = replace(layer, grids=tuple(grids))
             results.layers[view.name] = layer
         results.left_dense.update(about["left"])
+
+    def _check_model(
+        self, path: Path, views: Sequence[LayerView], tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]
+    ) -> None:
+        """Refuses weights that are neither those that the earlier run found nor those that it left."""
+        if self._before[path] == about["before"]:
+            return
+        solved = [view for view in views if view.name in about["layers"]]
+        if all(torch.equal(view.parameter.cpu(), tensors[f"{view.name}|weight"]) for view in solved):
+            if not self._needs_dense:
+                return
+            raise ValueError(
+                f"Parameter `model` should be the dense model again: `weigh_inputs` and `weigh_outputs` look at the "
+                f"whole of it. Found {views[0].name!r} as the earlier run at {str(self.folder)!r} left it."
+            )
+        raise ValueError(
+            f"Parameter `checkpoint` should be a folder of a run on this model. Found one at {str(self.folder)!r} in "
+            f"which {views[0].name!r} and the like had other weights."
+        )
 
     def _path(self, views: Sequence[LayerView]) -> Path:
         names = "\n".join(view.name for view in views)

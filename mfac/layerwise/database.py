@@ -169,9 +169,7 @@ class LayerDatabase:
         with model_mode(model, "eval"), without_caches(model), torch.no_grad():
             check_first(model, batches[0], call)
             inner = inner_module(model)
-            run = DatabaseBuild(
-                views, lambda n: call(inner, batches[n]), len(batches), settings, Path(folder), progress
-            )
+            run = DatabaseBuild(views, lambda n: call(inner, batches[n]), batches, settings, Path(folder), progress)
             run.all(left_dense)
         return cls(folder)
 

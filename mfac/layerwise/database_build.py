@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from mfac.curvature.damping import Damping
 from mfac.layerwise.database_files import SolvedLevel, layer_path, read_about, write_index, write_layer
+from mfac.layerwise.fingerprint import of_data, of_function, of_weights
 from mfac.layerwise.grid import Grid
 from mfac.layerwise.hessian import Hessian
 from mfac.layerwise.hessians import Hessians
@@ -58,7 +58,7 @@ class DatabaseBuild:
     Args:
         views: The weights.
         run: Runs the model on a batch, by its number.
-        batches: How many batches.
+        batches: The batches.
         settings: What is asked for.
         folder: That files are written to.
         progress: Called with a weight's name, how many are done, and how many there are.
@@ -71,13 +71,13 @@ class DatabaseBuild:
         self,
         views: Sequence[LayerView],
         run: Callable[[int], Any],
-        batches: int,
+        batches: Sequence[Any],
         settings: DatabaseSettings,
         folder: Path,
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
         self.views, self._run, self.settings, self.folder = views, run, settings, folder
-        self.batches = list(range(batches))
+        self.batches, self._data = list(range(len(batches))), of_data(batches)
         self._progress = progress
         self._check_levels()
         self._asked = self._described()
@@ -196,16 +196,12 @@ class DatabaseBuild:
     def _described(self) -> dict[str, Any]:
         """What two builds have in common if one can go on where the other stopped."""
         settings = self.settings
-        digest = hashlib.sha256()
-        for view in self.views:
-            digest.update(view.name.encode())
-            digest.update(view.parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return {
-            "model": digest.hexdigest(),
-            "method": getattr(settings.solver, "__name__", type(settings.solver).__name__),
+            "model": of_weights(self.views),
+            "method": of_function(settings.solver),
             "levels": {name: [level.key for level in settings.levels[name]] for name in settings.levels},
             "pattern": {name: str(settings.patterns[name]) for name in settings.patterns},
             "refit": settings.refit,
             "damping": str(settings.damping),
-            "data": len(self.batches),
+            "data": self._data,
         }

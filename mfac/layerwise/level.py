@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mfac.core.checks.numbers import check_number
-from mfac.gradients.naming import first_match
+from mfac.gradients.naming import check_all_match, first_match
 from mfac.layerwise.grid import Grid
 from mfac.masks.patterns import Pattern, resolve_pattern
 
@@ -136,18 +136,19 @@ def levels_by_weight(
 
     Raises:
         TypeError: If `levels` is of another type.
-        ValueError: If a weight has none, or two levels have one key.
+        ValueError: If a weight has none, a pattern matches none, or two levels have one key.
     """
     by_name = levels if isinstance(levels, Mapping) else {"*": DEFAULT_LEVELS if levels is None else levels}
     read = {key: _read(value, grid) for key, value in by_name.items()}
     found = {}
     for name in names:
-        key = name if name in read else first_match(name, read)
+        key = first_match(name, read)
         if key is None:
             raise ValueError(
                 f"Parameter `levels` should give every weight some. Found none for {name!r}; '*' stands for all others."
             )
         found[name] = read[key]
+    check_all_match("levels", [key for key in read if key != "*"], names)
     return found
 
 

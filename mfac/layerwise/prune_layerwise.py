@@ -155,6 +155,8 @@ def prune_layerwise(
     with processes.together():
         solver = resolve_solver(method)
         resolved = resolve_pattern(pattern)
+        if progress is not None and not callable(progress):
+            raise TypeError(f"Parameter `progress` should be a function or None. Found {type(progress).__name__}.")
         check_flag("refit", refit)
         check_flag("weigh_outputs", weigh_outputs)
         check_flag("weigh_inputs", weigh_inputs)
@@ -162,6 +164,11 @@ def prune_layerwise(
         if quantize is not None and not isinstance(quantize, Grid):
             raise TypeError(f"Parameter `quantize` should be a mfac.Grid or None. Found {type(quantize).__name__}.")
         check_allocation(allocation)
+        if allocation == "global" and weights is not None:
+            raise ValueError(
+                'Parameter `allocation` should be "uniform" or "erk" with `weights`: one threshold for all layers '
+                "needs all of them in memory. Found 'global'."
+            )
         finishing = _checked_finish(finish, quantize, weights)
         if (weigh_outputs or weigh_inputs) and weights is not None:
             name = "weigh_outputs" if weigh_outputs else "weigh_inputs"
@@ -212,7 +219,7 @@ def prune_layerwise(
 
         free = [view for view in views if patterns[view.name].sparsity is None]
         kind = ("uniform" if chains else "global") if allocation == "auto" else allocation
-        if kind != "uniform" and not isinstance(sparsity, Mapping) and sparsity > 0 and free and not store.on_disk:
+        if kind != "uniform" and not isinstance(sparsity, Mapping) and sparsity > 0 and free:
             every = list(range(len(batches)))
             shares |= (
                 by_shape(free, sparsity)
@@ -220,13 +227,17 @@ def prune_layerwise(
                 else by_loss(free, run_batch, every, sparsity, damping, processes)
             )
         loss = loss_fn if loss_fn is not None else partial(language_loss, run=call)
+        if finishing is not None:
+            with processes.together():
+                _check_loss(loss, inner, batches[0], loss_fn is None)
         heeded = Heeding()
         if weigh_outputs or weigh_inputs:
             with processes.together():
                 heeded = heeding_of(inner, views, batches, loss, weigh_outputs, weigh_inputs)
         settings = Settings(solver, shares, patterns, refit, quantize, damping, heeded)
         with processes.together():
-            saved = Checkpoint(checkpoint, settings, list(selected), processes) if checkpoint is not None else None
+            if checkpoint is not None:
+                saved = Checkpoint(checkpoint, settings, list(selected), batches, processes)
         run = LayerwiseRun(views, run_batch, len(batches), settings, finished, restore, processes, store)
         results = run.all(chains)
         if finishing is not None and results.masks:
@@ -253,6 +264,19 @@ def prune_layerwise(
     else:
         report.record_(model, resolved, solved)
     return report
+
+
+def _check_loss(loss: LossFunction, model: nn.Module, batch: Any, assumed: bool) -> None:
+    """Refuses a loss that the finish could not use, before any weight is solved."""
+    try:
+        loss(model, batch)
+    except Exception as error:
+        if not assumed:
+            raise
+        raise ValueError(
+            "Parameter `loss_fn` should be given with `finish`, where the model is no language model and batches are "
+            f"no tokens. Found None, and {type(error).__name__}: {error}"
+        ) from error
 
 
 def _checked_finish(finish: Any, quantize: Grid | None, weights: Source | None) -> FisherFinish | None:

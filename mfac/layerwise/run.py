@@ -100,7 +100,7 @@ class LayerwiseRun:
             segments = segments_of(self.views, chains, self._run)
         for segment in segments:
             if segment.chain is None or not self._blocks(segment):
-                self._stages(self._run, segment.views, lambda _: None)
+                self._one_by_one(segment.views)
         return self.results
 
     def _blocks(self, segment: Segment) -> bool:
@@ -132,27 +132,50 @@ class LayerwiseRun:
         return True
 
     def _stages(self, run: Callable[[int], Any], views: Sequence[LayerView], like: Callable[[str], str | None]) -> None:
+        """Solves the weights of a block, and is finished with all of them at once."""
         if not views or self._restore(views, self.results):
             return
-        began = time.perf_counter()
-        with self._processes.together():
-            heeded = self.settings.heeding.inputs
-            stages = [stage.apart(heeded) for stage in stages_of(run, views, like)]
-        self.results.seconds_forward += time.perf_counter() - began
-        for stage in stages:
-            began = time.perf_counter()
-            with self._processes.together():
-                grams = grams_of(run, stage, self._processes.own(self.batches), heeded)
-            grams = self._processes.summed(stage, grams)
-            self.results.seconds_forward += time.perf_counter() - began
-            self._solve(stage, grams)
+        for stage in self._stages_of(run, views, like):
+            self._stage(run, stage)
         with self._processes.together():
             self._finished(views, self.results)
+
+    def _one_by_one(self, views: Sequence[LayerView]) -> None:
+        """Solves weights by runs of the whole model, and is finished with each stage by itself."""
+        for stage in self._stages_of(self._run, views, lambda _: None):
+            if not self._restore(stage.views, self.results):
+                self._stage(self._run, stage)
+                with self._processes.together():
+                    self._finished(stage.views, self.results)
+
+    def _stages_of(
+        self, run: Callable[[int], Any], views: Sequence[LayerView], like: Callable[[str], str | None]
+    ) -> list[Stage]:
+        began = time.perf_counter()
+        with self._processes.together():
+            stages = [stage.apart(self.settings.heeding.inputs) for stage in stages_of(run, views, like)]
+        self.results.seconds_forward += time.perf_counter() - began
+        return stages
+
+    def _stage(self, run: Callable[[int], Any], stage: Stage) -> None:
+        began = time.perf_counter()
+        with self._processes.together():
+            grams = grams_of(run, stage, self._processes.own(self.batches), self.settings.heeding.inputs)
+        grams = self._processes.summed(stage, grams)
+        self.results.seconds_forward += time.perf_counter() - began
+        self._solve(stage, grams)
 
     def _solve(self, stage: Stage, grams: dict[Key, Gram]) -> None:
         views = [view for view in stage.views if all(key in grams for key in stage.keys[view.name])]
         unseen = [view.name for view in stage.views if view not in views]
         self.results.left_dense.update(dict.fromkeys(unseen, NO_SAMPLES))
+        for view in views:
+            if not any(bool(grams[key].total.diagonal().any()) for key in stage.keys[view.name]):
+                raise ValueError(
+                    f"Parameter `data` should reach every layer with inputs that are not all zero. Found only zeros at "
+                    f"{view.name!r}: leave it out of `params`, or give other data. What was solved before stays, and a "
+                    f"`checkpoint` goes on from there."
+                )
         samples = [sum(grams[key].count for key in dict.fromkeys(stage.keys[view.name])) for view in views]
         asked = self.settings
         tasks = []

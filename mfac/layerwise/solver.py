@@ -79,6 +79,8 @@ def solved(
     Raises:
         ValueError: If a solver of the caller's own returns something that is no solution.
     """
+    if pattern.kept == weight.numel() and grid is None:  # nothing to do, also for weights of inputs that are zero
+        return LayerSolution(weight.clone(), torch.ones_like(weight, dtype=torch.bool))
     if refit and pattern.kept < weight.numel():
         found = _checked(solver, solver(hessian, weight, pattern, None), weight)
         fitted = LayerSolution(refit_weights(hessian, weight, found.kept), found.kept)

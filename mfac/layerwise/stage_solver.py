@@ -223,7 +223,9 @@ class StageSolver:
             hessian.damping = found.damping  # which a factor may have raised, on its owner
 
         def finish(rows: Tensor, kept_rows: Tensor) -> list[Tensor]:
-            if not self._refits(task):
+            if bool(kept_rows.all()) and self._grid is None:
+                done = LayerSolution(rows, kept_rows)
+            elif not self._refits(task):
                 done = obs_on_mask(hessian, rows.masked_fill(hessian.dead, 0), kept_rows, self._grid)
             else:
                 done = LayerSolution(refit_weights(hessian, rows, kept_rows), kept_rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -155,6 +155,10 @@ class GroupWindow:
         if self.rule.averages_updates:
             return self.average
         return gradient_weights(self.window.ring, momentum, self.options["nesterov"], self.rule.metric)
+
+    def is_in(self, state: Mapping[Any, Any]) -> bool:
+        """Whether an optimizer's state has it still, if ever: one that was emptied begins anew."""
+        return not self.is_allocated or self.columns.parameters[0] in state
 
     def gather(self) -> bool:
         """Reads the gradients; whether any parameter has one."""

@@ -253,7 +253,7 @@ class MFAC(Optimizer):
                     check_options(group)
                 else:
                     known.checked = check_changes(group, known.checked)
-        before = list(self._windows)
+        before = [mine if mine is not None and mine.is_in(self.state) else None for mine in self._windows]
         for i, group in enumerate(self.param_groups):
             self._windows[i] = mine = self._window_of(group, before[i])
             if mine is not None and mine.gather():

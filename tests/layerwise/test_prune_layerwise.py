@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import mfac
 from mfac.layerwise.chain import Chain
+from mfac.layerwise.solvers.alps import alps
+from mfac.layerwise.solvers.sweep import sparsegpt
 from tests.layerwise.networks import NETWORKS, Broken, Mixture, made, outputs
 from tests.layerwise.problems import published_sweep
 
@@ -214,6 +216,8 @@ def test_refusals_come_before_any_weight_changes() -> None:
         ({"quantize": 4}, batches, "mfac.Grid"),
         ({"blocks": ["layer.0"]}, batches, "`blocks` should name modules"),
         ({"damping": -1.0}, batches, "`damping`"),
+        ({"sparsity": {"typo": 0.9, "*": 0.5}}, batches, "Found 'typo', which matches none"),
+        ({"progress": 3}, batches, "`progress` should be a function"),
     ]
     for arguments, data, words in cases:
         with pytest.raises((ValueError, TypeError), match=words):
@@ -337,3 +341,100 @@ def test_skips_past_a_block_are_seen() -> None:
     torch.manual_seed(0)
     report = mfac.prune_layerwise(Skips(), [torch.randn(32, 6)], method="sparsegpt")
     assert "block 'blocks.3' takes what an earlier block returns" in report.notes[0]
+
+
+def test_a_checkpoint_of_another_model_or_of_other_data_is_refused(tmp_path: Path) -> None:
+    model, batches = made("language")
+    start = copy.deepcopy(model)
+    mfac.prune_layerwise(model, batches, method="sparsegpt", checkpoint=tmp_path)
+    again = mfac.prune_layerwise(copy.deepcopy(start), batches, method="sparsegpt", checkpoint=tmp_path)
+    mfac.prune_layerwise(model, batches, method="sparsegpt", checkpoint=tmp_path)  # as the run left it
+    assert again.sparsity == 0.5
+    other = copy.deepcopy(start)
+    with torch.no_grad():
+        other.get_parameter("layers.0.q.weight").mul_(1.5)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match=r"of a run on this model.*'layers\.0\.q\.weight'"):
+        mfac.prune_layerwise(other, batches, method="sparsegpt", checkpoint=tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+    with pytest.raises(ValueError, match="another `data`"):
+        mfac.prune_layerwise(copy.deepcopy(start), batches[:1], method="sparsegpt", checkpoint=tmp_path)
+
+
+def test_methods_of_ones_own_are_told_apart_by_what_they_do(tmp_path: Path) -> None:
+    model, batches = made("mlp")
+    start = copy.deepcopy(model)
+    mfac.prune_layerwise(model, batches, method=lambda h, w, p, g: sparsegpt(h, w, p, g), checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="another `method`"):
+        mfac.prune_layerwise(start, batches, method=lambda h, w, p, g: alps(h, w, p, g), checkpoint=tmp_path)
+
+
+def test_positions_that_are_weighed_want_the_dense_model_again(tmp_path: Path) -> None:
+    model, batches = made("language")
+    start, whole = copy.deepcopy(model), copy.deepcopy(model)
+    arguments: dict[str, Any] = {"method": "sparsegpt", "weigh_inputs": True}
+    arguments["loss_fn"] = lambda model, batch: model(batch).logsumexp(-1).mean()
+    mfac.prune_layerwise(whole, batches, **arguments)
+
+    def stop(name: str, done: int, of: int) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        mfac.prune_layerwise(model, batches, checkpoint=tmp_path, progress=stop, **arguments)
+    with pytest.raises(ValueError, match="should be the dense model again"):
+        mfac.prune_layerwise(model, batches, checkpoint=tmp_path, **arguments)
+    mfac.prune_layerwise(start, batches, checkpoint=tmp_path, **arguments)
+    assert all(torch.equal(a, b) for a, b in zip(start.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_model_without_blocks_goes_on_from_each_layer(tmp_path: Path) -> None:
+    model, batches = made("mlp")
+    start, whole = copy.deepcopy(model), copy.deepcopy(model)
+    seen: list[int] = []
+    wanted = mfac.prune_layerwise(whole, batches, progress=lambda name, done, of: seen.append(done))
+    assert seen == list(range(1, len(wanted.masks) + 1))
+
+    def stop(name: str, done: int, of: int) -> None:
+        if done == 1:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        mfac.prune_layerwise(model, batches, checkpoint=tmp_path, progress=stop)
+    seen.clear()
+    mfac.prune_layerwise(start, batches, checkpoint=tmp_path, progress=lambda name, done, of: seen.append(done))
+    assert seen == list(range(2, len(wanted.masks) + 1))
+    assert all(torch.equal(a, b) for a, b in zip(start.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_finish_whose_loss_is_missing_is_refused_before_any_weight_changes() -> None:
+    model, batches = made("mlp")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="`loss_fn` should be given with `finish`"):
+        mfac.prune_layerwise(model, batches, finish="fisher")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_layer_that_only_sees_zeros_is_named_and_earlier_layers_stay() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    with torch.no_grad():
+        model[2].bias.fill_(-1e6)  # so that the last layer's inputs are zero
+    with pytest.raises(ValueError, match=r"Found only zeros at '4\.weight'"):
+        mfac.prune_layerwise(model, [torch.randn(64, 8)], sparsity=0.5, allocation="uniform")
+    assert [round(float((model[i].weight == 0).float().mean()), 2) for i in (0, 2, 4)] == [0.5, 0.5, 0.0]
+
+
+def test_without_sparsity_nothing_changes() -> None:
+    model, data = nn.Linear(4, 6), torch.randn(9, 4)
+    data[:, 1] = 0
+    before = model.weight.detach().clone()
+    mfac.prune_layerwise(model, [data], sparsity=0.0)
+    assert torch.equal(model.weight, before)
+
+
+def test_a_name_counts_before_patterns() -> None:
+    model, batches = made("mlp")
+    report = mfac.prune_layerwise(
+        model, batches, {"*": 0.5, "0.weight": 0.25}, pattern={"*": "unstructured", "0.weight": "1x2"}
+    )
+    assert report.sparsity_by_parameter["0.weight"] == 0.25

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -355,3 +356,24 @@ def test_a_group_that_is_no_dict_is_refused():
     optimizer = mfac.MFAC([torch.nn.Parameter(torch.ones(5))])
     with pytest.raises(TypeError, match=r"`param_group` should be a dict with 'params'\. Found list"):
         optimizer.add_param_group([torch.nn.Parameter(torch.ones(5))])
+
+
+@pytest.mark.parametrize("emptied", ["cleared", "replaced"])
+def test_an_emptied_state_begins_anew(emptied: str):
+    def go(optimizer: mfac.MFAC, weight: torch.nn.Parameter) -> None:
+        for step in range(4):
+            weight.grad = torch.randn(3, 4, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+
+    weight, other = (torch.nn.Parameter(torch.ones(3, 4)) for _ in range(2))
+    optimizer = mfac.MFAC([weight])
+    go(optimizer, weight)
+    if emptied == "cleared":
+        optimizer.state.clear()
+    else:
+        optimizer.state = defaultdict(dict)
+    with torch.no_grad():
+        other.copy_(weight)
+    go(optimizer, weight)
+    go(mfac.MFAC([other]), other)
+    assert torch.equal(weight, other)
