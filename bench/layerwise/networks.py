@@ -71,7 +71,7 @@ def sentences(methods: Sequence[str]) -> None:
 
 
 def budgets(_methods: Sequence[str] = ()) -> None:
-    """The digit CNN within half, a quarter and a tenth of its operations, and of its bits.
+    """The digit CNN within shares of its operations, and of its size in 8 bits.
 
     Levels that `mfac.spdy_search` finds on 2000 training images stand beside those of the least
     sum of layer errors, and beside the same sparsity everywhere.
@@ -83,13 +83,13 @@ def budgets(_methods: Sequence[str] = ()) -> None:
     batches, scored = [images for images, _ in training[:16]], training[16:24]
     print(f"  {mnist.source} Dense {accuracy(model, *test):.2f}")
     with tempfile.TemporaryDirectory() as folder:
-        for unit, levels in (("flops", None), ("bits", BIT_LEVELS)):
+        for unit, levels, budgets_ in (("flops", None, (0.5, 0.25, 0.1)), ("bits", BIT_LEVELS, (0.5, 0.3, 0.2))):
             began = time.perf_counter()
             database = mfac.LayerDatabase.build(model, batches, levels, folder=f"{folder}/{unit}")
             print(f"  {unit}: database of {len(database.layers)} layers in {time.perf_counter() - began:.0f} s")
             costs = database.costs(unit, model=model, example=batches[0][:1])  # type: ignore[arg-type]
             whole = sum(max(of_layer.values()) for of_layer in costs.values())
-            for share in (0.5, 0.25, 0.1):
+            for share in budgets_:
                 found = {}
                 for errors in ("prior", "measured"):
                     pruned, began = copy.deepcopy(model), time.perf_counter()
