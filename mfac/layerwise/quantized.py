@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
-from mfac.gradients.naming import named_parameters, parameter_named
+from mfac.gradients.naming import named_layers, named_parameters
 from mfac.layerwise.grid import Grid, GridValues
 from mfac.layerwise.report import LayerwiseReport
 from mfac.layerwise.views import LayerView, views_of
@@ -53,10 +53,10 @@ def save_quantized(path: str | os.PathLike[str], model: nn.Module, report: Layer
         raise ValueError("Parameter `report` should be of a run with `quantize`. Found no weight that was rounded.")
     views = _views(model, {name: list(report.masks[name].shape) for name in rounded}, "report")
     tensors: dict[str, Tensor] = {}
-    about: dict[str, object] = {}
+    grids: dict[str, object] = {}
     for view in views:
         mask = report.masks[view.name].cpu()
-        about[view.name] = asdict(rounded[view.name][0].grid)
+        grids[view.name] = asdict(rounded[view.name][0].grid)
         pairs = zip(view.matrices(), view.index, rounded[view.name], strict=True)
         for number, (matrix, index, values) in enumerate(pairs):
             written = _as_written(values)
@@ -71,10 +71,11 @@ def save_quantized(path: str | os.PathLike[str], model: nn.Module, report: Layer
             tensors[f"{view.name}|zeros{number}"] = written.zeros
         if not bool(mask.all()):
             tensors[f"{view.name}|mask"] = pack_bits(mask)
-    others = {name: parameter for name, parameter in named_parameters(model).items() if name not in rounded}
-    for name, value in {**others, **dict(model.named_buffers())}.items():
+    for name, value in _others(model, rounded).items():
         tensors[f"{name}|plain"] = value.detach().clone()
-    return write_tensors(path, _KIND, tensors, {"grids": about})
+    about = {"grids": grids, "matrices": {view.name: [list(shape) for shape in view.shapes] for view in views}}
+    about["shapes"] = {view.name: list(view.parameter.shape) for view in views}
+    return write_tensors(path, _KIND, tensors, about)
 
 
 @torch.no_grad()
@@ -89,7 +90,8 @@ def load_quantized_(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
         Masks by name, True = kept, of the weights that were pruned.
 
     Raises:
-        ValueError: If the file is another, or the model's shapes are.
+        ValueError: If the file is another, or the model's names or shapes are. Nothing is changed
+            then.
 
     Example:
         >>> import os, tempfile, torch, mfac
@@ -104,10 +106,16 @@ def load_quantized_(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
     """
     tensors, about = read_tensors(path, _KIND)
     grids: Mapping[str, Mapping[str, object]] = about["grids"]
-    views, missing = views_of(model, [name for name in grids if name in named_parameters(model)])
-    if missing or len(views) != len(grids):
-        found = sorted(set(grids) - {view.name for view in views})
-        raise ValueError(f"Parameter `model` should have the weights of the file. Found no {found[0]!r}.")
+    views = _views(model, about["shapes"], "file")
+    for view in views:
+        if (found := [list(shape) for shape in view.shapes]) != about["matrices"][view.name]:
+            raise ValueError(
+                f"Parameter `model` should have {view.name!r} as matrices of shapes {about['matrices'][view.name]}, as "
+                f"the file has. Found {found}."
+            )
+    others = _others(model, grids)
+    plain = {name.removesuffix("|plain"): value for name, value in tensors.items() if name.endswith("|plain")}
+    _check_same(others, plain)
     masks: dict[str, Tensor] = {}
     for view in views:
         grid = Grid(**grids[view.name])  # type: ignore[arg-type]
@@ -122,11 +130,8 @@ def load_quantized_(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
         if f"{view.name}|mask" in tensors:
             masks[view.name] = unpack_bits(tensors[f"{view.name}|mask"], view.parameter.shape)
             view.parameter.mul_(masks[view.name].to(view.parameter.device))
-    buffers = dict(model.named_buffers())
-    for name, value in tensors.items():
-        if name.endswith("|plain"):
-            own = name.removesuffix("|plain")
-            (buffers[own] if own in buffers else parameter_named(model, own)).copy_(value)
+    for name, value in plain.items():
+        others[name].copy_(value)
     return masks
 
 
@@ -147,6 +152,34 @@ def _views(model: nn.Module, shapes: Mapping[str, list[int]], source: str) -> li
             f"Found that it {unseen[0].why}."
         )
     return views
+
+
+def _others(model: nn.Module, rounded: Collection[str]) -> dict[str, Tensor]:
+    """Parameters that were not rounded, and buffers, by their names without wrappers."""
+    found: dict[str, Tensor] = {name: value for name, value in named_parameters(model).items() if name not in rounded}
+    seen: set[int] = set()
+    for layer_name, layer in named_layers(model):
+        for name, value in layer._buffers.items():
+            if value is not None and id(value) not in seen:
+                seen.add(id(value))
+                found[f"{layer_name}.{name}" if layer_name else name] = value
+    return found
+
+
+def _check_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Whether a model has what a file has, and no more."""
+    for name in [*wanted, *found]:
+        shapes = [list(of[name].shape) if name in of else None for of in (wanted, found)]
+        if shapes[0] == shapes[1]:
+            continue
+        if shapes[0] is None:
+            raise ValueError(
+                f"Parameter `model` should have no more than the file has. Found {name!r} of shape {shapes[1]}."
+            )
+        raise ValueError(
+            f"Parameter `model` should have {name!r} of shape {shapes[0]}, as the file has. "
+            f"Found {'none' if shapes[1] is None else shapes[1]}."
+        )
 
 
 def _as_written(values: GridValues) -> GridValues:

@@ -121,3 +121,64 @@ def test_the_model_of_another_report_is_refused(tmp_path: Path) -> None:
         mfac.save_quantized(tmp_path / "model.pt", nn.Linear(64, 32), report)
     with pytest.raises(ValueError, match=r"'0.weight' of shape \[32, 64\].* Found \[32, 60\]"):
         mfac.save_quantized(tmp_path / "model.pt", nn.Sequential(nn.Linear(60, 32)), report)
+
+
+def _network(inputs: int = 64, outputs: int = 8, *more: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, outputs), *more)
+
+
+def _biases_of(size: int) -> nn.Sequential:
+    model = _network()
+    model[2].bias = nn.Parameter(torch.zeros(size))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (_network(60), r"a weight '0.weight' of shape \[16, 64\], as the file has. Found \[16, 60\]"),
+        (_network(64, 9), r"a weight '2.weight' of shape \[8, 16\], as the file has. Found \[9, 16\]"),
+        (_network()[:1], r"a weight '2.weight' of shape \[8, 16\], as the file has. Found none"),
+        (_network(64, 8, nn.Linear(8, 3)), r"no more than the file has. Found '3.weight' of shape \[3, 8\]"),
+        (_network(64, 8, nn.BatchNorm1d(8)), r"no more than the file has. Found '3.weight' of shape \[8\]"),
+        (_biases_of(1), r"'2.bias' of shape \[8\], as the file has. Found \[1\]"),
+        (nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 8, bias=False)), r"'2.bias' of shape.* Found none"),
+        (
+            nn.Sequential(nn.Embedding(16, 64), nn.Tanh(), nn.Linear(16, 8)),
+            r"'0.weight' as the weight of a layer, as the file has. Found that it has inputs",
+        ),
+    ],
+)
+def test_other_models_are_refused_and_stay(tmp_path: Path, other: nn.Module, message: str) -> None:
+    model = _network()
+    report = mfac.prune_layerwise(model, [torch.randn(99, 64)], 0.0, method="sparsegpt", quantize=Grid(4, 128))
+    mfac.save_quantized(tmp_path / "model.pt", model, report)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match=message):
+        mfac.load_quantized_(tmp_path / "model.pt", other)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+def test_a_bias_of_one_is_not_spread(tmp_path: Path) -> None:
+    model = _biases_of(1)
+    report = mfac.prune_layerwise(model, [torch.randn(99, 64)], 0.0, method="sparsegpt", quantize=Grid(4, 128))
+    mfac.save_quantized(tmp_path / "model.pt", model, report)
+    with pytest.raises(ValueError, match=r"'2.bias' of shape \[1\], as the file has. Found \[8\]"):
+        mfac.load_quantized_(tmp_path / "model.pt", _network())
+
+
+def test_weights_that_make_other_matrices_are_refused(tmp_path: Path) -> None:
+    model, other = nn.Sequential(nn.Conv2d(4, 4, 3)), nn.Sequential(nn.Conv2d(8, 4, 3, groups=2))
+    report = mfac.prune_layerwise(model, [torch.randn(4, 4, 8, 8)], 0.0, method="sparsegpt", quantize=Grid(4, None))
+    mfac.save_quantized(tmp_path / "model.pt", model, report)
+    with pytest.raises(ValueError, match=r"as matrices of shapes \[\[4, 36\]\].* Found \[\[2, 36\], \[2, 36\]\]"):
+        mfac.load_quantized_(tmp_path / "model.pt", other)
+
+
+def test_wrapped_models_are_written_as_themselves(tmp_path: Path) -> None:
+    model, report = _rounded(Grid(4, 16))
+    fresh = copy.deepcopy(model)
+    fresh[3].running_mean.zero_()
+    mfac.save_quantized(tmp_path / "model.pt", nn.DataParallel(model), report)
+    mfac.load_quantized_(tmp_path / "model.pt", fresh)
+    assert torch.equal(fresh[3].running_mean, model[3].running_mean)
