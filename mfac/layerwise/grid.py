@@ -100,7 +100,7 @@ class Grid:
         return best
 
     def _steps(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        scale = (high - low) / self.levels
+        scale = single((high - low) / self.levels)
         zero = torch.full_like(scale, (self.levels + 1) // 2) if self.symmetric else (-low / scale).round()
         return scale, zero
 
@@ -114,7 +114,7 @@ class GridValues:
 
     Attributes:
         grid: Bits and groups.
-        scales: [rows, groups] float64, positive.
+        scales: [rows, groups] float64, positive; a `Grid` makes those that float32 can hold.
         zeros: [rows, groups] float64, integers.
     """
 
@@ -136,7 +136,25 @@ class GridValues:
         scale, zero = self.expanded(weight.shape[1])
         return ((weight.double() / scale).round() + zero).clamp(0, self.grid.levels).to(torch.uint8)
 
+    def weights(self, integers: Tensor) -> Tensor:
+        """What integers stand for, [rows, columns] float64; to the last bit what solvers leave."""
+        scale, zero = self.expanded(integers.shape[1])
+        return (integers.double() - zero) * scale
+
 
 def rounded(weight: Tensor, scale: Tensor, zero: Tensor, levels: int) -> Tensor:
     """The nearest step of each entry, halves to even."""
     return (((weight / scale).round() + zero).clamp(0, levels) - zero) * scale
+
+
+def single(scales: Tensor) -> Tensor:
+    """Scales as float32 can hold them, so that files of them lose nothing; float64.
+
+    Args:
+        scales: Positive, float64.
+
+    Returns:
+        Rounded, but for those that float32 has no normal numbers for.
+    """
+    limits = torch.finfo(torch.float32)
+    return torch.where((scales >= limits.tiny) & (scales < limits.max), scales.float().double(), scales)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
-from mfac.gradients.naming import named_parameters, parameter_named
+from mfac.gradients.naming import named_layers, named_parameters
 from mfac.layerwise.grid import Grid, GridValues
 from mfac.layerwise.report import LayerwiseReport
-from mfac.layerwise.views import views_of
+from mfac.layerwise.views import LayerView, views_of
 from mfac.masks.packing import pack_bits, unpack_bits
 from mfac.masks.storage import read_tensors, write_tensors
 
@@ -24,7 +24,8 @@ def save_quantized(path: str | os.PathLike[str], model: nn.Module, report: Layer
     """Writes a model whose weights were rounded: integers, scales and masks, and the rest as it is.
 
     A weight of b <= 4 bits takes half a byte an entry, and a bit an entry for its mask where some
-    are dropped. Scales and zeros are float16 where that is exact to 1e-3, otherwise float32.
+    are dropped. A zero takes a byte, and a scale is float32; float64 where float32 has no such
+    number. `load_quantized_` makes of them the weights that the model has, bit for bit.
 
     Args:
         path: Ends in ".safetensors", ".pt" or ".pth".
@@ -35,7 +36,8 @@ def save_quantized(path: str | os.PathLike[str], model: nn.Module, report: Layer
         The size of the file in bytes.
 
     Raises:
-        ValueError: If a weight of the report is no longer on its grid, or none was rounded.
+        ValueError: If a weight of the report is no longer what its step becomes in the weight's
+            dtype, if the model has no such weight, or if none was rounded.
 
     Example:
         >>> import os, tempfile, torch, mfac
@@ -49,32 +51,31 @@ def save_quantized(path: str | os.PathLike[str], model: nn.Module, report: Layer
     rounded = {name: layer.grids for name, layer in report.layers.items() if layer.grids}
     if not rounded:
         raise ValueError("Parameter `report` should be of a run with `quantize`. Found no weight that was rounded.")
-    views, _ = views_of(model, list(rounded))
+    views = _views(model, {name: list(report.masks[name].shape) for name in rounded}, "report")
     tensors: dict[str, Tensor] = {}
-    about: dict[str, object] = {}
+    grids: dict[str, object] = {}
     for view in views:
-        grid = rounded[view.name][0].grid
-        mask = report.masks[view.name]
-        about[view.name] = asdict(grid)
-        for number, (matrix, values) in enumerate(zip(view.matrices(), rounded[view.name], strict=True)):
-            codes = values.integers(matrix)
-            scale, zero = values.expanded(matrix.shape[1])
-            again = (codes.double() - zero) * scale
-            step = scale.max()
-            if bool(((again - matrix).abs() > 0.01 * step).masked_fill(matrix == 0, False).any()):
+        mask = report.masks[view.name].cpu()
+        grids[view.name] = asdict(rounded[view.name][0].grid)
+        pairs = zip(view.matrices(), view.index, rounded[view.name], strict=True)
+        for number, (matrix, index, values) in enumerate(pairs):
+            written = _as_written(values)
+            codes = _integers(written, matrix.cpu(), mask.reshape(-1)[index.cpu()], view.parameter.dtype)
+            if codes is None:
                 raise ValueError(
                     f"Parameter `model` should have its weights where rounding left them. "
                     f"Found others in {view.name!r}."
                 )
-            tensors[f"{view.name}|integers{number}"] = _packed(codes, grid.bits)
-            tensors[f"{view.name}|scales{number}"] = values.scales.float()
-            tensors[f"{view.name}|zeros{number}"] = values.zeros.to(torch.uint8)
+            tensors[f"{view.name}|integers{number}"] = _packed(codes, written.grid.bits)
+            tensors[f"{view.name}|scales{number}"] = written.scales
+            tensors[f"{view.name}|zeros{number}"] = written.zeros
         if not bool(mask.all()):
             tensors[f"{view.name}|mask"] = pack_bits(mask)
-    others = {name: parameter for name, parameter in named_parameters(model).items() if name not in rounded}
-    for name, value in {**others, **dict(model.named_buffers())}.items():
+    for name, value in _others(model, rounded).items():
         tensors[f"{name}|plain"] = value.detach().clone()
-    return write_tensors(path, _KIND, tensors, {"grids": about})
+    about = {"grids": grids, "matrices": {view.name: [list(shape) for shape in view.shapes] for view in views}}
+    about["shapes"] = {view.name: list(view.parameter.shape) for view in views}
+    return write_tensors(path, _KIND, tensors, about)
 
 
 @torch.no_grad()
@@ -89,7 +90,8 @@ def load_quantized_(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
         Masks by name, True = kept, of the weights that were pruned.
 
     Raises:
-        ValueError: If the file is another, or the model's shapes are.
+        ValueError: If the file is another, or the model's names or shapes are. Nothing is changed
+            then.
 
     Example:
         >>> import os, tempfile, torch, mfac
@@ -99,36 +101,114 @@ def load_quantized_(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
         ...     path = os.path.join(folder, "model.pt")
         ...     nbytes = mfac.save_quantized(path, model, report)
         ...     masks = mfac.load_quantized_(path, loaded)
-        >>> torch.allclose(loaded.weight, model.weight) and torch.equal(masks["weight"], report.masks["weight"])
+        >>> torch.equal(loaded.weight, model.weight) and torch.equal(masks["weight"], report.masks["weight"])
         True
     """
     tensors, about = read_tensors(path, _KIND)
     grids: Mapping[str, Mapping[str, object]] = about["grids"]
-    views, missing = views_of(model, [name for name in grids if name in named_parameters(model)])
-    if missing or len(views) != len(grids):
-        found = sorted(set(grids) - {view.name for view in views})
-        raise ValueError(f"Parameter `model` should have the weights of the file. Found no {found[0]!r}.")
+    views = _views(model, about["shapes"], "file")
+    for view in views:
+        if (found := [list(shape) for shape in view.shapes]) != about["matrices"][view.name]:
+            raise ValueError(
+                f"Parameter `model` should have {view.name!r} as matrices of shapes {about['matrices'][view.name]}, as "
+                f"the file has. Found {found}."
+            )
+    others = _others(model, grids)
+    plain = {name.removesuffix("|plain"): value for name, value in tensors.items() if name.endswith("|plain")}
+    _check_same(others, plain)
     masks: dict[str, Tensor] = {}
     for view in views:
         grid = Grid(**grids[view.name])  # type: ignore[arg-type]
         matrices = []
         for number, index in enumerate(view.index):
-            values = GridValues(
-                grid, tensors[f"{view.name}|scales{number}"].double(), tensors[f"{view.name}|zeros{number}"].double()
+            values = _as_read(
+                GridValues(grid, tensors[f"{view.name}|scales{number}"], tensors[f"{view.name}|zeros{number}"])
             )
             codes = _unpacked(tensors[f"{view.name}|integers{number}"], grid.bits, index.numel()).view(index.shape)
-            scale, zero = values.expanded(index.shape[1])
-            matrices.append((codes.double() - zero) * scale)
+            matrices.append(values.weights(codes))
         view.write(matrices)
         if f"{view.name}|mask" in tensors:
             masks[view.name] = unpack_bits(tensors[f"{view.name}|mask"], view.parameter.shape)
             view.parameter.mul_(masks[view.name].to(view.parameter.device))
-    buffers = dict(model.named_buffers())
-    for name, value in tensors.items():
-        if name.endswith("|plain"):
-            own = name.removesuffix("|plain")
-            (buffers[own] if own in buffers else parameter_named(model, own)).copy_(value)
+    for name, value in plain.items():
+        others[name].copy_(value)
     return masks
+
+
+def _views(model: nn.Module, shapes: Mapping[str, list[int]], source: str) -> list[LayerView]:
+    """Views of the weights of these names, whose shapes they have to have."""
+    named = named_parameters(model)
+    for name, shape in shapes.items():
+        found = list(named[name].shape) if name in named else None
+        if found != shape:
+            raise ValueError(
+                f"Parameter `model` should have a weight {name!r} of shape {shape}, as the {source} has. "
+                f"Found {'none' if found is None else found}."
+            )
+    views, unseen = views_of(model, list(shapes))
+    if unseen:
+        raise ValueError(
+            f"Parameter `model` should have {unseen[0].name!r} as the weight of a layer, as the {source} has. "
+            f"Found that it {unseen[0].why}."
+        )
+    return views
+
+
+def _others(model: nn.Module, rounded: Collection[str]) -> dict[str, Tensor]:
+    """Parameters that were not rounded, and buffers, by their names without wrappers."""
+    found: dict[str, Tensor] = {name: value for name, value in named_parameters(model).items() if name not in rounded}
+    seen: set[int] = set()
+    for layer_name, layer in named_layers(model):
+        for name, value in layer._buffers.items():
+            if value is not None and id(value) not in seen:
+                seen.add(id(value))
+                found[f"{layer_name}.{name}" if layer_name else name] = value
+    return found
+
+
+def _check_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Whether a model has what a file has, and no more."""
+    for name in [*wanted, *found]:
+        shapes = [list(of[name].shape) if name in of else None for of in (wanted, found)]
+        if shapes[0] == shapes[1]:
+            continue
+        if shapes[0] is None:
+            raise ValueError(
+                f"Parameter `model` should have no more than the file has. Found {name!r} of shape {shapes[1]}."
+            )
+        raise ValueError(
+            f"Parameter `model` should have {name!r} of shape {shapes[0]}, as the file has. "
+            f"Found {'none' if shapes[1] is None else shapes[1]}."
+        )
+
+
+def _as_written(values: GridValues) -> GridValues:
+    """Scales and zeros as a file has them, on the CPU."""
+    scales = values.scales.cpu()
+    single = scales.float()
+    return GridValues(
+        values.grid,
+        single if torch.equal(single.double(), scales) else scales,
+        values.zeros.cpu().to(torch.uint8),
+    )
+
+
+def _as_read(written: GridValues) -> GridValues:
+    """Scales and zeros to compute with."""
+    return GridValues(written.grid, written.scales.double(), written.zeros.double())
+
+
+def _integers(written: GridValues, matrix: Tensor, kept: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Integers that are read as exactly this matrix in its dtype; None where there are none."""
+    values = _as_read(written)
+    codes = nearest = values.integers(matrix)
+    found = torch.zeros_like(kept)
+    for shift in (0, 1, -1):  # rounding to a dtype can bring a weight nearer to the next step
+        tried = (nearest.int() + shift).clamp(0, values.grid.levels).to(torch.uint8)
+        again = values.weights(tried).masked_fill(~kept, 0).to(dtype).double()
+        fits = (again == matrix) & ~found
+        codes, found = torch.where(fits, tried, codes), found | fits
+    return codes if bool(found.all()) else None
 
 
 def _packed(codes: Tensor, bits: int) -> Tensor:

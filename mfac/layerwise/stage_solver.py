@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mfac.curvature.damping import Damping
-from mfac.layerwise.grid import Grid, GridValues
+from mfac.layerwise.grid import Grid, GridValues, single
 from mfac.layerwise.hessian import Hessian
 from mfac.layerwise.hessians import Hessians
 from mfac.layerwise.matrix_pattern import MatrixPattern
@@ -132,8 +132,10 @@ class StageSolver:
             return solved(self._solver, hessian, weight, task.pattern, refit, grid)
         root = task.outputs.sqrt()[:, None].to(weight)
         found = solved(self._solver, hessian, weight * root, task.pattern, refit, grid)
-        values = None if found.grid is None else GridValues(found.grid.grid, found.grid.scales / root, found.grid.zeros)
-        return LayerSolution(found.weight / root, found.kept, values)
+        if found.grid is None:
+            return LayerSolution(found.weight / root, found.kept)
+        values = GridValues(found.grid.grid, single(found.grid.scales / root), found.grid.zeros)
+        return LayerSolution(values.weights(found.grid.integers(found.weight)), found.kept, values)
 
     def _shared(self, tasks: Sequence[Sequence[MatrixTask]], grams: dict[Key, Gram]) -> Iterator[list[SolvedMatrix]]:
         every = [task for of_view in tasks for task in of_view]

@@ -148,25 +148,6 @@ def test_wrapped_and_frozen_models() -> None:
     assert list(report.masks) == ["0.weight", "2.weight"]
 
 
-def test_quantised_models_are_written_and_read(tmp_path: Path) -> None:
-    for kind, sparsity in (("language", 0.0), ("convolutional", 0.5), ("encoder", 0.5)):
-        model, batches = made(kind)
-        fresh, _ = made(kind)
-        report = mfac.prune_layerwise(model, batches, sparsity=sparsity, method="sparsegpt", quantize=mfac.Grid(4, 8))
-        size = mfac.save_quantized(tmp_path / f"{kind}.pt", model, report)
-        assert size > 0
-        nn.init.zeros_(next(iter(fresh.parameters())))
-        masks = mfac.load_quantized_(tmp_path / f"{kind}.pt", fresh)
-        for name, parameter in model.named_parameters():
-            torch.testing.assert_close(dict(fresh.named_parameters())[name], parameter, rtol=1e-5, atol=1e-6)
-        assert all(torch.equal(masks[name], report.masks[name]) for name in masks)
-        assert (len(masks) == 0) == (sparsity == 0.0)
-        with torch.no_grad():
-            next(p for n, p in model.named_parameters() if n in report.masks).add_(0.013)
-        with pytest.raises(ValueError, match="where rounding left them"):
-            mfac.save_quantized(tmp_path / "other.pt", model, report)
-
-
 class StoppedError(Exception):
     """Raised by a test in the middle of a run."""
 
