@@ -13,7 +13,7 @@ from mfac.gradients.naming import inner_module
 from mfac.gradients.prunable import PrunableWeight
 from mfac.layerwise.chain import NamedBlock
 from mfac.layerwise.statistics import EnoughError
-from mfac.masks.patterns import ByName, Pattern
+from mfac.masks.patterns import NM, ByName, Pattern
 
 Forward = Callable[[nn.Module, Any], Any]
 """Runs a model on a batch: model, batch -> anything."""
@@ -82,7 +82,8 @@ def patterns_by_weight(pattern: Pattern, weights: Sequence[PrunableWeight]) -> d
         {weight: pattern}.
 
     Raises:
-        ValueError: If the pattern has units of several weights, or does not fit a weight.
+        ValueError: If the pattern has units of several weights, or does not fit a weight: groups of M
+            should divide input channels, where there are M at least.
     """
     pattern.check(weights)
     if any(len(group) > 1 for group in pattern.together(weights)):
@@ -90,9 +91,17 @@ def patterns_by_weight(pattern: Pattern, weights: Sequence[PrunableWeight]) -> d
             f"Parameter `pattern` should have units within single weights, as layers are solved one at a time. "
             f"Found {str(pattern)!r}."
         )
-    if not isinstance(pattern, ByName):
-        return {weight.name: pattern for weight in weights}
-    return {weight.name: pattern.pattern_of(weight.name) for weight in weights}
+    by_name = isinstance(pattern, ByName)
+    found = {w.name: pattern.pattern_of(w.name) if isinstance(pattern, ByName) else pattern for w in weights}
+    for weight in weights:
+        own, channels = found[weight.name], 0 if weight.layout is None else weight.layout[1]
+        if isinstance(own, NM) and channels > own.group and channels % own.group:
+            raise ValueError(
+                f"Parameter `pattern` should divide the input channels of every weight. Found {own} for "
+                f"{weight.name!r} with {channels}: give it a pattern of its own{'' if by_name else ' in a mapping'}, "
+                f"or leave it out of `params`."
+            )
+    return found
 
 
 def listed_batches(data: Iterable[Any]) -> list[Any]:

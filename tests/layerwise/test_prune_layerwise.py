@@ -419,3 +419,11 @@ def test_a_name_counts_before_patterns() -> None:
         model, batches, {"*": 0.5, "0.weight": 0.25}, pattern={"*": "unstructured", "0.weight": "1x2"}
     )
     assert report.sparsity_by_parameter["0.weight"] == 0.25
+
+
+def test_groups_that_do_not_divide_the_inputs_are_refused_by_name() -> None:
+    model, data = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 3)), [torch.randn(50, 10)]
+    with pytest.raises(ValueError, match=r"`pattern` should divide .* Found 2:4 for '0\.weight' with 10"):
+        mfac.prune_layerwise(model, data, pattern="2:4")
+    report = mfac.prune_layerwise(model, data, pattern={"0.weight": "unstructured", "*": "2:4"})
+    assert report.sparsity == 0.5
