@@ -21,7 +21,7 @@ from mfac.layerwise.processes import Processes
 from mfac.layerwise.report import LayerResult
 from mfac.layerwise.solution import LayerSolver
 from mfac.layerwise.stage_solver import MatrixTask, SolvedMatrix, StageSolver
-from mfac.layerwise.statistics import Gram, Key, Stage, grams_of, stages_of
+from mfac.layerwise.statistics import Gram, Key, Stage, stages_of
 from mfac.layerwise.views import LayerView
 from mfac.masks.patterns import Pattern
 
@@ -139,13 +139,11 @@ class LayerwiseRun:
             heeded = self.settings.heeding.inputs
             stages = [stage.apart(heeded) for stage in stages_of(run, views, like)]
         self.results.seconds_forward += time.perf_counter() - began
-        for stage in stages:
-            began = time.perf_counter()
-            with self._processes.together():
-                grams = grams_of(run, stage, self._processes.own(self.batches), heeded)
-            grams = self._processes.summed(stage, grams)
+        began = time.perf_counter()
+        for stage, grams in self._processes.grams(run, stages, self.batches, heeded):
             self.results.seconds_forward += time.perf_counter() - began
             self._solve(stage, grams)
+            began = time.perf_counter()
         with self._processes.together():
             self._finished(views, self.results)
 
