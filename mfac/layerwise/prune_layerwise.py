@@ -137,7 +137,7 @@ def prune_layerwise(
         RuntimeError: If another rank failed, or `torch.distributed` is not initialised.
         NotPositiveDefiniteError: If a Hessian has no factor at the highest damping.
 
-    Cost: about three passes over the data; for each layer that of the method, as their docstrings
+    Cost: about four passes over the data; for each layer that of the method, as their docstrings
     say. Memory: one block's inputs for all batches and one Hessian with its factors. With `weights`
     these are read about four times; the model takes the memory of one block and what is outside.
 

@@ -106,9 +106,9 @@ class LayerwiseRun:
     def _blocks(self, segment: Segment) -> bool:
         """Solves a chain block by block; False where its blocks cannot be run by themselves."""
         assert segment.chain is not None
-        chain = Chain(segment.chain, self._run, self._processes.held(self.batches))
+        chain = Chain(segment.chain, self._run, self._processes.held(self.batches), self._store)
         began = time.perf_counter()
-        with self._processes.together(), self._store.calls():
+        with self._processes.together():
             why = chain.begin()
         if (why := next((one for one in self._processes.gathered(why) if one is not None), None)) is not None:
             if self._store.on_disk:
