@@ -172,3 +172,52 @@ def test_layers_that_are_not_called_as_often() -> None:
     torch.manual_seed(0)
     report = check_errors(Twice(), [torch.randn(300, 16) @ torch.randn(16, 16)], allocation="uniform")
     assert report.layers["b.weight"].samples == 600
+
+
+class EveryExpert(nn.Module):
+    """Experts that are all called, some without a token; the last one never gets one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = x[:, :3].argmax(-1)
+        out = x.clone()
+        for number, expert in enumerate(self.experts):
+            mine = chosen == number
+            out[mine] += expert(x[mine])
+        return out
+
+
+class Mixtures(nn.Module):
+    """Blocks of such experts."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(EveryExpert() for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_experts_that_are_called_without_a_token(blocks: int, allocation: str) -> None:
+    torch.manual_seed(0)
+    one = torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0])
+    first = torch.randn(200, 8) + 9 * one  # all for the first expert
+    report = check_errors(Mixtures(blocks), [first, torch.randn(300, 8), torch.randn(300, 8)], allocation=allocation)
+    assert report.left_dense == {
+        f"blocks.{block}.experts.3.weight": "saw no sample of the calibration data" for block in range(blocks)
+    }
+
+
+def test_batches_without_samples() -> None:
+    model, (batch, *_) = made("mlp")
+    report = check_errors(model, [batch, [batch[0][:0]]])
+    assert {layer.samples for layer in report.layers.values()} == {40}
+    with pytest.raises(ValueError, match=r"`data` should hold samples. Found that every tensor.*shape \[0, 8\]"):
+        mfac.prune_layerwise(model, [[batch[0][:0]]])
