@@ -28,8 +28,14 @@ class NamedBlock:
     module: nn.Module
 
     def holds(self, view: LayerView) -> bool:
-        """Whether a weight is of this block."""
-        return any(view.module is module for module in self.module.modules())
+        """Whether a weight is of a layer of this block."""
+        inside = set(self.module.modules())
+        return any(layer.module in inside for layer in view.layers)
+
+    def holds_alone(self, view: LayerView) -> bool:
+        """Whether every layer of a weight is of this block."""
+        inside = set(self.module.modules())
+        return all(layer.module in inside for layer in view.layers)
 
 
 class InMemory:

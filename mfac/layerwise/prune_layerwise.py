@@ -176,7 +176,7 @@ def prune_layerwise(
         chains = find_chains(model, views, blocks)
         store = where_weights_are(model, chains, batches[0], weights, output, processes)
         if isinstance(store, WeightsOnDisk):
-            outside = [view.name for view in views if not any(block.holds(view) for block in chains[0])]
+            outside = [view.name for view in views if not any(block.holds_alone(view) for block in chains[0])]
             left_dense.update(dict.fromkeys(outside, OUTSIDE))
             views = [view for view in views if view.name not in outside]
         if not views:

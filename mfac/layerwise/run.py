@@ -109,7 +109,7 @@ class LayerwiseRun:
         chain = Chain(segment.chain, self._run, self._processes.held(self.batches), self._store)
         began = time.perf_counter()
         with self._processes.together():
-            why = chain.begin()
+            why = _shared(segment) or chain.begin()
         if (why := next((one for one in self._processes.gathered(why) if one is not None), None)) is not None:
             if self._store.on_disk:
                 raise ValueError(
@@ -185,6 +185,14 @@ class LayerwiseRun:
             sum(one.seconds for one in found),
             tuple(one.solution.grid for one in found if one.solution.grid is not None),
         )
+
+
+def _shared(segment: Segment) -> str | None:
+    """Why blocks cannot be solved one by one, where a weight is of several of them."""
+    for view in segment.views:
+        if not any(block.holds_alone(view) for block in segment.chain or ()):
+            return f"{view.name!r} is the weight of layers in several places"
+    return None
 
 
 def matrix_patterns(view: LayerView, pattern: Pattern, sparsity: float) -> list[MatrixPattern]:

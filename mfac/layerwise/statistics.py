@@ -111,14 +111,20 @@ class Sums:
 class _Watch:
     handles: list[Any] = field(default_factory=list)
 
-    def add(self, view: LayerView, function: Callable[[LayerView, list[Tensor]], None]) -> None:
-        def hook(_: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-            sources = view.sources((positional, named))
-            with torch.inference_mode(False), torch.no_grad():  # sums go on where a model's own mode ends
-                if sources:
-                    function(view, sources)
+    def add(self, view: LayerView, function: Callable[[LayerView, LayerView, list[Tensor]], None]) -> None:
+        """Calls a function with a weight, the layer of it that is called, and the sources there."""
 
-        self.handles.append(view.module.register_forward_pre_hook(hook, with_kwargs=True))
+        def hook_of(layer: LayerView) -> Callable[..., None]:
+            def hook(_: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+                sources = layer.sources((positional, named))
+                with torch.inference_mode(False), torch.no_grad():  # sums go on where a model's own mode ends
+                    if sources:
+                        function(view, layer, sources)
+
+            return hook
+
+        for layer in view.layers:
+            self.handles.append(layer.module.register_forward_pre_hook(hook_of(layer), with_kwargs=True))
 
     def __enter__(self) -> _Watch:
         return self
@@ -146,7 +152,7 @@ def stages_of(run: Callable[[int], Any], views: Sequence[LayerView], like: Calla
     calls: dict[str, list[tuple[int, ...]]] = {}  # for each call the numbers of its sources
     order: list[str] = []
 
-    def record(view: LayerView, sources: list[Tensor]) -> None:
+    def record(view: LayerView, _: LayerView, sources: list[Tensor]) -> None:
         order.append(view.name)
         if all(x.numel() for x in sources):  # nothing is known of inputs without samples
             calls.setdefault(view.name, []).append(tuple(identities.number(x) for x in sources))
@@ -159,7 +165,8 @@ def stages_of(run: Callable[[int], Any], views: Sequence[LayerView], like: Calla
     keys: dict[str, list[Key]] = {}
     of_name = {view.name: view for view in views}
     for name, of_calls in calls.items():
-        unfolding = of_name[name].unfolding
+        view = of_name[name]
+        unfolding = (view.unfolding, name) if view.others else view.unfolding
         grouped = unfolding is not None and all(len(set(sources)) == 1 for sources in of_calls)
         keys[name] = [  # shared by those that are called as often, each time with the same inputs
             (numbers.setdefault(sources, len(numbers)), unfolding, index if grouped else 0)
@@ -252,7 +259,7 @@ def grams_of(
     identities = Identities()
     given: dict[tuple[str, int], list[int]] = {}  # in this batch, by matrix: its inputs in each call
 
-    def add(view: LayerView, sources: list[Tensor]) -> None:
+    def add(view: LayerView, layer: LayerView, sources: list[Tensor]) -> None:
         weights = _weights_of(heeded, view, now, calls[view.name])
         calls[view.name] += 1
         for place, (key, source) in enumerate(zip(stage.keys[view.name], sources, strict=True)):
@@ -263,7 +270,7 @@ def grams_of(
             if leaders[key] != (view.name, place):
                 continue
             begin, known = 0, weights is not None and len(weights) == source.numel() // source.shape[-1]
-            for rows in view.rows(place, source):
+            for rows in layer.rows(place, source):
                 window = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
                 if known and weights is not None:
                     window = weighted_rows(window, weights[begin : begin + len(rows)])

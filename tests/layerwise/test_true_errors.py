@@ -221,3 +221,83 @@ def test_batches_without_samples() -> None:
     assert {layer.samples for layer in report.layers.values()} == {40}
     with pytest.raises(ValueError, match=r"`data` should hold samples. Found that every tensor.*shape \[0, 8\]"):
         mfac.prune_layerwise(model, [[batch[0][:0]]])
+
+
+class Tied(nn.Module):
+    """Layers that share a weight and are called with inputs of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.other, self.b = (nn.Linear(16, 16) for _ in range(3))
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.a(x) * self.other(x) + self.b(y).mean(0)
+
+
+class TiedBlock(nn.Module):
+    """Two layers, the first of which has its weight from elsewhere."""
+
+    def __init__(self, weight: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 16), nn.Linear(16, 16)
+        if weight is not None:
+            self.up.weight = weight
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return x + self.down(torch.relu(self.up(y))), y
+
+
+class TiedBlocks(nn.Module):
+    """Blocks with a weight in common, whose inputs do not depend on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([TiedBlock()])
+        self.blocks.extend(TiedBlock(self.blocks[0].up.weight) for _ in range(2))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        for number, block in enumerate(self.blocks):
+            x, _ = block(x, y * (1 + number) + number * y.square())
+        return x
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_a_weight_of_several_layers_is_fitted_to_the_inputs_of_all(allocation: str) -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(200, 16) @ torch.randn(16, 16), torch.randn(300, 16)) for _ in range(2)]
+    report = check_errors(Tied(), batches, allocation=allocation)
+    assert {name: layer.samples for name, layer in report.layers.items()} == {"a.weight": 1000, "other.weight": 400}
+    whole = check_errors(TiedBlocks(), [(x, x) for x, _ in batches], allocation=allocation)
+    assert "'blocks.0.up.weight' is the weight of layers in several places" in whole.notes[0]
+    assert whole.layers["blocks.0.up.weight"].samples == 3 * 400
+
+
+def test_a_weight_that_is_used_in_different_ways_is_left_dense() -> None:
+    class Ways(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv1d(4, 4, 4, bias=False), nn.ConvTranspose1d(4, 4, 4, bias=False)
+            self.b.weight = self.a.weight
+            self.c = nn.Conv1d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(self.b(self.a(x)))
+
+    report = mfac.prune_layerwise(Ways(), [torch.randn(6, 4, 9)], method="sparsegpt")
+    assert report.left_dense == {"a.weight": "is shared by layers that use it in different ways"}
+    assert list(report.masks) == ["c.weight"]
+
+
+def test_weights_of_several_layers_along_the_loss() -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(20, 16), torch.randn(20, 16)) for _ in range(4)]
+    report = mfac.prune_layerwise(
+        Tied(),
+        batches,
+        method="sparsegpt",
+        weigh_inputs=True,
+        weigh_outputs=True,
+        loss_fn=lambda model, batch: model(*batch).square().mean(),
+    )
+    assert report.layers["a.weight"].samples == 160
