@@ -14,7 +14,7 @@ from mfac.curvature.damping import Damping
 from mfac.gradients.naming import check_all_match, first_match
 from mfac.layerwise.hessians import Hessians
 from mfac.layerwise.processes import Processes
-from mfac.layerwise.statistics import grams_of, merged_stages
+from mfac.layerwise.statistics import merged_stages
 from mfac.layerwise.views import LayerView
 from mfac.pruning.allocation import apportion
 
@@ -89,10 +89,7 @@ def by_loss(
         the same share.
     """
     scores: dict[str, Tensor] = {}
-    for stage in merged_stages(run, views):
-        with processes.together():
-            grams = grams_of(run, stage, processes.own(batches))
-        grams = processes.summed(stage, grams)
+    for stage, grams in processes.grams(run, merged_stages(run, views), batches):
         seen = [view for view in stage.views if all(key in grams for key in stage.keys[view.name])]
         hessians = Hessians(grams, damping, (key for view in seen for key in stage.keys[view.name]))
         for view in seen:

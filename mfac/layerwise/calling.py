@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mfac.gradients.naming import inner_module
 from mfac.gradients.prunable import PrunableWeight
+from mfac.layerwise import tree
 from mfac.layerwise.chain import NamedBlock
 from mfac.layerwise.statistics import EnoughError
 from mfac.masks.patterns import NM, ByName, Pattern
@@ -115,13 +116,19 @@ def listed_batches(data: Iterable[Any]) -> list[Any]:
 
     Raises:
         TypeError: If it is a tensor, or no iterable.
-        ValueError: If it is empty.
+        ValueError: If it is empty, or all of its tensors are.
     """
     if isinstance(data, Tensor) or not isinstance(data, Iterable):
         raise TypeError(f"Parameter `data` should be an iterable of batches. Found {type(data).__name__}.")
     batches = list(data)
     if not batches:
         raise ValueError("Parameter `data` should hold at least one batch. Found none.")
+    found = [x for batch in batches for x in tree.tensors(batch).values()]
+    if found and not any(x.numel() for x in found):
+        raise ValueError(
+            f"Parameter `data` should hold samples. Found that every tensor of its batches is empty, as one of shape "
+            f"{list(found[0].shape)}."
+        )
     return batches
 
 

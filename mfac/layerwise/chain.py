@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mfac.gradients.naming import named_layers
 from mfac.layerwise import tree
-from mfac.layerwise.statistics import EnoughError
+from mfac.layerwise.recording import BrokenChainError, Carried, Recorded, Recorder, StandIns, first_difference
 from mfac.layerwise.tree import Path
 from mfac.layerwise.views import LayerView
 
@@ -28,8 +28,14 @@ class NamedBlock:
     module: nn.Module
 
     def holds(self, view: LayerView) -> bool:
-        """Whether a weight is of this block."""
-        return any(view.module is module for module in self.module.modules())
+        """Whether a weight is of a layer of this block."""
+        inside = set(self.module.modules())
+        return any(layer.module in inside for layer in view.layers)
+
+    def holds_alone(self, view: LayerView) -> bool:
+        """Whether every layer of a weight is of this block."""
+        inside = set(self.module.modules())
+        return all(layer.module in inside for layer in view.layers)
 
 
 class InMemory:
@@ -103,168 +109,124 @@ def find_chains(model: nn.Module, views: Sequence[LayerView], blocks: Sequence[s
     return chains
 
 
-@dataclass
-class _Recorded:
-    """A call of a block: what went in, and what came out."""
-
-    arguments: Any
-    output: Any = None
-
-
 class Chain:
     """Blocks that each take what the one before returns; activations of all batches are kept.
+
+    What else a block is given, as masks and numbers, is what the model gives it in each batch. In
+    the first batch every block is called; others may skip some.
 
     Args:
         blocks: In order.
         run: Runs the whole model on a batch, by its number.
         batches: Which batches.
+        store: Where the weights of the blocks are.
     """
 
-    def __init__(self, blocks: Sequence[NamedBlock], run: Callable[[int], Any], batches: Sequence[int]) -> None:
-        self.blocks, self._run, self._batches = blocks, run, batches
-        self._templates: list[Any] = []
-        self._carried: list[dict[Path, Path]] = []
-        self._own: list[set[Path]] = []
-        self._shared: list[set[Path]] = []  # what a block is given as the first one is
-        self._first: dict[int, Any] = {}  # arguments of the first block, by batch
-        self._others: dict[int, list[dict[Path, Any]]] = {}
+    def __init__(
+        self, blocks: Sequence[NamedBlock], run: Callable[[int], Any], batches: Sequence[int], store: InMemory
+    ) -> None:
+        self.blocks, self._run, self._batches, self._store = blocks, run, batches, store
+        self._modules = [block.module for block in blocks]
+        self._calls: dict[int, list[Any]] = {}  # for each batch the arguments of each block; None once it ran
         self._state: dict[int, dict[Path, Tensor]] = {}  # what the block before returned
         self._at = 0
 
     @torch.no_grad()
     def begin(self) -> str | None:
-        """Runs the model up to the first block.
+        """Runs the model through the blocks, and notes what each is given.
 
         Returns:
             None; or why the blocks cannot be run by themselves.
         """
-        recorded = self._recorded(self._batches[0], full=True)
-        if isinstance(recorded, str):
-            return recorded
-        if (why := self._learn(recorded)) is not None:
-            return why
-        full = any(self._own)
-        for number in self._batches:
-            calls = self._recorded(number, full)
-            if isinstance(calls, str):
-                return calls
-            self._first[number] = calls[0].arguments
-            if full:
-                self._others[number] = [
-                    {path: leaf for path, leaf in tree.tensors(call.arguments).items() if path in own}
-                    for call, own in zip(calls, self._own, strict=True)
-                ]
-        return self._compared(recorded)
+        first = self._batches[0]
+        recorder = Recorder([block.name for block in self.blocks], self._modules, self._run)
+        try:
+            with self._store.calls():
+                recorded = recorder.record(first, first=True)
+                self._calls[first] = recorded.arguments
+                if (why := self._compared(recorded.outputs)) is not None:
+                    return why
+            stand_ins, differs = self._stand_ins(recorder, recorded)
+            if differs is not None and not self._store.on_disk:
+                return f"what block {self.blocks[differs].name!r} is given depends on what blocks compute"
+            spared = stand_ins is not None and differs is None and self._store.on_disk
+            with stand_ins.in_place() if spared and stand_ins is not None else self._store.calls():
+                for number in self._batches[1:]:
+                    self._calls[number] = recorder.record(number, first=False).arguments
+        except BrokenChainError as error:
+            return str(error)
+        return None
+
+    def _stand_ins(self, recorder: Recorder, recorded: Recorded) -> tuple[StandIns | None, int | None]:
+        """Blocks that compute nothing, and the first block that is then given something else.
+
+        From disk they spare reading every block for every batch.
+
+        Args:
+            recorder: Of calls.
+            recorded: The first batch.
+
+        Returns:
+            Both; None and None where nothing can stand in.
+        """
+        try:
+            stand_ins = StandIns(self._modules, recorded)
+            with stand_ins.in_place():
+                without = recorder.record(self._batches[0], first=True)
+        except BrokenChainError:
+            return None, None
+        return stand_ins, first_difference(recorded, without)
 
     def run(self, number: int) -> Any:
-        """Runs the present block on a batch."""
-        positional, named = self._arguments(number)
+        """Runs the present block on a batch; None where the batch skips it."""
+        call = self._calls[number][self._at]
+        if call is None:
+            return None
+        state = self._state.get(number, {})
+        copies: dict[int, Tensor] = {}  # what is one tensor stays one
+
+        def leaf(_: Path, x: Any) -> Any:
+            found = state[x.path] if isinstance(x, Carried) else x
+            if not isinstance(found, Tensor) or isinstance(found, nn.Parameter):
+                return found
+            return copies.setdefault(id(found), found.clone())
+
+        positional, named = tree.replaced(call, leaf)
         return self.blocks[self._at].module(*positional, **named)
 
     @torch.no_grad()
     def advance(self) -> None:
         """Runs the present block, as it is now, on all batches, and goes on to the next."""
-        last = self._at + 1 == len(self.blocks)
         for number in self._batches:
-            if last:
-                self._state.pop(number, None)
+            calls = self._calls[number]
+            if calls[self._at] is None:
                 continue
-            output = tree.tensors(self.run(number))
-            self._state[number] = {path: output[path] for path in set(self._carried[self._at + 1].values())}
+            if any(call is not None for call in calls[self._at + 1 :]):
+                self._keep(number, self.run(number))
+            else:
+                self._state.pop(number, None)
+            calls[self._at] = None
         self._at += 1
 
-    def _arguments(self, number: int) -> Any:
-        carried, own = self._carried[self._at], self._own[self._at]
-        first = dict(tree.leaves(self._first[number]))
+    def _keep(self, number: int, output: Any) -> None:
+        """Keeps what the next block that a batch calls takes of an output."""
+        output = tree.tensors(output)
+        following = next(call for call in self._calls[number][self._at + 1 :] if call is not None)
+        paths = {leaf.path for _, leaf in tree.leaves(following) if isinstance(leaf, Carried)}
+        self._state[number] = {path: output[path] for path in paths}
 
-        def leaf(path: Path, template: Any) -> Any:
-            if path in carried:
-                return self._state[number][carried[path]].clone()
-            if path in own:
-                return self._others[number][self._at][path]
-            if path not in self._shared[self._at]:
-                return template
-            found = first.get(path, template)
-            return found.clone() if isinstance(found, Tensor) and self._at == 0 else found
-
-        return tree.replaced(self._templates[self._at], leaf)
-
-    def _recorded(self, number: int, full: bool) -> list[_Recorded] | str:
-        """The calls of the blocks in a run of the model; of the first alone if not `full`."""
-        calls: list[_Recorded] = []
-        handles = []
-
-        def before(place: int) -> Callable[..., None]:
-            def hook(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-                order.append(place)
-                calls.append(_Recorded((positional, dict(named))))
-                if place == 0:  # kept: what blocks do to it in place is not to be seen
-                    calls[-1].arguments = tree.replaced(
-                        calls[-1].arguments, lambda _, x: x.clone() if isinstance(x, Tensor) else x
-                    )
-                if not full:
-                    raise EnoughError
-
-            return hook
-
-        def after(place: int) -> Callable[..., None]:
-            def hook(_: nn.Module, inputs: Any, output: Any) -> None:
-                calls[-1].output = output
-                if place == len(self.blocks) - 1:
-                    raise EnoughError
-
-            return hook
-
-        order: list[int] = []
-        for place, block in enumerate(self.blocks):
-            handles.append(block.module.register_forward_pre_hook(before(place), with_kwargs=True))
-            handles.append(block.module.register_forward_hook(after(place)))
-        try:
-            self._run(number)
-        except EnoughError:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-        if order != (list(range(len(self.blocks))) if full else [0]):
-            return "its blocks are not called once each, in order"
-        return calls
-
-    def _learn(self, calls: list[_Recorded]) -> str | None:
-        first = dict(tree.leaves(calls[0].arguments))
-        earlier: set[int] = set()  # what blocks before the last one returned
-        for place, call in enumerate(calls):
-            self._templates.append(tree.replaced(call.arguments, lambda _, x: None if isinstance(x, Tensor) else x))
-            carried: dict[Path, Path] = {}
-            own: set[Path] = set()
-            before = {id(leaf): path for path, leaf in tree.tensors(calls[place - 1].output).items()} if place else {}
-            for path, leaf in tree.tensors(call.arguments).items():
-                if place and id(leaf) in before:
-                    carried[path] = before[id(leaf)]
-                elif id(leaf) in earlier:
-                    return f"block {self.blocks[place].name!r} takes what an earlier block returns"
-                elif place and not (path in first and _same(first[path], leaf)):
-                    own.add(path)
-            if place and not carried:
-                return f"block {self.blocks[place].name!r} does not take what the block before returns"
-            earlier |= set(before)
-            self._carried.append(carried)
-            self._own.append(own)
-            given = dict(tree.leaves(call.arguments))
-            self._shared.append({path for path, leaf in given.items() if path in first and _same(first[path], leaf)})
-        return None
-
-    def _compared(self, calls: list[_Recorded]) -> str | None:
+    def _compared(self, outputs: Sequence[Any]) -> str | None:
         """Whether blocks run by themselves return what they return within the model."""
         number = self._batches[0]
         try:
             for place in range(len(self.blocks)):
                 self._at = place
                 try:
-                    output = tree.tensors(self.run(number))
+                    result = self.run(number)
                 except Exception as error:  # which only a call of one's own can tell from the model's
                     return f"block {self.blocks[place].name!r} raises {type(error).__name__} by itself"
-                for path, wanted in tree.tensors(calls[place].output).items():
+                output = tree.tensors(result)
+                for path, wanted in tree.tensors(outputs[place]).items():
                     got = output.get(path)
                     if got is None or got.shape != wanted.shape:
                         return f"block {self.blocks[place].name!r} returns something else by itself"
@@ -272,17 +234,8 @@ class Chain:
                     if scale and float((got - wanted).abs().max()) > _CLOSE * scale:
                         return f"block {self.blocks[place].name!r} computes something else by itself"
                 if place + 1 < len(self.blocks):
-                    self._state[number] = {path: output[path] for path in set(self._carried[place + 1].values())}
+                    self._keep(number, result)
         finally:
             self._at = 0
             self._state.clear()
         return None
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two leaves are one and the same, or equal."""
-    if a is b:
-        return True
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
-    return isinstance(a, bool | int | float | str) and type(a) is type(b) and a == b

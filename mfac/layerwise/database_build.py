@@ -18,11 +18,12 @@ from mfac.layerwise.hessian import Hessian
 from mfac.layerwise.hessians import Hessians
 from mfac.layerwise.level import Level
 from mfac.layerwise.matrix_pattern import MatrixPattern
+from mfac.layerwise.processes import Processes
 from mfac.layerwise.run import NO_SAMPLES, matrix_patterns
 from mfac.layerwise.solution import LayerSolution, LayerSolver
 from mfac.layerwise.solver import solved
 from mfac.layerwise.solvers.exact_obs import check_obs_pattern, exact_obs, mask_of_order, obs_on_mask, obs_order
-from mfac.layerwise.statistics import Gram, grams_of, merged_stages
+from mfac.layerwise.statistics import Gram, merged_stages
 from mfac.layerwise.views import LayerView
 from mfac.masks.patterns import Pattern, Unstructured, resolve_pattern
 
@@ -96,8 +97,7 @@ class DatabaseBuild:
         """
         unseen = {}
         waiting = [view for view in self.views if view.name not in self._done]
-        for stage in merged_stages(self._run, waiting):
-            grams = grams_of(self._run, stage, self.batches)
+        for stage, grams in Processes().grams(self._run, merged_stages(self._run, waiting), self.batches):
             seen = [view for view in stage.views if all(key in grams for key in stage.keys[view.name])]
             unseen.update({view.name: NO_SAMPLES for view in stage.views if view not in seen})
             uses = (key for view in seen for key in stage.keys[view.name])

@@ -93,7 +93,7 @@ def heeding_of(
 
     watched = [view for view in views if isinstance(view, LinearView | ConvolutionView)]
     with _frozen(model), torch.enable_grad():
-        handles = [view.module.register_forward_hook(hook_of(view)) for view in watched]
+        handles = [one.module.register_forward_hook(hook_of(view)) for view in watched for one in view.layers]
         try:
             for batch in batches:
                 for view in watched:

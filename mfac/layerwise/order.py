@@ -40,8 +40,9 @@ def segments_of(
     """
     order: list[int] = []
     handles = [
-        view.module.register_forward_pre_hook(lambda *_, number=number: order.append(number))
+        layer.module.register_forward_pre_hook(lambda *_, number=number: order.append(number))
         for number, view in enumerate(views)
+        for layer in view.layers
     ]
     try:
         with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mfac.gradients.ranks import Ranks
-from mfac.layerwise.statistics import Gram, Key, Stage
+from mfac.layerwise.heeding import Positions
+from mfac.layerwise.statistics import Gram, Key, Stage, grams_of
 
 
 class Processes(Ranks):
@@ -106,6 +107,37 @@ class Processes(Ranks):
             Each once.
         """
         return list(dict.fromkeys([batches[0], *self.own(batches)]))
+
+    def grams(
+        self,
+        run: Callable[[int], Any],
+        stages: Iterable[Stage],
+        batches: Sequence[int],
+        heeded: Mapping[str, Positions] | None = None,
+    ) -> Iterator[tuple[Stage, dict[Key, Gram]]]:
+        """XᵀX of the inputs of stages, one after the other, over the batches of all processes.
+
+        Args:
+            run: Runs a batch, by its number.
+            stages: The same on every process.
+            batches: All.
+            heeded: As for `grams_of`.
+
+        Yields:
+            Each stage, and its sums by key. Weights that have other inputs in a later batch than
+            those which they shared inputs with in the first one are a stage after that.
+        """
+        for whole in stages:
+            waiting: list[Stage] = [whole]
+            while waiting:
+                stage = waiting.pop()
+                with self.together():
+                    sums = grams_of(run, stage, self.own(batches), heeded)
+                if parted := {name for names in self.gathered(sums.parted) for name in names}:
+                    stage, others = stage.parted(parted)
+                    waiting.append(others)
+                if stage.views:
+                    yield stage, self.summed(stage, sums.grams)
 
     def summed(self, stage: Stage, grams: dict[Key, Gram]) -> dict[Key, Gram]:
         """XᵀX of every input of a stage, over the batches of all processes.

@@ -137,7 +137,7 @@ def prune_layerwise(
         RuntimeError: If another rank failed, or `torch.distributed` is not initialised.
         NotPositiveDefiniteError: If a Hessian has no factor at the highest damping.
 
-    Cost: about three passes over the data; for each layer that of the method, as their docstrings
+    Cost: about four passes over the data; for each layer that of the method, as their docstrings
     say. Memory: one block's inputs for all batches and one Hessian with its factors. With `weights`
     these are read about four times; the model takes the memory of one block and what is outside.
 
@@ -183,7 +183,7 @@ def prune_layerwise(
         chains = find_chains(model, views, blocks)
         store = where_weights_are(model, chains, batches[0], weights, output, processes)
         if isinstance(store, WeightsOnDisk):
-            outside = [view.name for view in views if not any(block.holds(view) for block in chains[0])]
+            outside = [view.name for view in views if not any(block.holds_alone(view) for block in chains[0])]
             left_dense.update(dict.fromkeys(outside, OUTSIDE))
             views = [view for view in views if view.name not in outside]
         if not views:

@@ -21,7 +21,7 @@ from mfac.layerwise.processes import Processes
 from mfac.layerwise.report import LayerResult
 from mfac.layerwise.solution import LayerSolver
 from mfac.layerwise.stage_solver import MatrixTask, SolvedMatrix, StageSolver
-from mfac.layerwise.statistics import Gram, Key, Stage, grams_of, stages_of
+from mfac.layerwise.statistics import Gram, Key, Stage, stages_of
 from mfac.layerwise.views import LayerView
 from mfac.masks.patterns import Pattern
 
@@ -106,10 +106,10 @@ class LayerwiseRun:
     def _blocks(self, segment: Segment) -> bool:
         """Solves a chain block by block; False where its blocks cannot be run by themselves."""
         assert segment.chain is not None
-        chain = Chain(segment.chain, self._run, self._processes.held(self.batches))
+        chain = Chain(segment.chain, self._run, self._processes.held(self.batches), self._store)
         began = time.perf_counter()
-        with self._processes.together(), self._store.calls():
-            why = chain.begin()
+        with self._processes.together():
+            why = _shared(segment) or chain.begin()
         if (why := next((one for one in self._processes.gathered(why) if one is not None), None)) is not None:
             if self._store.on_disk:
                 raise ValueError(
@@ -159,11 +159,10 @@ class LayerwiseRun:
 
     def _stage(self, run: Callable[[int], Any], stage: Stage) -> None:
         began = time.perf_counter()
-        with self._processes.together():
-            grams = grams_of(run, stage, self._processes.own(self.batches), self.settings.heeding.inputs)
-        grams = self._processes.summed(stage, grams)
-        self.results.seconds_forward += time.perf_counter() - began
-        self._solve(stage, grams)
+        for part, grams in self._processes.grams(run, [stage], self.batches, self.settings.heeding.inputs):
+            self.results.seconds_forward += time.perf_counter() - began
+            self._solve(part, grams)
+            began = time.perf_counter()
 
     def _solve(self, stage: Stage, grams: dict[Key, Gram]) -> None:
         views = [view for view in stage.views if all(key in grams for key in stage.keys[view.name])]
@@ -210,6 +209,14 @@ class LayerwiseRun:
             sum(one.seconds for one in found),
             tuple(one.solution.grid for one in found if one.solution.grid is not None),
         )
+
+
+def _shared(segment: Segment) -> str | None:
+    """Why blocks cannot be solved one by one, where a weight is of several of them."""
+    for view in segment.views:
+        if not any(block.holds_alone(view) for block in segment.chain or ()):
+            return f"{view.name!r} is the weight of layers in several places"
+    return None
 
 
 def matrix_patterns(view: LayerView, pattern: Pattern, sparsity: float) -> list[MatrixPattern]:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from mfac.core import ops
 from mfac.layerwise.heeding import Positions, weighted_rows
+from mfac.layerwise.identity import Identities
 from mfac.layerwise.views import LayerView
 
 _BYTES = 1 << 30  # of the matrices that one pass over the data sums up
 
 Key = tuple[int, object, int]
-"""Of inputs: the number of their tensor, how it is unfolded, and the group of channels."""
+"""Of inputs: the number of their tensors, how each is unfolded, and the group of channels."""
 
 
 class EnoughError(Exception):
@@ -69,23 +70,61 @@ class Stage:
             keys[name] = [(number, (unfolding, name), group) for number, unfolding, group in self.keys[name]]
         return Stage(self.views, keys, self.last)
 
+    def parted(self, names: Collection[str]) -> tuple[Stage, Stage]:
+        """The stage without some weights, and a stage of these.
+
+        Those with several matrices share no statistics there, not even among these matrices.
+
+        Args:
+            names: Of weights whose inputs are not those that they were thought to share.
+
+        Returns:
+            Both; the second one goes to the end of each pass.
+        """
+        rest = [view for view in self.views if view.name not in names]
+        others = [view for view in self.views if view.name in names]
+        keys = {view.name: self.keys[view.name] for view in others}
+        for name, of_view in keys.items():
+            if len(of_view) > 1:
+                keys[name] = [
+                    (number, (unfolding, name), place) for place, (number, unfolding, _) in enumerate(of_view)
+                ]
+        last = self.last if self.last in rest else None
+        return Stage(rest, {view.name: self.keys[view.name] for view in rest}, last), Stage(others, keys)
+
 
 @dataclass
-class _Call:
-    view: LayerView
-    sources: list[Tensor]
+class Sums:
+    """What a pass over the data has found of a stage.
+
+    Attributes:
+        grams: By key; what no batch reaches is missing.
+        parted: Weights that had other inputs in some batch than those whose key they share. Their
+            sums are of no use: `Stage.parted` makes a stage for them.
+    """
+
+    grams: dict[Key, Gram] = field(default_factory=dict)
+    parted: set[str] = field(default_factory=set)
 
 
 @dataclass
 class _Watch:
     handles: list[Any] = field(default_factory=list)
 
-    def add(self, view: LayerView, function: Callable[[LayerView, list[Tensor]], None]) -> None:
-        def hook(_: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-            if sources := view.sources((positional, named)):
-                function(view, sources)
+    def add(self, view: LayerView, function: Callable[[LayerView, LayerView, list[Tensor]], None]) -> None:
+        """Calls a function with a weight, the layer of it that is called, and the sources there."""
 
-        self.handles.append(view.module.register_forward_pre_hook(hook, with_kwargs=True))
+        def hook_of(layer: LayerView) -> Callable[..., None]:
+            def hook(_: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+                sources = layer.sources((positional, named))
+                with torch.inference_mode(False), torch.no_grad():  # sums go on where a model's own mode ends
+                    if sources:
+                        function(view, layer, sources)
+
+            return hook
+
+        for layer in view.layers:
+            self.handles.append(layer.module.register_forward_pre_hook(hook_of(layer), with_kwargs=True))
 
     def __enter__(self) -> _Watch:
         return self
@@ -109,35 +148,43 @@ def stages_of(run: Callable[[int], Any], views: Sequence[LayerView], like: Calla
     Returns:
         The stages.
     """
-    calls: list[_Call] = []
+    identities = Identities()
+    calls: dict[str, list[tuple[int, ...]]] = {}  # for each call the numbers of its sources
+    order: list[str] = []
+
+    def record(view: LayerView, _: LayerView, sources: list[Tensor]) -> None:
+        order.append(view.name)
+        if all(x.numel() for x in sources):  # nothing is known of inputs without samples
+            calls.setdefault(view.name, []).append(tuple(identities.number(x) for x in sources))
+
     with _Watch() as watch, torch.no_grad():
         for view in views:
-            watch.add(view, lambda view, sources: calls.append(_Call(view, sources)))
+            watch.add(view, record)
         run(0)
-    tensors: dict[object, int] = {}
+    numbers: dict[tuple[int, ...], int] = {}
     keys: dict[str, list[Key]] = {}
-    for call in calls:
-        if call.view.name not in keys:
-            numbers = [tensors.setdefault(_identity(x), len(tensors)) for x in call.sources]
-            grouped = len({_identity(x) for x in call.sources}) == 1 and call.view.unfolding is not None
-            keys[call.view.name] = [
-                (number, call.view.unfolding, index if grouped else 0) for index, number in enumerate(numbers)
-            ]
-    by_name = {view.name: view for view in views}
+    of_name = {view.name: view for view in views}
+    for name, of_calls in calls.items():
+        view = of_name[name]
+        unfolding = (view.unfolding, name) if view.others else view.unfolding
+        grouped = unfolding is not None and all(len(set(sources)) == 1 for sources in of_calls)
+        keys[name] = [  # shared by those that are called as often, each time with the same inputs
+            (numbers.setdefault(sources, len(numbers)), unfolding, index if grouped else 0)
+            for index, sources in enumerate(zip(*of_calls, strict=True))
+        ]
     groups: dict[object, list[LayerView]] = {}
     for name, of_view in keys.items():
         common = like(name)
-        groups.setdefault(common if common is not None else tuple(of_view), []).append(by_name[name])
+        groups.setdefault(common if common is not None else tuple(of_view), []).append(of_name[name])
     unseen = [view for view in views if view.name not in keys]
     for number, view in enumerate(unseen):
         keys[view.name] = [(-1 - number, view.name, index) for index in range(len(view.shapes))]
         common = like(view.name)
         groups.setdefault(common if common is not None else "unseen", []).append(view)
-    regular = not unseen and len(calls) == len(views)
-    order = {call.view.name: number for number, call in enumerate(calls)}
+    regular = not unseen and len(order) == len(views)
     stages = []
     for group in groups.values():
-        last = max(group, key=lambda view: order[view.name]) if regular else None
+        last = max(group, key=lambda view: order.index(view.name)) if regular else None
         stages.append(Stage(group, {view.name: keys[view.name] for view in group}, last))
     return stages
 
@@ -177,18 +224,13 @@ def _merged(stages: Sequence[Stage]) -> Stage:
     return Stage([view for stage in stages for view in stage.views], keys)
 
 
-def _identity(x: Tensor) -> object:
-    """The same for detached tensors of one tensor, until it is changed in place."""
-    return x.data_ptr(), tuple(x.shape), x.stride(), x._version
-
-
 @torch.no_grad()
 def grams_of(
     run: Callable[[int], Any],
     stage: Stage,
     batches: Sequence[int],
     heeded: Mapping[str, Positions] | None = None,
-) -> dict[Key, Gram]:
+) -> Sums:
     """XᵀX of every input of a stage, or XᵀWX where positions have weights.
 
     Args:
@@ -199,29 +241,36 @@ def grams_of(
             another number of positions than then, as of experts, counts each for 1.
 
     Returns:
-        By key; what no batch reaches is missing.
+        The sums, and which weights were wrongly thought to have the same inputs as others.
 
     Raises:
         ValueError: If an input is not finite, naming layer and batch.
     """
-    found: dict[Key, Gram] = {}
-    leaders: dict[Key, str] = {}
+    sums = Sums()
+    found = sums.grams
+    leaders: dict[Key, tuple[str, int]] = {}
+    matrices: Counter[Key] = Counter()
     for view in stage.views:
-        for key in stage.keys[view.name]:
-            leaders.setdefault(key, view.name)
+        for place, key in enumerate(stage.keys[view.name]):
+            leaders.setdefault(key, (view.name, place))
+            matrices[key] += 1
     now = 0
     calls: Counter[str] = Counter()  # in this batch
+    identities = Identities()
+    given: dict[tuple[str, int], list[int]] = {}  # in this batch, by matrix: its inputs in each call
 
-    def add(view: LayerView, sources: list[Tensor]) -> None:
-        done = set()
+    def add(view: LayerView, layer: LayerView, sources: list[Tensor]) -> None:
         weights = _weights_of(heeded, view, now, calls[view.name])
         calls[view.name] += 1
-        for number, (key, source) in enumerate(zip(stage.keys[view.name], sources, strict=True)):
-            if leaders[key] != view.name or key in done:
+        for place, (key, source) in enumerate(zip(stage.keys[view.name], sources, strict=True)):
+            if not source.numel():
                 continue
-            done.add(key)
+            if matrices[key] > 1:
+                given.setdefault((view.name, place), []).append(identities.number(source))
+            if leaders[key] != (view.name, place):
+                continue
             begin, known = 0, weights is not None and len(weights) == source.numel() // source.shape[-1]
-            for rows in view.rows(number, source):
+            for rows in layer.rows(place, source):
                 window = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
                 if known and weights is not None:
                     window = weighted_rows(window, weights[begin : begin + len(rows)])
@@ -237,19 +286,23 @@ def grams_of(
                 else:
                     found[key] = Gram(gram)
                 found[key].count += len(rows)
-        if view is stage.last:
+        if stage.last is not None and all(calls[one.name] for one in stage.views):
             raise EnoughError
 
     with _Watch() as watch:
         for view in stage.views:
-            if view.name in leaders.values() or view is stage.last:
-                watch.add(view, add)
+            watch.add(view, add)
         for number in batches:
             now = number
             calls.clear()
+            identities, given = Identities(), {}
             with suppress(EnoughError):
                 run(number)
-    return found
+            for view in stage.views:
+                for place, key in enumerate(stage.keys[view.name]):
+                    if given.get((view.name, place)) != given.get(leaders[key]):
+                        sums.parted.add(view.name)
+    return sums
 
 
 def _weights_of(heeded: Mapping[str, Positions] | None, view: LayerView, batch: int, call: int) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Path = tuple[Any, ...]
@@ -54,3 +55,20 @@ def replaced(value: Any, function: Callable[[Path, Any], Any], path: Path = ()) 
 def tensors(value: Any) -> dict[Path, Tensor]:
     """The leaves that are tensors, by path."""
     return {path: leaf for path, leaf in leaves(value) if isinstance(leaf, Tensor)}
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two leaves are one and the same, or equal.
+
+    Args:
+        a: A leaf.
+        b: Another.
+
+    Returns:
+        Whether they are; of tensors with shape, dtype and device.
+    """
+    if a is b:
+        return True
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+    return isinstance(a, bool | int | float | str) and type(a) is type(b) and a == b

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -35,10 +35,12 @@ class LayerView(ABC):
         parameter: The weight.
         shapes: Rows and columns of each matrix.
         positions: Of the kernel.
+        others: The same weight in other layers that share it, each with inputs of its own.
     """
 
     def __init__(self, name: str, module: nn.Module, parameter: nn.Parameter) -> None:
         self.name, self.module, self.parameter = name, module, parameter
+        self.others: list[LayerView] = []
         self.shapes: list[tuple[int, int]] = []
         self.positions = 1
 
@@ -57,6 +59,11 @@ class LayerView(ABC):
     @abstractmethod
     def rows(self, number: int, source: Tensor) -> Iterator[Tensor]:
         """The inputs of a matrix, [n, columns], in pieces that fit into memory."""
+
+    @property
+    def layers(self) -> list[LayerView]:
+        """The weight in each layer that has it."""
+        return [self, *self.others]
 
     @property
     def unfolding(self) -> object:
@@ -257,7 +264,7 @@ class Unseen:
 
 
 def views_of(model: nn.Module, names: list[str]) -> tuple[list[LayerView], list[Unseen]]:
-    """A view of each named weight.
+    """A view of each named weight; layers that share a weight have one together.
 
     Args:
         model: Where the layers are.
@@ -268,28 +275,43 @@ def views_of(model: nn.Module, names: list[str]) -> tuple[list[LayerView], list[
     """
     named = named_parameters(model)
     ids = {id(named[name]): name for name in names}
-    views: list[LayerView] = []
+    views: dict[str, LayerView] = {}
+    unlike: set[str] = set()
+    projections: set[nn.Module] = set()  # of attention, which torch computes without calling them
+
+    def add(kind: Callable[[str, Any, nn.Parameter], LayerView], layer: nn.Module, parameter: nn.Parameter) -> None:
+        if (name := ids.get(id(parameter))) is None:
+            return
+        view = kind(name, layer, parameter)
+        if name not in views:
+            views[name] = view
+        elif _alike(views[name], view):
+            views[name].others.append(view)
+        else:
+            unlike.add(name)
+
     for _, layer in named_layers(model):
         if isinstance(layer, nn.MultiheadAttention):
             own = [*weight_names(layer), "out_proj.weight"]
+            projections.add(layer.out_proj)
             for key in own:
                 holder = layer.out_proj if key == "out_proj.weight" else layer
                 parameter = parameter_behind(holder, key.rsplit(".", 1)[-1])
-                if parameter is None or (name := ids.pop(id(parameter), None)) is None:
-                    continue
-                kind = AttentionOutputView if key == "out_proj.weight" else AttentionInputView
-                views.append(kind(name, layer, parameter))
-            continue
-        if weight_names(layer) != ["weight"]:
-            continue
-        parameter = parameter_behind(layer, "weight")
-        if parameter is None or (name := ids.get(id(parameter))) is None:
-            continue
-        if any(view.module is layer for view in views):
-            continue
-        ids.pop(id(parameter))
-        views.append(_view_of(name, layer, parameter))
-    return views, [Unseen(name, "has inputs that no call of a layer shows") for name in ids.values()]
+                if parameter is not None:
+                    add(AttentionOutputView if key == "out_proj.weight" else AttentionInputView, layer, parameter)
+        elif weight_names(layer) == ["weight"]:
+            parameter = parameter_behind(layer, "weight")
+            if parameter is not None and layer not in projections:
+                add(_view_of, layer, parameter)
+    unseen = [Unseen(name, "has inputs that no call of a layer shows") for name in ids.values() if name not in views]
+    unseen += [Unseen(name, "is shared by layers that use it in different ways") for name in sorted(unlike)]
+    return [view for name, view in views.items() if name not in unlike], unseen
+
+
+def _alike(view: LayerView, other: LayerView) -> bool:
+    """Whether two layers have the same matrices in the same weight."""
+    turned = is_transformers_conv1d(view.module) == is_transformers_conv1d(other.module)
+    return turned and type(view) is type(other) and view.shapes == other.shapes and view.positions == other.positions
 
 
 def _view_of(name: str, layer: nn.Module, parameter: nn.Parameter) -> LayerView:

@@ -71,7 +71,7 @@ def test_grams_are_of_weighted_and_shortened_inputs():
     every = list(range(len(batches)))
     seen = 0
     for stage in [stage.apart(found.inputs) for stage in stages_of(run, views, lambda _: None)]:
-        grams = grams_of(run, stage, every, found.inputs)
+        grams = grams_of(run, stage, every, found.inputs).grams
         assert len({key for of_view in stage.keys.values() for key in of_view}) == len(stage.views)
         for view in stage.views:
             total = torch.zeros(view.shapes[0][1], view.shapes[0][1], dtype=torch.float64)
