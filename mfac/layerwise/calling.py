@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mfac.gradients.naming import inner_module
@@ -161,8 +162,11 @@ def check_first(model: nn.Module, batch: Any, call: Forward) -> None:
 
 
 @contextmanager
-def without_caches(model: nn.Module) -> Generator[None]:
-    """Models of transformers keep keys and values of earlier calls unless told otherwise.
+def plainly_called(model: nn.Module) -> Generator[None]:
+    """Models keep no keys and values of earlier calls, and call each of their layers.
+
+    Models of transformers have caches unless told otherwise. torch's encoders pass layers by in
+    evaluation, and pack padded inputs into nested tensors, where their fast path is allowed.
 
     Args:
         model: The model.
@@ -176,8 +180,11 @@ def without_caches(model: nn.Module) -> Generator[None]:
     had = {key: config.use_cache for key, config in configs.items() if hasattr(config, "use_cache")}
     for key in had:  # decoders have a copy of their own
         configs[key].use_cache = False
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for key, value in had.items():
             configs[key].use_cache = value

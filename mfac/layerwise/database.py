@@ -23,7 +23,7 @@ from mfac.layerwise.calling import (
     check_first,
     listed_batches,
     patterns_by_weight,
-    without_caches,
+    plainly_called,
 )
 from mfac.layerwise.database_build import DatabaseBuild, DatabaseSettings
 from mfac.layerwise.database_files import LayerEntry, LevelEntry, read_index, read_level
@@ -166,7 +166,7 @@ class LayerDatabase:
         settings = DatabaseSettings(solver, by_weight, patterns_by_weight(resolved, weights), refit, damping)
         batches = listed_batches(data)
         call = forward if forward is not None else call_model
-        with model_mode(model, "eval"), without_caches(model), torch.no_grad():
+        with model_mode(model, "eval"), plainly_called(model), torch.no_grad():
             check_first(model, batches[0], call)
             inner = inner_module(model)
             run = DatabaseBuild(views, lambda n: call(inner, batches[n]), batches, settings, Path(folder), progress)

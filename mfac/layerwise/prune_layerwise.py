@@ -29,7 +29,7 @@ from mfac.layerwise.calling import (
     listed_batches,
     patterns_by_weight,
     up_to,
-    without_caches,
+    plainly_called,
 )
 from mfac.layerwise.chain import InMemory, NamedBlock, find_chains
 from mfac.layerwise.checkpoint import Checkpoint
@@ -209,7 +209,7 @@ def prune_layerwise(
 
     inner = inner_module(model)
     finished_with: FinishResult | None = None
-    with model_mode(model, "eval"), without_caches(model), torch.no_grad(), ExitStack() as stack:
+    with model_mode(model, "eval"), plainly_called(model), torch.no_grad(), ExitStack() as stack:
         with processes.together():
             stack.enter_context(store)
             check_first(model, batches[0], up_to(chains[0][0], call) if store.on_disk else call)

@@ -301,3 +301,17 @@ def test_weights_of_several_layers_along_the_loss() -> None:
         loss_fn=lambda model, batch: model(*batch).square().mean(),
     )
     assert report.layers["a.weight"].samples == 160
+
+
+def test_encoders_with_padding() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 3)
+    padding = torch.zeros(8, 7, dtype=torch.bool)
+    padding[::2, 5:] = True
+    batches = [{"src": torch.randn(8, 7, 16), "src_key_padding_mask": padding} for _ in range(3)]
+    assert torch.backends.mha.get_fastpath_enabled()
+    plan = mfac.plan_layerwise(model, batches)
+    report = mfac.prune_layerwise(model, batches, method="sparsegpt")
+    assert len(report.layers) == len(plan.weights) == 12 and not report.notes
+    assert {layer.samples for name, layer in report.layers.items() if "linear" in name} == {3 * 56}
+    assert torch.backends.mha.get_fastpath_enabled()
