@@ -28,8 +28,8 @@ from mfac.layerwise.calling import (
     check_first,
     listed_batches,
     patterns_by_weight,
-    up_to,
     plainly_called,
+    up_to,
 )
 from mfac.layerwise.chain import InMemory, NamedBlock, find_chains
 from mfac.layerwise.checkpoint import Checkpoint
