@@ -19,9 +19,8 @@ demo: .venv/installed
 demo-lm: .venv/tokenizers
 	$(BIN)/python -m demo.language $(if $(QUICK),--quick)
 
-# Two files at a time; `python -m pytest` alone runs them one after the other.
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 # Every CUDA kernel, executed on the CPU in several orders of threads and under sanitizers; then what
 # nvcc made of them.

@@ -84,8 +84,8 @@ def patterns_by_weight(pattern: Pattern, weights: Sequence[PrunableWeight]) -> d
         {weight: pattern}.
 
     Raises:
-        ValueError: If the pattern has units of several weights, or does not fit a weight: groups of M
-            should divide input channels, where there are M at least.
+        ValueError: If the pattern has units of several weights, or does not fit a weight: groups of
+            M should divide input channels, where there are M at least.
     """
     pattern.check(weights)
     if any(len(group) > 1 for group in pattern.together(weights)):

@@ -141,7 +141,7 @@ class Checkpoint:
     def _check_model(
         self, path: Path, views: Sequence[LayerView], tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]
     ) -> None:
-        """Refuses weights that are neither those that the earlier run found nor those that it left."""
+        """Refuses weights other than those that the earlier run found and those that it left."""
         if self._before[path] == about["before"]:
             return
         solved = [view for view in views if view.name in about["layers"]]

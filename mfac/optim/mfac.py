@@ -184,8 +184,8 @@ class MFAC(Optimizer):
 
         Args:
             parameter: Of this optimizer, or not.
-            mask: Of its shape, True = kept; None for all. The other weights do not move. All columns
-                of a DTensor are stored, and of columns that are spread over processes.
+            mask: Of its shape, True = kept; None for all. The other weights do not move. All
+                columns of a DTensor are stored, and all that are spread over processes.
         """
         whole = self._process_group.found is None and not hasattr(parameter, "to_local")
         if mask is None or not whole:

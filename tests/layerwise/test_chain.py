@@ -33,7 +33,7 @@ class Attending(nn.Module):
 
 
 class Attentions(nn.Module):
-    """Blocks that attend to a window or to everything, in turn; masks come where they are needed."""
+    """Blocks that attend to a window or to everything, in turn; masks come where needed."""
 
     def __init__(self, first: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Errors that a report gives are those of the layers' own inputs, whatever a model does with them."""
+"""Errors that a report gives are those of the layers' own inputs, whatever a model does."""
 
 from __future__ import annotations
 
