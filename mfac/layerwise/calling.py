@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -14,6 +13,7 @@ from mfac.gradients.naming import inner_module
 from mfac.gradients.prunable import PrunableWeight
 from mfac.layerwise import tree
 from mfac.layerwise.chain import NamedBlock
+from mfac.layerwise.items import AmbiguousItemError, taken
 from mfac.layerwise.statistics import EnoughError
 from mfac.masks.patterns import NM, ByName, Pattern
 
@@ -49,8 +49,7 @@ def up_to(block: NamedBlock, call: Forward) -> Forward:
 def call_model(model: nn.Module, batch: Any) -> Any:
     """model(**batch) for a dict, model(*batch) for a tuple or list, otherwise model(batch).
 
-    Of a tuple or list the model gets as many items as it has positional parameters, so that
-    (inputs, labels) serve a model of inputs alone.
+    Of a tuple or list the model gets inputs and no labels, as `taken` tells them apart.
 
     Args:
         model: The model.
@@ -58,19 +57,15 @@ def call_model(model: nn.Module, batch: Any) -> Any:
 
     Returns:
         What the model returns.
+
+    Raises:
+        AmbiguousItemError: If an item may be labels or an argument.
     """
     if isinstance(batch, Mapping) or (hasattr(batch, "keys") and hasattr(batch, "__getitem__")):
         return model(**batch)
     if isinstance(batch, tuple | list):
-        return model(*batch[: _positional(model)])
+        return model(*taken(model, batch))
     return model(batch)
-
-
-def _positional(model: nn.Module) -> int:
-    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return 1 if isinstance(model, nn.Sequential) else 1 << 30
-    return sum(k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for k in kinds)
 
 
 def patterns_by_weight(pattern: Pattern, weights: Sequence[PrunableWeight]) -> dict[str, Pattern]:
@@ -143,9 +138,11 @@ def check_first(model: nn.Module, batch: Any, call: Forward) -> None:
 
     Raises:
         ValueError: If it does not take the batch.
+        AmbiguousItemError: If an item may be labels or an argument.
     """
     most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     tokens = batch.get("input_ids") if isinstance(batch, Mapping) else batch
+    tokens = tokens[0] if isinstance(tokens, tuple | list) and tokens else tokens
     length = tokens.shape[1] if isinstance(tokens, Tensor) and tokens.dim() == 2 else 0
     if isinstance(most, int) and length > most:
         raise ValueError(
@@ -154,6 +151,8 @@ def check_first(model: nn.Module, batch: Any, call: Forward) -> None:
         )
     try:
         call(inner_module(model), batch)
+    except AmbiguousItemError:
+        raise
     except Exception as error:
         raise ValueError(
             f"Parameter `data` should yield batches that the model takes. Found that the first raises "

@@ -14,6 +14,7 @@ from torch.nn import functional
 from mfac.core.checks.numbers import check_count, check_number
 from mfac.gradients.backward import LossFunction
 from mfac.gradients.naming import named_parameters
+from mfac.layerwise.items import by_name
 from mfac.layerwise.perplexity import logits_of, tokens_of
 from mfac.masks.masks import Masks
 from mfac.optim.mfac import MFAC
@@ -100,7 +101,7 @@ def language_loss(model: nn.Module, batch: Any, run: Callable[[nn.Module, Any], 
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(loss, Tensor):
         return loss
-    ids, counted = tokens_of(batch, 0)
+    ids, counted = tokens_of(by_name(model, batch), 0)
     logits = logits_of(output, ids, 0)
     return functional.cross_entropy(logits[:, :-1][counted].float(), ids[:, 1:][counted])
 

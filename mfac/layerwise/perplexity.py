@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from mfac.gradients.backward import LossFunction
 from mfac.gradients.modes import model_mode
+from mfac.layerwise.items import by_name, taken
 
 _ENTRIES = 1 << 22  # logits whose log-softmax is held at once
 _UNCOUNTED = -100  # a label that torch's and Hugging Face's losses pass over
@@ -33,7 +34,8 @@ def evaluate_perplexity(model: nn.Module, batches: Iterable[Any], loss_fn: LossF
             * token ids [n, t];
             * a mapping with `input_ids` [n, t], and perhaps `attention_mask` and `labels`, both
               [n, t]. The model is called with all but the labels, by name;
-            * a tuple or list of ids, and perhaps labels. The model is called with the ids.
+            * a tuple or list of ids, perhaps a mask, if that is the model's second parameter, and
+              perhaps labels. The model is called with ids and mask.
 
             Labels are laid out as the ids: they are the ids themselves, or -100 for a token that
             does not count. A token counts if it and the one before have the same mask, which is not
@@ -67,7 +69,7 @@ def evaluate_perplexity(model: nn.Module, batches: Iterable[Any], loss_fn: LossF
     total, predicted, number = 0.0, 0, -1
     with model_mode(model, "eval"), torch.no_grad():
         for number, batch in enumerate(batches):
-            ids, counted = tokens_of(batch, number)
+            ids, counted = tokens_of(by_name(model, batch), number)
             count = int(counted.sum())
             if count == 0:
                 continue
@@ -155,7 +157,7 @@ def _call(model: nn.Module, batch: Any, ids: Tensor) -> Any:
     """The model's output; without the labels, which would make it compute a loss too."""
     if isinstance(batch, Mapping):
         return model(**{key: value for key, value in batch.items() if key != "labels"})
-    return model(ids)
+    return model(*taken(model, batch)) if isinstance(batch, tuple | list) else model(ids)
 
 
 def logits_of(output: Any, ids: Tensor, number: int) -> Tensor:

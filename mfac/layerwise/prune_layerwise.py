@@ -84,7 +84,7 @@ def prune_layerwise(
         model: Its linear layers, convolutions, transformers' `Conv1D` and the projections of
             `MultiheadAttention` are pruned, frozen or not. In evaluation mode meanwhile.
         data: Batches, each what model(**batch), model(*batch) or model(batch) takes; all of them
-            are used, and kept in memory.
+            are used, and kept in memory. Labels in a tuple, as (inputs, labels), are left out.
         sparsity: Share of zeros in [0, 1) of all weights together, or one for each name or
             shell-style pattern of names. 0 with `quantize` rounds alone.
         pattern: "unstructured", "N:M", "AxB", an object, or one for each name, as for `prune`.
