@@ -70,7 +70,7 @@ def sentences(methods: Sequence[str]) -> None:
             )
 
 
-def budgets(_methods: Sequence[str] = ()) -> None:
+def budgets() -> None:
     """The digit CNN within shares of its operations, and of its size in 8 bits.
 
     Levels that `mfac.spdy_search` finds on 2000 training images stand beside those of the least
@@ -83,13 +83,13 @@ def budgets(_methods: Sequence[str] = ()) -> None:
     batches, scored = [images for images, _ in training[:16]], training[16:24]
     print(f"  {mnist.source} Dense {accuracy(model, *test):.2f}")
     with tempfile.TemporaryDirectory() as folder:
-        for unit, levels, budgets_ in (("flops", None, (0.5, 0.25, 0.1)), ("bits", BIT_LEVELS, (0.5, 0.3, 0.2))):
+        for unit, levels, shares in (("flops", None, (0.5, 0.25, 0.1)), ("bits", BIT_LEVELS, (0.5, 0.3, 0.2))):
             began = time.perf_counter()
             database = mfac.LayerDatabase.build(model, batches, levels, folder=f"{folder}/{unit}")
             print(f"  {unit}: database of {len(database.layers)} layers in {time.perf_counter() - began:.0f} s")
             costs = database.costs(unit, model=model, example=batches[0][:1])  # type: ignore[arg-type]
             whole = sum(max(of_layer.values()) for of_layer in costs.values())
-            for share in budgets_:
+            for share in shares:
                 found = {}
                 for errors in ("prior", "measured"):
                     pruned, began = copy.deepcopy(model), time.perf_counter()

@@ -52,6 +52,11 @@ FASHION: dict[str, Way] = {
     "AC/DC, long": Way(
         lambda sparsity, steps: recipes.ACDC(sparsity, end=steps, phase=steps // 10, final=steps * 3 // 10)
     ),
+    "AC/DC, end of 0.4": Way(lambda sparsity, steps: recipes.ACDC(sparsity, end=steps, final=steps * 4 // 10)),
+    "AC/DC, end of 0.5": Way(lambda sparsity, steps: recipes.ACDC(sparsity, end=steps, final=steps // 2)),
+    "AC/DC, end of 0.4, long": Way(
+        lambda sparsity, steps: recipes.ACDC(sparsity, end=steps, phase=steps // 10, final=steps * 4 // 10)
+    ),
     "GMP": Way(lambda sparsity, steps: _gmp(sparsity, steps, first_sparsity=0.0), sparsities=ALL),
     "GMP*, OBS": Way(lambda sparsity, steps: _gmp(sparsity, steps, saliency="obs"), collects=True),
     "RigL": Way(lambda sparsity, steps: recipes.RigL(sparsity, **_every(steps))),

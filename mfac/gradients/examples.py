@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mfac.gradients.modes import model_mode
+from mfac.gradients.nested import tensors_in
 
 
 def call_with(model: nn.Module, example: Any) -> Any:
@@ -37,13 +40,8 @@ def outputs_with(model: nn.Module, example: Any) -> list[Tensor]:
     Returns:
         The tensors of its output, depth first.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        return list(_tensors(call_with(model, example)))
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with model_mode(model, "eval"):
+        return list(tensors_in(call_with(model, example), alone=False))
 
 
 def largest_gap(wanted: list[Tensor], found: list[Tensor]) -> float:
@@ -65,14 +63,3 @@ def largest_gap(wanted: list[Tensor], found: list[Tensor]) -> float:
             gap = float((other - one).abs().max() / one.abs().max().clamp_min(1.0))
             worst = max(worst, gap) if gap == gap else float("inf")
     return worst
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, tuple | list):
-        for value in output:
-            yield from _tensors(value)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mfac.core.checks.choices import did_you_mean
+
+T = TypeVar("T", bound=Tensor)
 
 
 def inner_module(module: nn.Module) -> nn.Module:
@@ -48,13 +51,22 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Every parameter once, by its first unwrapped name, in `named_parameters()` order."""
-    found: dict[str, nn.Parameter] = {}
+    return _once(model, lambda layer: layer._parameters)
+
+
+def named_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Every buffer once, by its first unwrapped name, in `named_buffers()` order."""
+    return _once(model, lambda layer: layer._buffers)
+
+
+def _once(model: nn.Module, held: Callable[[nn.Module], Mapping[str, T | None]]) -> dict[str, T]:
+    found: dict[str, T] = {}
     seen: set[int] = set()
     for layer_name, layer in named_layers(model):
-        for name, parameter in layer._parameters.items():
-            if parameter is not None and id(parameter) not in seen:
-                seen.add(id(parameter))
-                found[f"{layer_name}.{name}" if layer_name else name] = parameter
+        for name, tensor in held(layer).items():
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[f"{layer_name}.{name}" if layer_name else name] = tensor
     return found
 
 

@@ -10,29 +10,30 @@ from typing import Any
 from torch import Tensor
 
 
-def tensors_in(batch: Any) -> Iterator[Tensor]:
-    """Every tensor of a batch, depth first.
+def tensors_in(batch: Any, *, alone: bool = True) -> Iterator[Tensor]:
+    """Every tensor of a batch, or of what a model returns, depth first.
 
     Args:
         batch: The batch.
+        alone: Whether there should be nothing else; otherwise it is passed over.
 
     Yields:
         The tensors.
 
     Raises:
-        TypeError: If something in it is neither a tensor nor holds any.
+        TypeError: If something in it is neither a tensor nor holds any, and `alone`.
     """
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):
         for value in batch.values():
-            yield from tensors_in(value)
+            yield from tensors_in(value, alone=alone)
     elif isinstance(batch, tuple | list):
         for value in batch:
-            yield from tensors_in(value)
+            yield from tensors_in(value, alone=alone)
     elif attributes := _tensor_attributes(batch):
         yield from attributes.values()
-    else:
+    elif alone:
         raise TypeError(
             f"Parameter `data` should yield tensors, or tuples, lists, dicts and objects of them, for per-sample "
             f"gradients. Found {type(batch).__name__}."

@@ -139,5 +139,5 @@ def by_name(sparsity: Mapping[str, float], names: Sequence[str]) -> dict[str, fl
                 f"others."
             )
         found[name] = float(sparsity[key])
-    check_all_match("sparsity", [key for key in sparsity if key != "*"], names)
+    check_all_match("sparsity", sparsity, names)
     return found

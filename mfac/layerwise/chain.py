@@ -149,8 +149,8 @@ class Chain:
             stand_ins, differs = self._stand_ins(recorder, recorded)
             if differs is not None and not self._store.on_disk:
                 return f"what block {self.blocks[differs].name!r} is given depends on what blocks compute"
-            spared = stand_ins is not None and differs is None and self._store.on_disk
-            with stand_ins.in_place() if spared and stand_ins is not None else self._store.calls():
+            spared = stand_ins if differs is None and self._store.on_disk else None
+            with self._store.calls() if spared is None else spared.in_place():
                 for number in self._batches[1:]:
                     self._calls[number] = recorder.record(number, first=False).arguments
         except BrokenChainError as error:

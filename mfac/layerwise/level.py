@@ -148,7 +148,7 @@ def levels_by_weight(
                 f"Parameter `levels` should give every weight some. Found none for {name!r}; '*' stands for all others."
             )
         found[name] = read[key]
-    check_all_match("levels", [key for key in read if key != "*"], names)
+    check_all_match("levels", read, names)
     return found
 
 

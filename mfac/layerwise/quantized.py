@@ -9,7 +9,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 
-from mfac.gradients.naming import named_layers, named_parameters
+from mfac.gradients.naming import named_buffers, named_parameters
 from mfac.layerwise.grid import Grid, GridValues
 from mfac.layerwise.report import LayerwiseReport
 from mfac.layerwise.views import LayerView, views_of
@@ -156,14 +156,8 @@ def _views(model: nn.Module, shapes: Mapping[str, list[int]], source: str) -> li
 
 def _others(model: nn.Module, rounded: Collection[str]) -> dict[str, Tensor]:
     """Parameters that were not rounded, and buffers, by their names without wrappers."""
-    found: dict[str, Tensor] = {name: value for name, value in named_parameters(model).items() if name not in rounded}
-    seen: set[int] = set()
-    for layer_name, layer in named_layers(model):
-        for name, value in layer._buffers.items():
-            if value is not None and id(value) not in seen:
-                seen.add(id(value))
-                found[f"{layer_name}.{name}" if layer_name else name] = value
-    return found
+    plain = {name: value for name, value in named_parameters(model).items() if name not in rounded}
+    return {**plain, **named_buffers(model)}
 
 
 def _check_same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -182,9 +182,10 @@ def stages_of(run: Callable[[int], Any], views: Sequence[LayerView], like: Calla
         common = like(view.name)
         groups.setdefault(common if common is not None else "unseen", []).append(view)
     regular = not unseen and len(order) == len(views)
+    places = {name: place for place, name in enumerate(order)}
     stages = []
     for group in groups.values():
-        last = max(group, key=lambda view: order.index(view.name)) if regular else None
+        last = max(group, key=lambda view: places[view.name]) if regular else None
         stages.append(Stage(group, {view.name: keys[view.name] for view in group}, last))
     return stages
 

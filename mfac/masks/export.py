@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mfac.gradients.examples import largest_gap, outputs_with
+from mfac.gradients.modes import model_mode
 from mfac.gradients.naming import inner_module, named_layers
 from mfac.gradients.vector import memory_of
 from mfac.masks.masks import Masks
@@ -278,13 +279,8 @@ def export_onnx(
     model = inner_module(model)
     inputs = tuple(example) if isinstance(example, tuple | list) else (example,)
     expected = outputs_with(model, inputs)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with model_mode(model, "eval"):
         torch.onnx.export(model, inputs, os.fspath(path), dynamo=True, verbose=False, **options)
-    finally:
-        for module, training in modes.items():
-            module.training = training
     session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
     found = session.run(None, {n: t.detach().cpu().numpy() for n, t in zip(names, inputs, strict=True)})

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mfac.masks.cutting import channels_of
+
 
 class FewerHeads(nn.MultiheadAttention):
     """An attention of which only some heads are left, called as `torch.nn.MultiheadAttention` is.
@@ -27,7 +29,7 @@ class FewerHeads(nn.MultiheadAttention):
         if whole.bias_k is not None or whole.add_zero_attn:
             raise ValueError("has `bias_k` or `add_zero_attn`, which an attention with fewer heads does not take")
         width = whole.head_dim
-        channels = (kept[:, None] * width + torch.arange(width, device=kept.device)).reshape(-1)
+        channels = channels_of(kept, width)
         self.embed_dim, self.kdim, self.vdim = whole.embed_dim, whole.kdim, whole.vdim
         self.num_heads, self.head_dim = len(kept), width
         self.dropout, self.batch_first, self.training = whole.dropout, whole.batch_first, whole.training

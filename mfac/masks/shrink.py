@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mfac.gradients.naming import inner_module, named_parameters
+from mfac.masks.cutting import channels_of, keep_inputs, keep_outputs
 from mfac.masks.shrink_heads import HeadRemoval
 from mfac.masks.through import Step, follow
 
@@ -200,14 +201,11 @@ def _cut(shrunk: Shrunk, name: str, layer: Any, steps: list[Step], consumer: Any
             else:
                 consumer.bias += addition
         keep = (~gone).nonzero()[:, 0]
-        _keep_outputs(layer, keep)
+        keep_outputs(layer, keep)
         for step in steps:
             if isinstance(step, _BatchNorm):
                 _keep_normalised(step, keep)
-        positions = consumer.weight.shape[1] // outs
-        index = (keep[:, None] * positions + torch.arange(positions, device=keep.device)).reshape(-1)
-        consumer.weight = nn.Parameter(consumer.weight[:, index].clone(), consumer.weight.requires_grad)
-        setattr(consumer, "in_features" if isinstance(consumer, nn.Linear) else "in_channels", len(index))
+        keep_inputs(consumer, channels_of(keep, consumer.weight.shape[1] // outs))
     shrunk.removed[name] = shrunk.removed.get(name, 0) + int(gone.sum())
 
 
@@ -230,13 +228,6 @@ def _constants(layer: Any, steps: list[Step]) -> Tensor:
 def _takes_constants(consumer: Any) -> bool:
     """Whether a constant input makes a constant output: not at a convolution's padded border."""
     return isinstance(consumer, nn.Linear) or consumer.padding == "valid" or not any(consumer.padding)
-
-
-def _keep_outputs(layer: Any, keep: Tensor) -> None:
-    layer.weight = nn.Parameter(layer.weight[keep].clone(), layer.weight.requires_grad)
-    if layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias[keep].clone(), layer.bias.requires_grad)
-    setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", len(keep))
 
 
 def _keep_normalised(layer: _BatchNorm, keep: Tensor) -> None:

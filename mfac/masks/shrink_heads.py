@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch.nn.utils import parametrize
 from mfac.gradients.examples import largest_gap, outputs_with
 from mfac.gradients.naming import named_layers
 from mfac.gradients.prunable import is_transformers_conv1d
+from mfac.masks.cutting import channels_of, keep_inputs, keep_outputs
 from mfac.masks.fewer_heads import FewerHeads
 from mfac.masks.kinds.heads import COUNTS, Attention, attentions_of
 
@@ -94,45 +93,38 @@ class HeadRemoval:
     def _cut(self, attention: Attention, module: nn.Module, kept: Tensor) -> str | None:
         if self._before is None:
             self._before = outputs_with(self._model, self._example)
+        if not self._before:
+            return "is in a model that returns no tensor for `example`, so that nothing can be compared"
         projections = [self._holder(name) for name in attention.inputs]
         outputs = [self._holder(name) for name in attention.outputs]
         for part in (*projections, *outputs):
             if not (isinstance(part, nn.Linear) or is_transformers_conv1d(part)) or "weight" not in part._parameters:
                 return f"has a projection that is a {type(part).__name__}"
-        why = ""
+        why = None
         for widths in (_WIDTHS, (*_WIDTHS, *_MORE_WIDTHS)):
-            with _undone_unless_kept([module, *projections, *outputs]) as keep:
-                for part, packed in zip(projections, attention.inputs.values(), strict=True):
-                    _keep_outputs(part, kept, attention.heads, packed)
-                for part in outputs:
-                    _keep_inputs(part, kept, attention.heads)
-                _set_counts(module, attention.heads, len(kept), widths, _input_columns(outputs[0]).shape[1])
-                try:
-                    gap = largest_gap(self._before, outputs_with(self._model, self._example))
-                except Exception as error:  # of the model's own code: whatever it runs into
-                    why = f"does not run with fewer heads. {type(error).__name__}: {error}"
-                    continue
-                if gap <= _TOLERANCE:
-                    keep()
-                    return None
-                why = f"returns something else with fewer heads: a difference of {gap:.2g}"
+            before = [(m, dict(m.__dict__), dict(m._parameters)) for m in (module, *projections, *outputs)]
+            for part, packed in zip(projections, attention.inputs.values(), strict=True):
+                _keep_heads(part, kept, attention.heads, packed)
+            for part in outputs:
+                keep_inputs(part, _channels(_input_columns(part).shape[1], kept, attention.heads, part))
+            _set_counts(module, attention.heads, len(kept), widths, _input_columns(outputs[0]).shape[1])
+            if (why := self._disagreement()) is None:
+                break
+            for part, attributes, parameters in before:
+                part.__dict__.clear()
+                part.__dict__.update(attributes)
+                part._parameters.clear()
+                part._parameters.update(parameters)
         return why
 
-
-@contextmanager
-def _undone_unless_kept(modules: list[nn.Module]) -> Generator[Any]:
-    """What is set on modules within is put back, unless the function that it yields is called."""
-    before = [(m, dict(m.__dict__), dict(m._parameters)) for m in modules]
-    done: list[bool] = []
-    try:
-        yield lambda: done.append(True)
-    finally:
-        if not done:
-            for module, attributes, parameters in before:
-                module.__dict__.clear()
-                module.__dict__.update(attributes)
-                module._parameters.clear()
-                module._parameters.update(parameters)
+    def _disagreement(self) -> str | None:
+        """How the model with fewer heads is another; None where it is the same."""
+        assert self._before is not None
+        try:
+            gap = largest_gap(self._before, outputs_with(self._model, self._example))
+        except Exception as error:  # of the model's own code: whatever it runs into
+            return f"does not run with fewer heads. {type(error).__name__}: {error}"
+        return None if gap <= _TOLERANCE else f"returns something else with fewer heads: a difference of {gap:.2g}"
 
 
 def _input_columns(layer: Any) -> Tensor:
@@ -141,37 +133,15 @@ def _input_columns(layer: Any) -> Tensor:
     return weight.T if is_transformers_conv1d(layer) else weight
 
 
-def _channels(total: int, kept: Tensor, heads: int, device: torch.device) -> Tensor:
-    width = total // heads
-    return (kept[:, None] * width + torch.arange(width)).reshape(-1).to(device)
+def _channels(total: int, kept: Tensor, heads: int, layer: Any) -> Tensor:
+    return channels_of(kept, total // heads).to(layer.weight.device)
 
 
-def _keep_outputs(layer: Any, kept: Tensor, heads: int, packed: int) -> None:
-    """Of each of the packed projections, the channels of the heads that stay."""
-    across = is_transformers_conv1d(layer)
-    each = layer.weight.shape[1 if across else 0] // packed
-    channels = _channels(each, kept, heads, layer.weight.device)
-    index = torch.cat([channels + each * part for part in range(packed)])
-    weight = layer.weight.detach()
-    _set(layer, "weight", weight[:, index] if across else weight[index])
-    if layer.bias is not None:
-        _set(layer, "bias", layer.bias.detach()[index])
-    setattr(layer, "nf" if across else "out_features", len(index))
-
-
-def _keep_inputs(layer: Any, kept: Tensor, heads: int) -> None:
-    across = is_transformers_conv1d(layer)
-    weight = layer.weight.detach()
-    index = _channels(weight.shape[0 if across else 1], kept, heads, weight.device)
-    _set(layer, "weight", weight[index] if across else weight[:, index])
-    if not across:
-        layer.in_features = len(index)
-    elif hasattr(layer, "nx"):
-        layer.nx = len(index)
-
-
-def _set(layer: nn.Module, name: str, value: Tensor) -> None:
-    setattr(layer, name, nn.Parameter(value.clone(), layer.get_parameter(name).requires_grad))
+def _keep_heads(layer: Any, kept: Tensor, heads: int, packed: int) -> None:
+    """Of each of the packed projections, the output channels of the heads that stay."""
+    each = layer.weight.shape[1 if is_transformers_conv1d(layer) else 0] // packed
+    channels = _channels(each, kept, heads, layer)
+    keep_outputs(layer, torch.cat([channels + each * part for part in range(packed)]))
 
 
 def _set_counts(module: nn.Module, heads: int, kept: int, widths: tuple[str, ...], width: int) -> None:

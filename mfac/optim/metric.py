@@ -40,10 +40,6 @@ class AdamMetric:
         """`counts` as numbers."""
         return [int(count) for count in self.counts.tolist()]
 
-    @steps.setter
-    def steps(self, steps: list[int]) -> None:
-        self.counts.copy_(torch.tensor(steps, dtype=self.counts.dtype))
-
     def see_(self, gradient: Tensor, beta2: float, eps: float, has: list[bool]) -> None:
         """Scales a gradient [d] in place: g becomes D^(-1/2) g with g already in D.
 
@@ -69,4 +65,4 @@ class AdamMetric:
     def take(self) -> None:
         """Takes the gradient last seen into v."""
         self.square_average.copy_(self._seen)
-        self.steps = [t + 1 if used else t for t, used in zip(self.steps, self._has, strict=True)]
+        self.counts += torch.tensor(self._has, device="cpu")

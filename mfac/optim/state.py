@@ -224,8 +224,6 @@ class Loaded:
         self._check_norms(mine, first["window_gram"])
         window.capacitance.forget()
         window.capacitance.shift, window.capacitance.replaced = float(first["window_shift"]), replaced
-        if mine.metric is not None:
-            mine.metric.steps = [int(self.entries(p)["step"]) for p in mine.columns.parameters]
 
 
 def _unwrapped(name: str) -> str:

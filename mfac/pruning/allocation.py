@@ -10,17 +10,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mfac.core.checks.choices import check_flag, did_you_mean
+from mfac.core.checks.choices import check_flag
 from mfac.core.checks.numbers import check_number
 from mfac.core.named import resolve
 from mfac.core.selection import highest, lowest
-from mfac.gradients.naming import first_match
+from mfac.gradients.naming import check_all_match, first_match
 from mfac.gradients.prunable import PrunableWeight
 from mfac.masks.patterns import Units
 from mfac.pruning.chains import best_chains
@@ -202,7 +201,7 @@ class ERK(Allocation):
 
 
 class ByLayer(Allocation):
-    """A sparsity for each parameter, by name or a shell-style pattern; the first match counts.
+    """A sparsity for each parameter, by name or by the first shell-style pattern that matches.
 
     Args:
         sparsities: Name or pattern to share of zeros, in [0, 1).
@@ -222,13 +221,7 @@ class ByLayer(Allocation):
         Raises:
             ValueError: If there is one.
         """
-        names = [weight.name for weight in weights]
-        for pattern in self.sparsities:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(
-                    f"Parameter `allocation` should name weights that are pruned. Found {pattern!r}, which matches "
-                    f"none of {names}{did_you_mean(pattern, names)}"
-                )
+        check_all_match("allocation", self.sparsities, [weight.name for weight in weights])
 
     def final(self, weights: Sequence[PrunableWeight]) -> list[int]:
         """How many weights each parameter keeps in the end.

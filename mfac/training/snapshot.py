@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mfac.gradients.naming import named_layers, named_parameters
+from mfac.gradients.naming import named_buffers, named_parameters
 
 
 class Snapshot:
@@ -64,9 +64,4 @@ class Snapshot:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = dict(named_parameters(model))
-    for layer_name, layer in named_layers(model):
-        for name, buffer in layer._buffers.items():
-            if buffer is not None:
-                found[f"{layer_name}.{name}" if layer_name else name] = buffer
-    return found
+    return {**named_parameters(model), **named_buffers(model)}

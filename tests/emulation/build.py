@@ -8,13 +8,10 @@ count what they move (`moved.py`).
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from torch.utils.cpp_extension import include_paths, library_paths
@@ -62,23 +59,9 @@ def link(objects: list[Path], target: Path, flags: list[str]) -> Path:
     return target
 
 
-@contextmanager
-def alone(folder: Path) -> Generator[None]:
-    """One process at a time: tests that need a library may run side by side."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def build(sanitizer: str = "plain") -> Path:
     """The library with kernels built for one sanitizer, or "plain"."""
     folder = ROOT / "build" / "emulation"
-    with alone(folder):
-        return _built(folder, sanitizer)
-
-
-def _built(folder: Path, sanitizer: str) -> Path:
     flags = SANITIZERS[sanitizer]
     adapters = [CSRC / "schemas.cpp", *sorted(CSRC.rglob("*_cuda_op.cpp"))]
     kernels = [EMULATION / "report.cpp", *sorted(CSRC.rglob("*.cu"))]
@@ -99,9 +82,8 @@ def build_planted(sanitizer: str) -> Path:
     """A library of kernels with faults."""
     folder = ROOT / "build" / "emulation" / sanitizer
     flags = SANITIZERS[sanitizer]
-    with alone(folder):
-        planted = compile_one(EMULATION / "planted.cpp", folder / "planted.o", [*KERNEL, *flags])
-        return link([planted], folder / "libplanted.so", flags)
+    planted = compile_one(EMULATION / "planted.cpp", folder / "planted.o", [*KERNEL, *flags])
+    return link([planted], folder / "libplanted.so", flags)
 
 
 def environment(sanitizer: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -263,3 +264,29 @@ def test_a_mask_for_each_head_is_refused():
     smaller = mfac.shrink(model, without_heads(model, 1)).model
     with pytest.raises(ValueError, match="one for all heads"):
         smaller(torch.randn(2, 5, WIDTH), attn_mask=torch.zeros(8, 5, 5))
+
+
+@dataclass
+class Answer:
+    """What a model returns, neither a tensor nor a mapping."""
+
+    out: Tensor
+
+
+class Answering(ByWidth):
+    def __init__(self, silent: bool) -> None:
+        super().__init__()
+        self.silent = silent
+
+    def forward(self, x: Tensor) -> Any:
+        return "an answer" if self.silent else Answer(super().forward(x))
+
+
+def test_models_are_compared_by_any_tensor_that_they_return():
+    x = torch.randn(2, 5, WIDTH)
+    model = Answering(silent=False)
+    shrunk = mfac.shrink(model, without_heads(model, 1), example=x)
+    assert torch.allclose(shrunk.model(x).out, model(x).out, atol=1e-6)
+    model = Answering(silent=True)
+    with pytest.raises(ValueError, match="returns no tensor for `example`"):
+        mfac.shrink(model, without_heads(model, 1), example=x)

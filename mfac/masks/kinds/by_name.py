@@ -15,7 +15,7 @@ from mfac.masks.kinds.base import Candidates, Pattern, Promise, Units
 
 
 class ByName(Pattern):
-    """A pattern for each parameter, by name or a shell-style pattern; the first match counts.
+    """A pattern for each parameter, by name or by the first shell-style pattern that matches.
 
     A part that fixes its own sparsity, as N:M does, ends exactly there. `sparsity` counts over all
     parameters: the other parts drop the weights that the fixed parts leave to drop. A sparsity that
