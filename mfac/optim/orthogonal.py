@@ -9,6 +9,7 @@ from torch import Tensor
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
+_WIDE = 3  # columns a row, from where steps on x xᵀ alone cost less
 
 
 def is_matrix(shape: tuple[int, ...]) -> bool:
@@ -56,9 +57,25 @@ def _orthogonal_factors(x: Tensor) -> Tensor:
     x = x / largest.where(largest > 0, 1.0)
     norms, least = x.norm(dim=(1, 2), keepdim=True), torch.finfo(x.dtype).tiny
     x = x / norms.clamp(min=least)
-    a, b, c = _QUINTIC
-    for _ in range(_STEPS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = _with_singular_values_near_one(x)
     x = x * (norms / x.norm(dim=(1, 2), keepdim=True).clamp(min=least)) * largest
     return x.mT if tall else x
+
+
+def _with_singular_values_near_one(x: Tensor) -> Tensor:
+    """The iteration, for matrices [k, rows, columns] of norm 1 that are at least as wide as tall."""
+    a, b, c = _QUINTIC
+    if x.shape[2] < _WIDE * x.shape[1]:
+        for _ in range(_STEPS):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x
+    # Every step multiplies x from the left by a polynomial of x xᵀ, and all of these commute. So x xᵀ
+    # goes through the steps alone, and x is multiplied by the product of all factors, once.
+    gram = x @ x.mT
+    product = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    for _ in range(_STEPS):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product, gram = factor @ product, factor @ gram @ factor
+    return product @ x

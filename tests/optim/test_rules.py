@@ -280,7 +280,7 @@ def test_diagnostics_are_those_of_the_dense_fisher():
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-38, 1e-32, 1e-20, 1e20, 1e37])
-@pytest.mark.parametrize("shape", [(3, 3), (2, 5), (6, 2, 2)])
+@pytest.mark.parametrize("shape", [(3, 3), (2, 5), (2, 9), (6, 2, 2)])
 def test_orthogonal_factors_of_tiny_and_huge_updates_are_finite(shape: tuple[int, ...], scale: float):
     torch.manual_seed(0)
     update = torch.randn(shape)
@@ -288,6 +288,18 @@ def test_orthogonal_factors_of_tiny_and_huge_updates_are_finite(shape: tuple[int
     assert bool(torch.isfinite(found).all())
     if scale > 1e-38:  # of whole float32 numbers
         assert torch.allclose(found / scale, orthogonalized(update), atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 11), (4, 12), (5, 60), (60, 5), (6, 3, 8), (40, 2, 2)])
+def test_the_orthogonal_factor_is_that_of_five_quintic_steps_whatever_the_shape(shape: tuple[int, ...]):
+    torch.manual_seed(0)
+    update = torch.randn(shape, dtype=torch.float64)
+    u, values, v = torch.linalg.svd(update.flatten(1), full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    expected = (u * (values * update.norm() / values.norm())) @ v
+    assert torch.allclose(orthogonalized(update).flatten(1), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("scale", [1e-45, 1e-32, 1e-30, 1e-20])
