@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mfac.gradients.naming import named_layers
 from mfac.layerwise import tree
+from mfac.layerwise.decisions import Decisions
 from mfac.layerwise.recording import BrokenChainError, Carried, Recorded, Recorder, StandIns, first_difference
 from mfac.layerwise.tree import Path
 from mfac.layerwise.views import LayerView
@@ -146,36 +147,39 @@ class Chain:
                 self._calls[first] = recorded.arguments
                 if (why := self._compared(recorded.outputs)) is not None:
                     return why
-            stand_ins, differs = self._stand_ins(recorder, recorded)
-            if differs is not None and not self._store.on_disk:
-                return f"what block {self.blocks[differs].name!r} is given depends on what blocks compute"
-            spared = stand_ins if differs is None and self._store.on_disk else None
-            with self._store.calls() if spared is None else spared.in_place():
+            stand_ins = self._stand_ins(recorder, recorded)
+            with self._store.calls() if stand_ins is None else stand_ins.in_place():
                 for number in self._batches[1:]:
                     self._calls[number] = recorder.record(number, first=False).arguments
         except BrokenChainError as error:
             return str(error)
         return None
 
-    def _stand_ins(self, recorder: Recorder, recorded: Recorded) -> tuple[StandIns | None, int | None]:
-        """Blocks that compute nothing, and the first block that is then given something else.
-
-        From disk they spare reading every block for every batch.
+    def _stand_ins(self, recorder: Recorder, recorded: Recorded) -> StandIns | None:
+        """Blocks that compute nothing, which spare a pass over the data, and reading it from disk.
 
         Args:
             recorder: Of calls.
             recorded: The first batch.
 
         Returns:
-            Both; None and None where nothing can stand in.
+            They; None where nothing can stand in, or where numbers that blocks compute reach Python
+            before the next block: in another batch, the model may then call other blocks.
+
+        Raises:
+            BrokenChainError: If blocks are given something else with them.
         """
         try:
             stand_ins = StandIns(self._modules, recorded)
-            with stand_ins.in_place():
-                without = recorder.record(self._batches[0], first=True)
+            with stand_ins.in_place(), Decisions() as decisions:
+                without = recorder.record(self._batches[0], first=True, decisions=decisions)
         except BrokenChainError:
-            return None, None
-        return stand_ins, first_difference(recorded, without)
+            return None
+        if (differs := first_difference(recorded, without)) is not None:
+            if self._store.on_disk:
+                return None
+            raise BrokenChainError(f"what block {self.blocks[differs].name!r} is given depends on what blocks compute")
+        return None if decisions.found else stand_ins
 
     def run(self, number: int) -> Any:
         """Runs the present block on a batch; None where the batch skips it."""

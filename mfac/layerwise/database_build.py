@@ -13,6 +13,7 @@ from torch import Tensor
 from mfac.curvature.damping import Damping
 from mfac.layerwise.database_files import SolvedLevel, layer_path, read_about, write_index, write_layer
 from mfac.layerwise.fingerprint import of_data, of_function, of_weights
+from mfac.layerwise.gram import Gram
 from mfac.layerwise.grid import Grid
 from mfac.layerwise.hessian import Hessian
 from mfac.layerwise.hessians import Hessians
@@ -23,7 +24,7 @@ from mfac.layerwise.run import NO_SAMPLES, matrix_patterns
 from mfac.layerwise.solution import LayerSolution, LayerSolver
 from mfac.layerwise.solver import solved
 from mfac.layerwise.solvers.exact_obs import check_obs_pattern, exact_obs, mask_of_order, obs_on_mask, obs_order
-from mfac.layerwise.statistics import Gram, merged_stages
+from mfac.layerwise.statistics import merged_stages
 from mfac.layerwise.views import LayerView
 from mfac.masks.patterns import Pattern, Unstructured, resolve_pattern
 

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from mfac.curvature.damping import Damping
+from mfac.layerwise.gram import Gram
 from mfac.layerwise.hessian import Hessian
-from mfac.layerwise.statistics import Gram, Key
+from mfac.layerwise.statistics import Key
 
 
 class Hessians:

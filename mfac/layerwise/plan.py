@@ -107,9 +107,8 @@ def planned(
             passes += 0.5 * len(segment.views) + 0.5  # each runs as far as its layer
             continue
         activations = max(activations, _argument_bytes(segment.chain[0], run) * batches)
-        # Once through all blocks to see what each is given, and for each block the way to each of
-        # its stages and the way through.
-        passes += 1.0 + 2.5
+        # For each block the way to each of its stages and the way through.
+        passes += 2.5
     columns = max(columns for view in views for _, columns in view.shapes)
     blocks = [block for chain in chains for block in chain]
     sizes = [sum(view.parameter.numel() for view in views if block.holds(view)) for block in blocks]

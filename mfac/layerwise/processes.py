@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mfac.gradients.ranks import Ranks
+from mfac.layerwise.gram import Gram
 from mfac.layerwise.heeding import Positions
-from mfac.layerwise.statistics import Gram, Key, Stage, grams_of
+from mfac.layerwise.statistics import Key, Stage, grams_of
 
 
 class Processes(Ranks):

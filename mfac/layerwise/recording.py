@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mfac.layerwise import tree
+from mfac.layerwise.decisions import Decisions
 from mfac.layerwise.statistics import EnoughError
 from mfac.layerwise.tree import Path
 
@@ -60,13 +61,14 @@ class Recorder:
         self._names, self._modules, self._run = names, modules, run
         self._copies: dict[Path, deque[Tensor]] = defaultdict(lambda: deque(maxlen=_COMPARED))
 
-    def record(self, number: int, first: bool) -> Recorded:
+    def record(self, number: int, first: bool, decisions: Decisions | None = None) -> Recorded:
         """The calls of the blocks in a batch.
 
         Args:
             number: Of the batch.
             first: Whether it is the first batch. It has to call every block, its outputs are kept,
                 and it is run to its end, as blocks may be called again there.
+            decisions: Listens between one block and the next.
 
         Returns:
             The calls.
@@ -77,14 +79,24 @@ class Recorder:
         """
         run = _Run(self._names, self._copies, Recorded([None] * len(self._names)))
 
+        def listen(between: bool) -> None:
+            if decisions is not None:
+                decisions.listening = between
+
         def before(place: int) -> Callable[..., None]:
-            return lambda _, positional, named: run.begin(place, (positional, dict(named)))
+            def hook(_: nn.Module, positional: Any, named: Any) -> None:
+                listen(False)
+                run.begin(place, (positional, dict(named)))
+
+            return hook
 
         def after(place: int) -> Callable[..., None]:
             def hook(_: nn.Module, inputs: Any, output: Any) -> None:
                 run.end(output)
-                if place + 1 == len(self._modules) and not first:
+                last = place + 1 == len(self._modules)
+                if last and not first:
                     raise EnoughError
+                listen(not last)
 
             return hook
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mfac.curvature.damping import Damping
 from mfac.layerwise.chain import Chain, InMemory, NamedBlock
+from mfac.layerwise.gram import Gram
 from mfac.layerwise.grid import Grid
 from mfac.layerwise.heeding import Heeding
 from mfac.layerwise.matrix_pattern import MatrixPattern
@@ -21,7 +22,7 @@ from mfac.layerwise.processes import Processes
 from mfac.layerwise.report import LayerResult
 from mfac.layerwise.solution import LayerSolver
 from mfac.layerwise.stage_solver import MatrixTask, SolvedMatrix, StageSolver
-from mfac.layerwise.statistics import Gram, Key, Stage, stages_of
+from mfac.layerwise.statistics import Key, Stage, stages_of
 from mfac.layerwise.views import LayerView
 from mfac.masks.patterns import Pattern
 

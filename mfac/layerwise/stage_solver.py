@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mfac.curvature.damping import Damping
+from mfac.layerwise.gram import Gram
 from mfac.layerwise.grid import Grid, GridValues, single
 from mfac.layerwise.hessian import Hessian
 from mfac.layerwise.hessians import Hessians
@@ -20,7 +21,7 @@ from mfac.layerwise.solver import solved
 from mfac.layerwise.solvers.exact_obs import exact_obs, mask_of_order, obs_on_mask, obs_order
 from mfac.layerwise.solvers.refit import refit as refit_weights
 from mfac.layerwise.solvers.sweep import sweep
-from mfac.layerwise.statistics import Gram, Key
+from mfac.layerwise.statistics import Key
 from mfac.layerwise.views import LayerView
 from mfac.masks.patterns import Blocks
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mfac.core import ops
+from mfac.layerwise.gram import Gram, GramOfRows, NotFiniteError
 from mfac.layerwise.heeding import Positions, weighted_rows
 from mfac.layerwise.identity import Identities
 from mfac.layerwise.views import LayerView
@@ -24,28 +24,6 @@ Key = tuple[int, object, int]
 
 class EnoughError(Exception):
     """Raised within a forward pass when nothing after it is needed."""
-
-
-@dataclass
-class Gram:
-    """XᵀX of some inputs.
-
-    Attributes:
-        total: The sum, [columns, columns] float64.
-        count: Rows of X.
-    """
-
-    total: Tensor
-    count: int = 0
-    _divided: bool = False
-
-    @property
-    def mean(self) -> Tensor:
-        """XᵀX/n, which takes the memory of the sum: nothing may be added after."""
-        if not self._divided:
-            self.total.div_(self.count)
-            self._divided = True
-        return self.total
 
 
 @dataclass
@@ -248,7 +226,7 @@ def grams_of(
         ValueError: If an input is not finite, naming layer and batch.
     """
     sums = Sums()
-    found = sums.grams
+    adding: dict[Key, GramOfRows] = {}
     leaders: dict[Key, tuple[str, int]] = {}
     matrices: Counter[Key] = Counter()
     for view in stage.views:
@@ -276,17 +254,10 @@ def grams_of(
                 if known and weights is not None:
                     window = weighted_rows(window, weights[begin : begin + len(rows)])
                     begin += len(rows)
-                gram = ops.gram(window.T.contiguous())
-                if not bool(torch.isfinite(gram.diagonal()).all()):
-                    raise ValueError(
-                        f"Parameter `data` should give every layer finite inputs. Found some that are not at "
-                        f"{view.name!r} in batch {now}, counted from 0."
-                    )
-                if key in found:
-                    found[key].total += gram
-                else:
-                    found[key] = Gram(gram)
-                found[key].count += len(rows)
+                if key not in adding:
+                    adding[key] = GramOfRows(window.shape[1], window.device)
+                with _named(view.name):
+                    adding[key].add(window, now)
         if stage.last is not None and all(calls[one.name] for one in stage.views):
             raise EnoughError
 
@@ -303,7 +274,22 @@ def grams_of(
                 for place, key in enumerate(stage.keys[view.name]):
                     if given.get((view.name, place)) != given.get(leaders[key]):
                         sums.parted.add(view.name)
+    for key, rows in adding.items():
+        with _named(leaders[key][0]):
+            sums.grams[key] = rows.finished()
     return sums
+
+
+@contextmanager
+def _named(name: str) -> Generator[None]:
+    """Within, inputs that are not finite are told with the weight that they are of."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise ValueError(
+            f"Parameter `data` should give every layer finite inputs. Found some that are not at {name!r} in batch "
+            f"{error.batch}, counted from 0."
+        ) from None
 
 
 def _weights_of(heeded: Mapping[str, Positions] | None, view: LayerView, batch: int, call: int) -> Tensor | None:

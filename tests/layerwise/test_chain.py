@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import pytest
@@ -205,3 +205,55 @@ def test_such_blocks_on_disk_are_read_for_every_batch() -> None:
     for _ in blocks[:-1]:
         chain.advance()
     torch.testing.assert_close(chain.run(1), model(batches[1]))
+
+
+class Leaving(Scaled):
+    """Leaves the blocks early where what they compute is large; how a block sees it is an option."""
+
+    def __init__(self, large: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self._large = large
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+            if self._large(x.detach().abs().mean()):
+                break
+        return x
+
+
+READINGS: dict[str, Callable[[Tensor], bool]] = {
+    "bool": lambda mean: bool(mean > 2.0),
+    "item": lambda mean: mean.item() > 2.0,
+    "tolist": lambda mean: mean.tolist() > 2.0,
+    "numpy": lambda mean: bool(mean.numpy() > 2.0),
+    "shape": lambda mean: (mean.reshape(1) > 2.0).nonzero().shape[0] > 0,
+}
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_batches_that_leave_early_are_not_foreseen_by_blocks_that_compute_nothing(reading: str) -> None:
+    torch.manual_seed(0)
+    model = Leaving(READINGS[reading]).eval()
+    small, large = torch.randn(2, 8, WIDTH), torch.randn(2, 8, WIDTH)
+    with torch.no_grad():
+        large *= 1.9 / float(large.abs().mean())
+        assert float(model.layers[0](large).abs().mean()) > 2.0
+    batches = [small, large]
+    chain = Chain(chain_of(model), lambda n: model(batches[n]), range(2), InMemory())
+    assert chain.begin() is None
+    chain.advance()
+    assert chain.run(0) is not None
+    assert chain.run(1) is None
+
+
+def test_blocks_compute_nothing_while_it_is_noted_what_they_are_given() -> None:
+    torch.manual_seed(0)
+    model = Scaled().eval()
+    batches = sequences(4, 20, 7)
+    calls = []
+    blocks = chain_of(model)
+    blocks[0].module.q.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[union-attr]
+    chain = Chain(blocks, lambda n: model(batches[n]), range(3), InMemory())
+    assert chain.begin() is None
+    assert len(calls) == 2  # the first batch, and the block by itself
