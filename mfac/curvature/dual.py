@@ -14,6 +14,7 @@ from mfac.curvature.diagonal import whitened_norms
 _TILE_ENTRIES = 1 << 19  # of a float64 column tile: 4 MiB
 _CANCELLED = 1e-6  # of 1 - ‖U_:i‖²: below this a bound is looked at
 _NORMS_AT_ONCE = 1024  # columns gathered at a time
+_LEFT = 1e-3  # of nλ + ‖g‖²: at least three digits of float64 are lost below
 _MOST_FUSED_VECTORS = 4  # from 8 on a matrix product over tiles is faster (python -m mfac.bench --ops vectors)
 
 
@@ -121,7 +122,22 @@ class DualFisher:
         self.rank, self.dim = gram.shape[0], dim
         self.damping = damping
         self.num_terms = num_terms
+        self.gram = gram
         self.factor = factor_capacitance(gram, num_terms * damping)  # L, [m, m]
+
+    def gram_without(self, dropped: Tensor) -> Tensor | None:
+        """GGᵀ without some columns.
+
+        Args:
+            dropped: G_D G_Dᵀ of these, [m, m] float64; it is overwritten.
+
+        Returns:
+            [m, m] float64; None where so little of a row is left that digits are lost.
+        """
+        gram = dropped.neg_().add_(self.gram)
+        shift = self.num_terms * self.damping
+        left, before = (matrix.diagonal() + shift for matrix in (gram, self.gram))
+        return gram if bool((left >= _LEFT * before).all()) else None
 
     def dot(self, v: Tensor) -> Tensor:
         """GV for float64 v [k, d]: [k, m] float64; one pass."""

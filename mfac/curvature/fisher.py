@@ -18,6 +18,7 @@ from mfac.curvature.dual import DualFisher, window_dot
 from mfac.curvature.primal import PrimalFisher
 
 _ELEMENTS_AT_ONCE = 4096
+_COLUMNS_AT_ONCE = 8192
 
 
 class _Form(Protocol):
@@ -195,13 +196,9 @@ class EmpiricalFisher:
         """The Gram matrix GGᵀ of the rows, undamped.
 
         Returns:
-            [m, m] float64. Time O(m³) from the dual form's factor, otherwise O(m²d).
+            [m, m] float64. A copy in the dual form, otherwise time O(m²d).
         """
-        if isinstance(self._form, DualFisher):
-            gram = self._form.factor @ self._form.factor.T
-            gram.diagonal().sub_(self.rank * self.damping)
-            return gram
-        return ops.gram(self.grads)
+        return self._form.gram.clone() if isinstance(self._form, DualFisher) else ops.gram(self.grads)
 
     def tiles(self) -> Iterator[Tensor]:
         """Goes over the gradients by tiles of successive columns.
@@ -230,10 +227,37 @@ class EmpiricalFisher:
 
         Returns:
             The Fisher over the kept columns; its blocks are blocks of the kept columns. Time and
-            memory O(m) a column, beyond factoring.
+            memory O(m) a column, beyond factoring: O(m²) for each of the fewer, kept or dropped.
         """
         grads = self.grads.index_select(1, kept.nonzero()[:, 0])
-        return EmpiricalFisher(grads, self.damping, self.block_size)
+        gram = self._gram_of(kept, grads.shape[1])
+        if gram is None:
+            return EmpiricalFisher(grads, self.damping, self.block_size)
+        return EmpiricalFisher._of_gram(grads, self.damping, gram)
+
+    def _gram_of(self, kept: Tensor, count: int) -> Tensor | None:
+        """GGᵀ over kept columns, [m, m] float64, where the difference to the dropped ones' costs less."""
+        if not isinstance(self._form, DualFisher) or 2 * count < self.dim or count <= self.rank:
+            return None
+        dropped = torch.zeros_like(self._form.gram)
+        for tile in self._tiles_of(~kept):
+            dropped += ops.gram(tile)
+        return self._form.gram_without(dropped)
+
+    def _tiles_of(self, chosen: Tensor) -> Iterator[Tensor]:
+        """Some of the columns, by tiles."""
+        for index in chosen.nonzero()[:, 0].split(_COLUMNS_AT_ONCE):
+            yield self.grads.index_select(1, index)
+
+    @classmethod
+    def _of_gram(cls, grads: Tensor, damping: float, gram: Tensor) -> EmpiricalFisher:
+        """The dual form over gradients that are known to be good, of which GGᵀ is known."""
+        fisher = cls.__new__(cls)
+        fisher.grads, fisher.damping, fisher.block_size = grads, damping, None
+        fisher.rank, fisher.dim = grads.shape
+        fisher.dtype, fisher.device = grads.dtype, grads.device
+        fisher._form = DualFisher(grads, damping, float(fisher.rank), gram, False)
+        return fisher
 
     def damped(self, damping: float) -> EmpiricalFisher:
         """The Fisher of the same gradients with another λ.

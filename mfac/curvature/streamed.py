@@ -44,14 +44,16 @@ class StreamedFisher(EmpiricalFisher):
         torch.linalg.LinAlgError: If λ is too small for float64.
     """
 
-    def __init__(self, store: GradientStore, damping: Damping, live: Tensor | None = None) -> None:
+    def __init__(
+        self, store: GradientStore, damping: Damping, live: Tensor | None = None, *, _gram: Tensor | None = None
+    ) -> None:
         self.store, self.live = store, live
         self.rank, self.dim = store.rank, store.dim if live is None else int(live.sum())
         self.block_size, self.dtype, self.device = None, store.dtype, store.device
         if self.rank >= self.dim:
             raise ValueError(f"Parameter `store` should have more columns than rows. Found [{self.rank}, {self.dim}].")
-        gram = torch.zeros((self.rank, self.rank), dtype=torch.float64)
-        for _, tile in store.tiles(live):
+        gram = torch.zeros((self.rank, self.rank), dtype=torch.float64) if _gram is None else _gram
+        for _, tile in store.tiles(live) if _gram is None else ():
             gram += ops.gram(tile)
         check_finite_rows("grads", gram, gram.diagonal())
         damping = check_damping(damping)
@@ -98,11 +100,22 @@ class StreamedFisher(EmpiricalFisher):
         Returns:
             The Fisher.
         """
-        live = kept.clone()
-        if self.live is not None:
-            live = self.live.clone()
-            live[self.live] = kept
-        return fisher_of(self.store, self.damping, live)
+        live, count = self._within(kept), int(kept.sum())
+        if _fits(self.rank, count):
+            return fisher_of(self.store, self.damping, live)
+        return StreamedFisher(self.store, self.damping, live, _gram=self._gram_of(kept, count))
+
+    def _within(self, chosen: Tensor) -> Tensor:
+        """Which columns of the store are chosen of the live ones."""
+        if self.live is None:
+            return chosen
+        within = self.live.clone()
+        within[self.live] = chosen
+        return within
+
+    def _tiles_of(self, chosen: Tensor) -> Iterator[Tensor]:
+        for _, tile in self.store.tiles(self._within(chosen)):
+            yield tile
 
     def damped(self, damping: float) -> EmpiricalFisher:
         """F with another λ."""
@@ -121,13 +134,18 @@ def fisher_of(store: GradientStore, damping: Damping, live: Tensor | None = None
         The Fisher. With at most 2²⁵ entries, or with m >= n, it holds them in memory.
     """
     count = store.dim if live is None else int(live.sum())
-    if store.rank < count and store.rank * count > IN_MEMORY:
+    if not _fits(store.rank, count):
         return StreamedFisher(store, damping, live)
     release_freed()  # tiles of before, of which the C library may have kept some
     window = torch.empty((store.rank, count), dtype=store.dtype)
     for columns, tile in store.tiles(live):
         window[:, columns] = tile
     return EmpiricalFisher(window, damping)
+
+
+def _fits(rank: int, count: int) -> bool:
+    """Whether a window is held in memory, as it is small, or has no dual form."""
+    return rank >= count or rank * count <= IN_MEMORY
 
 
 class _StreamedDual(DualFisher):

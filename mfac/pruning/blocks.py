@@ -7,13 +7,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from mfac.core import ops
 from mfac.curvature.fisher import EmpiricalFisher
 
 _ENTRIES_AT_ONCE = 1 << 19  # of the blocks that are there together: 4 MiB in float64
+_COPIES = 4  # of the blocks that are there together: factors, inverses, and copies of these; as measured
 
 
-def fisher_blocks(fisher: EmpiricalFisher, block_size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Goes over the diagonal blocks λI + G_bᵀG_b/m of F.
+def block_factors(fisher: EmpiricalFisher, block_size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Goes over Cholesky factors of the diagonal blocks λI + G_bᵀG_b/m of F.
 
     Args:
         fisher: F, over n weights. A block-diagonal F is taken for the whole one: the blocks asked
@@ -21,18 +23,49 @@ def fisher_blocks(fisher: EmpiricalFisher, block_size: int) -> Iterator[tuple[sl
         block_size: B; the last block is narrower where B does not divide n, and comes alone.
 
     Yields:
-        Columns of F, and their blocks in order, [c, B, B] float64.
+        Columns of F, and upper factors R of their blocks RᵀR in order, [c, B, B] float64.
+
+    Raises:
+        torch.linalg.LinAlgError: If a block is not numerically positive definite.
     """
     size = min(block_size, fisher.dim)
     step = max(1, _ENTRIES_AT_ONCE // size**2) * size
     for begin, tile in _whole_blocks(fisher, size):
         for start in range(0, tile.shape[1], step):
-            columns = tile[:, start : start + step].double()
+            columns = tile[:, start : start + step]
             width = min(size, columns.shape[1])
-            columns = columns.view(fisher.rank, -1, width).transpose(0, 1)  # [c, m, B]
-            blocks = torch.bmm(columns.mT, columns).div_(fisher.rank)
-            blocks.diagonal(dim1=1, dim2=2).add_(fisher.damping)
-            yield slice(begin + start, begin + start + columns.shape[0] * width), blocks
+            if fisher.rank >= width:
+                rank, damping = float(fisher.rank), fisher.damping
+                factors, failed = ops.block_factor(columns, width, damping, rank)
+                if bool((failed >= 0).any()):
+                    trace = float(ops.squared_norms(columns).sum()) / rank
+                    raise torch.linalg.LinAlgError(_not_definite(trace, width, damping))
+            else:  # whose own factor would be the smaller one of the dual form
+                factors = factored(_blocks(columns, width, fisher), fisher.damping).mT
+            yield slice(begin + start, begin + start + columns.shape[1]), factors
+
+
+def _blocks(columns: Tensor, width: int, fisher: EmpiricalFisher) -> Tensor:
+    """Blocks λI + G_bᵀG_b/m of columns [m, n], [n/B, B, B] float64."""
+    double = columns.double().view(fisher.rank, -1, width).transpose(0, 1)  # [c, m, B]
+    blocks = torch.bmm(double.mT, double).div_(fisher.rank)
+    blocks.diagonal(dim1=1, dim2=2).add_(fisher.damping)
+    return blocks
+
+
+def working_bytes(count: int, block_size: int) -> int:
+    """What pruning within blocks takes at once.
+
+    Args:
+        count: Weights.
+        block_size: B.
+
+    Returns:
+        Bytes.
+    """
+    size = min(block_size, count)
+    at_once = max(size * size, min(_ENTRIES_AT_ONCE, count * size))
+    return 8 * _COPIES * at_once
 
 
 def factored(blocks: Tensor, damping: float) -> Tensor:
@@ -51,11 +84,16 @@ def factored(blocks: Tensor, damping: float) -> Tensor:
     factors, failed = torch.linalg.cholesky_ex(blocks)
     if bool((failed > 0).any()):
         bad = int((failed > 0).nonzero()[0])
-        raise torch.linalg.LinAlgError(
-            f"A block of {blocks.shape[1]} weights of the Fisher λI + GᵀG/n is not numerically positive definite: its "
-            f"largest entry is {float(blocks[bad].max()):.3g}, λ only {damping:.3g}. Increase `damping`."
-        )
+        trace = float(blocks[bad].diagonal().sum())
+        raise torch.linalg.LinAlgError(_not_definite(trace, blocks.shape[1], damping))
     return factors
+
+
+def _not_definite(trace: float, width: int, damping: float) -> str:
+    return (
+        f"A block of {width} weights of the Fisher λI + GᵀG/n is not numerically positive definite: its diagonal sums "
+        f"up to at most {trace:.3g}, λ is only {damping:.3g}. Increase `damping`."
+    )
 
 
 def _whole_blocks(fisher: EmpiricalFisher, size: int) -> Iterator[tuple[int, Tensor]]:

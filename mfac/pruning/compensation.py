@@ -18,7 +18,7 @@ from torch import Tensor
 from mfac.core.checks.numbers import check_count
 from mfac.curvature.fisher import EmpiricalFisher
 from mfac.gradients.threads import one_thread
-from mfac.pruning.blocks import factored, fisher_blocks
+from mfac.pruning.blocks import block_factors, factored
 from mfac.pruning.context import StepContext
 from mfac.pruning.returned import check_update
 
@@ -111,10 +111,11 @@ class GreedyInBlocks(Compensation):
         weights, dropped = context.weights.double(), context.dropped
         delta = -weights * dropped
         with one_thread():
-            for columns, blocks in fisher_blocks(context.fisher, self.block_size):
-                gone = dropped[columns].view(-1, blocks.shape[1])
+            for columns, factors in block_factors(context.fisher, self.block_size):
+                gone = dropped[columns].view(-1, factors.shape[1])
                 if not bool(gone.any()):
                     continue
+                blocks = torch.bmm(factors.mT, factors)
                 lost = (weights[columns] * dropped[columns]).view_as(gone)
                 coupling = torch.bmm(blocks, lost[:, :, None]).masked_fill_(gone[:, :, None], 0)  # on S: F_SD w_D
                 blocks.masked_fill_(gone[:, :, None] | gone[:, None, :], 0)

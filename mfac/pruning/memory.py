@@ -16,7 +16,9 @@ from mfac.curvature.streamed import IN_MEMORY
 from mfac.gradients.backward import SAMPLE_ENTRIES
 from mfac.gradients.store import TILE_ENTRIES
 from mfac.gradients.vector import ParameterVector
-from mfac.pruning.compensation import Joint, LeastLoss
+from mfac.pruning.blocks import working_bytes
+from mfac.pruning.compensation import GreedyInBlocks, Joint, LeastLoss
+from mfac.pruning.saliencies.greedy import Greedy
 from mfac.pruning.settings import Settings
 
 _VECTORS_OF_A_STEP = 61  # float64 results, scores, rankings and their orders, δ and masks, each [n]: as measured
@@ -110,7 +112,7 @@ def run_bytes(
     gradient += _BACKWARD * batch.activations
     if settings.gradients == "ram":
         step = live * (_VECTORS_OF_A_STEP + size) + _fisher_bytes(settings, live, size)
-        step += _next_fisher_bytes(settings, live, kept_after[0], size)
+        step += _next_fisher_bytes(settings, live, kept_after[0], size) + _block_bytes(settings, live)
         before = max(0, rank - at_once) * live * size  # rows that are there before the last ones are computed
         return whole + max(before + gradient, rank * live * size + step), 0
     in_memory = whole + _stored_bytes(settings, [live, *kept_after], size, gradient)
@@ -137,6 +139,7 @@ def _stored_bytes(settings: Settings, alive: Sequence[int], size: int, gradient:
         tiled = (_TILE_BYTES if in_file else _HALF_TILE_BYTES) * min(TILE_ENTRIES, rank * width)
         held = window + max(tiled, next_window) if window else tiled + next_window
         held += before * (_VECTORS_OF_A_STEP + size) + _fisher_bytes(settings, before, size)
+        held += _block_bytes(settings, before)
         most = max(most, max(held, gradient) + (0 if in_file else 2 * rank * width))
     return most
 
@@ -149,6 +152,14 @@ def _fisher_bytes(settings: Settings, count: int, size: int) -> int:
     if rank >= count:
         return 3 * 8 * count**2 + rank * count * size  # the matrix, its factor and its inverse; the rows transposed
     return 4 * 8 * rank**2
+
+
+def _block_bytes(settings: Settings, count: int) -> int:
+    """Of the blocks that weights drop within, over so many weights; 0 where there are none."""
+    saliency, compensation = settings.rules.saliency, settings.rules.compensation
+    several = compensation.candidates if isinstance(compensation, LeastLoss) else (compensation,)
+    sizes = [one.block_size for one in (saliency, *several) if isinstance(one, Greedy | GreedyInBlocks)]
+    return max((working_bytes(count, size) for size in sizes), default=0)
 
 
 def _next_fisher_bytes(settings: Settings, live: int, kept: int, size: int) -> int:

@@ -9,7 +9,7 @@ from mfac.core.checks.choices import check_choice
 from mfac.core.checks.numbers import check_count
 from mfac.gradients.threads import one_thread
 from mfac.masks.patterns import Units
-from mfac.pruning.blocks import factored, fisher_blocks
+from mfac.pruning.blocks import block_factors
 from mfac.pruning.context import StepContext
 from mfac.pruning.saliencies.base import Saliency
 from mfac.pruning.saliencies.obs import OBS
@@ -56,10 +56,9 @@ class Greedy(Saliency):
         """The loss of the block when each weight goes, [n] float64. O(nB² + nmB) time."""
         scores = torch.empty_like(context.weights, dtype=torch.float64)
         with one_thread():
-            for columns, fisher in fisher_blocks(context.fisher, self.block_size):
-                width = fisher.shape[1]
-                w = context.weights[columns].to(torch.float64, copy=True).view(-1, width)
-                inverse = torch.cholesky_inverse(factored(fisher, context.fisher.damping))
+            for columns, factors in block_factors(context.fisher, self.block_size):
+                w = context.weights[columns].to(torch.float64, copy=True).view(-1, factors.shape[1])
+                inverse = torch.cholesky_inverse(factors, upper=True)
                 scores[columns] = self._exhaust(inverse, w).view(-1)
         return scores
 
