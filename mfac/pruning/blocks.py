@@ -11,10 +11,11 @@ from mfac.core import ops
 from mfac.curvature.fisher import EmpiricalFisher
 
 _ENTRIES_AT_ONCE = 1 << 19  # of the blocks that are there together: 4 MiB in float64
+COLUMNS_AT_ONCE = 1 << 10  # of gradients that are there in float64, with what is computed from them
 _COPIES = 4  # of the blocks that are there together: factors, inverses, and copies of these; as measured
 
 
-def block_factors(fisher: EmpiricalFisher, block_size: int) -> Iterator[tuple[slice, Tensor]]:
+def block_factors(fisher: EmpiricalFisher, block_size: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Goes over Cholesky factors of the diagonal blocks λI + G_bᵀG_b/m of F.
 
     Args:
@@ -23,7 +24,8 @@ def block_factors(fisher: EmpiricalFisher, block_size: int) -> Iterator[tuple[sl
         block_size: B; the last block is narrower where B does not divide n, and comes alone.
 
     Yields:
-        Columns of F, and upper factors R of their blocks RᵀR in order, [c, B, B] float64.
+        Columns of F, their gradients [m, c·B], and upper factors R of their blocks RᵀR in order,
+        [c, B, B] float64.
 
     Raises:
         torch.linalg.LinAlgError: If a block is not numerically positive definite.
@@ -42,7 +44,7 @@ def block_factors(fisher: EmpiricalFisher, block_size: int) -> Iterator[tuple[sl
                     raise torch.linalg.LinAlgError(_not_definite(trace, width, damping))
             else:  # whose own factor would be the smaller one of the dual form
                 factors = factored(_blocks(columns, width, fisher), fisher.damping).mT
-            yield slice(begin + start, begin + start + columns.shape[1]), factors
+            yield slice(begin + start, begin + start + columns.shape[1]), columns, factors
 
 
 def _blocks(columns: Tensor, width: int, fisher: EmpiricalFisher) -> Tensor:

@@ -16,8 +16,8 @@ from mfac.curvature.streamed import IN_MEMORY
 from mfac.gradients.backward import SAMPLE_ENTRIES
 from mfac.gradients.store import TILE_ENTRIES
 from mfac.gradients.vector import ParameterVector
-from mfac.pruning.blocks import working_bytes
-from mfac.pruning.compensation import GreedyInBlocks, Joint, LeastLoss
+from mfac.pruning.blocks import COLUMNS_AT_ONCE, working_bytes
+from mfac.pruning.compensation import GreedyInBlocks, Joint, LeastLoss, Shrunk
 from mfac.pruning.saliencies.greedy import Greedy
 from mfac.pruning.settings import Settings
 
@@ -158,8 +158,11 @@ def _block_bytes(settings: Settings, count: int) -> int:
     """Of the blocks that weights drop within, over so many weights; 0 where there are none."""
     saliency, compensation = settings.rules.saliency, settings.rules.compensation
     several = compensation.candidates if isinstance(compensation, LeastLoss) else (compensation,)
-    sizes = [one.block_size for one in (saliency, *several) if isinstance(one, Greedy | GreedyInBlocks)]
-    return max((working_bytes(count, size) for size in sizes), default=0)
+    sizes = [one.block_size for one in (saliency, *several) if isinstance(one, Greedy | GreedyInBlocks | Shrunk)]
+    tiles = 0
+    if any(isinstance(one, Shrunk) for one in several):  # gradients in float64 and what is computed from them
+        tiles = 8 * settings.rank * (4 * min(count, COLUMNS_AT_ONCE) + 3 * settings.rank)
+    return max((working_bytes(count, size) for size in sizes), default=0) + tiles
 
 
 def _next_fisher_bytes(settings: Settings, live: int, kept: int, size: int) -> int:

@@ -107,9 +107,10 @@ def prune(
             other; "obs", w²/(2 (F⁻¹)_pp); "magnitude"; "obd"; "snip"; "wanda"; "refined", exchanges
             that lower the joint objective; or a `Saliency`.
         compensation: "joint", the exact minimiser over the kept weights; "greedy", the exact
-            minimiser inside blocks; "auto", in each step whichever of the two has the least loss on
-            eight batches apart from those of the gradients; "summed", the sum of single-weight
-            updates, as M-FAC's own pruner; "none"; or a `Compensation`.
+            minimiser inside blocks; "shrunk", the exact minimiser for the mean of the whole Fisher
+            and its blocks; "auto", in each step whichever of "joint" and "shrunk" has the least
+            loss on eight batches apart from those of the gradients; "summed", the sum of
+            single-weight updates, as M-FAC's own pruner; "none"; or a `Compensation`.
         pattern: "unstructured"; "N:M" with 1 <= N < M <= 64, as "2:4"; "AxB", blocks of A outputs
             by B inputs; "rows"; "channels"; a `Pattern`; or one of these for each name or
             shell-style pattern.

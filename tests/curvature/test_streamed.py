@@ -93,7 +93,7 @@ def test_blocks_of_a_streamed_fisher_are_those_in_memory(kind, block_size, tmp_p
     live = torch.rand(2503) < 0.7
     window = rows.bfloat16().float()[:, live].contiguous()
     found, expected = (
-        [factors.mT @ factors for _, factors in block_factors(fisher, block_size)]
+        [factors.mT @ factors for _, _, factors in block_factors(fisher, block_size)]
         for fisher in (StreamedFisher(filled(kind, rows, tmp_path), 1e-2, live), mfac.EmpiricalFisher(window, 1e-2))
     )
     torch.testing.assert_close(
@@ -106,6 +106,6 @@ def test_blocks_of_a_streamed_fisher_are_those_in_memory(kind, block_size, tmp_p
 
 def test_columns_of_blocks_follow_one_another(tmp_path):
     fisher = StreamedFisher(filled("file", torch.randn(9, 2503), tmp_path), 1e-2)
-    columns = [columns for columns, _ in block_factors(fisher, 64)]
+    columns = [columns for columns, _, _ in block_factors(fisher, 64)]
     assert [c.start for c in columns] == [0, *(c.stop for c in columns[:-1])]
     assert columns[-1].stop == 2503

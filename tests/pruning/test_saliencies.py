@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -16,7 +17,7 @@ from mfac.gradients.input_norms import input_norms
 from mfac.gradients.prunable import PrunableWeight
 from mfac.masks.patterns import Blocks
 from mfac.pruning.checked import checked_update
-from mfac.pruning.compensation import COMPENSATIONS, GreedyInBlocks, LeastLoss, predicted_increase
+from mfac.pruning.compensation import COMPENSATIONS, GreedyInBlocks, LeastLoss, Shrunk, predicted_increase
 from mfac.pruning.context import StepContext
 from mfac.pruning.saliencies.greedy import Greedy
 from mfac.pruning.saliencies.obs import OBS, group_scores
@@ -127,6 +128,24 @@ def test_greedy_compensation_is_elimination_one_by_one():
         torch.testing.assert_close(found[block], (w - context.weights)[block], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize(("dim", "rank", "block_size"), [(40, 12, 8), (43, 12, 8), (43, 5, 8), (30, 50, 7), (6, 4, 8)])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_shrunk_compensation_minimises_between_f_and_its_blocks(dim: int, rank: int, block_size: int, share: float):
+    context = context_of(dim, rank, seed=4)
+    context.decide(torch.rand(dim, generator=torch.Generator().manual_seed(0)) < 0.5)
+    M = share * dense(context) + (1 - share) * dense(context, block_size)
+    dropped, kept, w = context.dropped, ~context.dropped, context.weights
+    expected = -w * dropped
+    expected[kept] = torch.linalg.solve(M[kept][:, kept], M[kept][:, dropped] @ w[dropped])
+    torch.testing.assert_close(Shrunk(share, block_size).update(context), expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, math.nan])
+def test_shares_of_the_whole_fisher_out_of_range(share: float):
+    with pytest.raises(ValueError, match=r"Parameter `share`"):
+        Shrunk(share)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_refined_sets_are_never_worse_than_where_they_began(seed: int):
     context = context_of(60, 12, seed)
@@ -201,7 +220,7 @@ def test_the_check_takes_the_scale_of_least_loss():
     assert checked(delta * dropped, lambda d: 1 / 0)[1] == 1.0  # nothing to decide
 
 
-@pytest.mark.parametrize("least", ["joint", "greedy"])
+@pytest.mark.parametrize("least", ["joint", "shrunk"])
 def test_the_compensation_of_least_loss_is_taken(least: str):
     updates = {}
 
@@ -210,8 +229,8 @@ def test_the_compensation_of_least_loss_is_taken(least: str):
 
     context = context_of(300, 4, seed=1, evaluate=evaluate)
     context.decide(torch.arange(300) % 3 == 0)
-    updates.update({name: COMPENSATIONS[name]().update(context) for name in ("joint", "greedy")})
-    assert not torch.allclose(updates["joint"], updates["greedy"])
+    updates.update({name: COMPENSATIONS[name]().update(context) for name in ("joint", "shrunk")})
+    assert not torch.allclose(updates["joint"], updates["shrunk"])
     assert torch.equal(COMPENSATIONS["auto"]().update(context), updates[least])
     without = context_of(300, 4, seed=1)
     without.decide(torch.arange(300) % 3 == 0)

@@ -56,7 +56,7 @@ class Greedy(Saliency):
         """The loss of the block when each weight goes, [n] float64. O(nB² + nmB) time."""
         scores = torch.empty_like(context.weights, dtype=torch.float64)
         with one_thread():
-            for columns, factors in block_factors(context.fisher, self.block_size):
+            for columns, _, factors in block_factors(context.fisher, self.block_size):
                 w = context.weights[columns].to(torch.float64, copy=True).view(-1, factors.shape[1])
                 inverse = torch.cholesky_inverse(factors, upper=True)
                 scores[columns] = self._exhaust(inverse, w).view(-1)
