@@ -231,20 +231,20 @@ class LeastLoss(Compensation):
     projection of the outputs, choose a compensation by name.
 
     Args:
-        *candidates: Compensations; none for `Joint` and `Shrunk`.
+        *candidates: Compensations; none for `Joint` and `GreedyInBlocks`.
         known: Up to how many live weights for each gradient the first candidate is taken.
 
     Raises:
         TypeError: If a candidate is something else.
     """
 
-    def __init__(self, *candidates: Compensation, known: int = 4) -> None:
+    def __init__(self, *candidates: Compensation, known: int = 8) -> None:
         for candidate in candidates:
             if not isinstance(candidate, Compensation):
                 raise TypeError(
                     f"Parameter `candidates` should be mfac.Compensation objects. Found {type(candidate).__name__}."
                 )
-        self.candidates, self.known = candidates or (Joint(), Shrunk()), check_count("known", known)
+        self.candidates, self.known = candidates or (Joint(), GreedyInBlocks()), check_count("known", known)
         self.needs_fisher = any(candidate.needs_fisher for candidate in self.candidates)
         self.evaluations = len(self.candidates) + sum(candidate.evaluations for candidate in self.candidates)
 

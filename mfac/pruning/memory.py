@@ -24,6 +24,7 @@ from mfac.pruning.settings import Settings
 _VECTORS_OF_A_STEP = 61  # float64 results, scores, rankings and their orders, δ and masks, each [n]: as measured
 _COPIES_OF_SAMPLES = 3  # of per-sample gradients: the last batch's, this one's, and what they are computed from
 _BACKWARD = 2  # of what the forward pass keeps, with the backward pass: 1.9 to 2.4 as measured
+_EVALUATION = 1.3  # of the same, with a forward pass alone: the loss may differentiate within
 _TILE_BYTES = 10  # of a column tile's entry: as read, as selected, in float32, and products with it; as measured
 _HALF_TILE_BYTES = 8  # of one from memory, of which a view is read
 
@@ -110,16 +111,20 @@ def run_bytes(
     if batch.rows > 1:
         gradient = gradient * _COPIES_OF_SAMPLES // 2
     gradient += _BACKWARD * batch.activations
+    evaluation = 0
+    if settings.rules.evaluations or settings.refits:
+        evaluation = int(_EVALUATION * batch.activations)
     if settings.gradients == "ram":
         step = live * (_VECTORS_OF_A_STEP + size) + _fisher_bytes(settings, live, size)
-        step += _next_fisher_bytes(settings, live, kept_after[0], size) + _block_bytes(settings, live)
+        step += _next_fisher_bytes(settings, live, kept_after[0], size)
+        step += max(_block_bytes(settings, live), evaluation)
         before = max(0, rank - at_once) * live * size  # rows that are there before the last ones are computed
         return whole + max(before + gradient, rank * live * size + step), 0
-    in_memory = whole + _stored_bytes(settings, [live, *kept_after], size, gradient)
+    in_memory = whole + _stored_bytes(settings, [live, *kept_after], size, gradient, evaluation)
     return in_memory, 0 if settings.gradients == "bf16" else 2 * rank * live
 
 
-def _stored_bytes(settings: Settings, alive: Sequence[int], size: int, gradient: int) -> int:
+def _stored_bytes(settings: Settings, alive: Sequence[int], size: int, gradient: int, evaluation: int) -> int:
     """In memory at most where gradients are in bfloat16, or in a file: over all steps.
 
     Args:
@@ -127,6 +132,7 @@ def _stored_bytes(settings: Settings, alive: Sequence[int], size: int, gradient:
         alive: Weights before the first step, and after each.
         size: Of a number in the arithmetic.
         gradient: Bytes while a batch's gradients are computed.
+        evaluation: Bytes while a batch's loss is computed in a step.
 
     Returns:
         Bytes. A Fisher of few enough weights is held as a tensor, with that of the next step; a
@@ -139,7 +145,7 @@ def _stored_bytes(settings: Settings, alive: Sequence[int], size: int, gradient:
         tiled = (_TILE_BYTES if in_file else _HALF_TILE_BYTES) * min(TILE_ENTRIES, rank * width)
         held = window + max(tiled, next_window) if window else tiled + next_window
         held += before * (_VECTORS_OF_A_STEP + size) + _fisher_bytes(settings, before, size)
-        held += _block_bytes(settings, before)
+        held += max(_block_bytes(settings, before), evaluation)
         most = max(most, max(held, gradient) + (0 if in_file else 2 * rank * width))
     return most
 

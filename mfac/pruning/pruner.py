@@ -108,7 +108,7 @@ def prune(
             that lower the joint objective; or a `Saliency`.
         compensation: "joint", the exact minimiser over the kept weights; "greedy", the exact
             minimiser inside blocks; "shrunk", the exact minimiser for the mean of the whole Fisher
-            and its blocks; "auto", in each step whichever of "joint" and "shrunk" has the least
+            and its blocks; "auto", in each step whichever of "joint" and "greedy" has the least
             loss on eight batches apart from those of the gradients; "summed", the sum of
             single-weight updates, as M-FAC's own pruner; "none"; or a `Compensation`.
         pattern: "unstructured"; "N:M" with 1 <= N < M <= 64, as "2:4"; "AxB", blocks of A outputs
