@@ -236,7 +236,7 @@ class EmpiricalFisher:
         return EmpiricalFisher._of_gram(grads, self.damping, gram)
 
     def _gram_of(self, kept: Tensor, count: int) -> Tensor | None:
-        """GGᵀ over kept columns, [m, m] float64, where the difference to the dropped ones' costs less."""
+        """GGᵀ over kept columns, [m, m] float64, where it costs less as a difference; else None."""
         if not isinstance(self._form, DualFisher) or 2 * count < self.dim or count <= self.rank:
             return None
         dropped = torch.zeros_like(self._form.gram)

@@ -10,7 +10,7 @@ from torch import Tensor
 from mfac.core import ops
 
 AT_ONCE = 1024
-"""Rows that are multiplied together: the product of 256 takes half as long again for each of them."""
+"""Rows that are multiplied together: of 256 each would take half as long again."""
 
 
 @dataclass

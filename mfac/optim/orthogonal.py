@@ -63,15 +63,15 @@ def _orthogonal_factors(x: Tensor) -> Tensor:
 
 
 def _with_singular_values_near_one(x: Tensor) -> Tensor:
-    """The iteration, for matrices [k, rows, columns] of norm 1 that are at least as wide as tall."""
+    """The iteration, for matrices [k, rows, columns] of norm 1, at least as wide as tall."""
     a, b, c = _QUINTIC
     if x.shape[2] < _WIDE * x.shape[1]:
         for _ in range(_STEPS):
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
         return x
-    # Every step multiplies x from the left by a polynomial of x xᵀ, and all of these commute. So x xᵀ
-    # goes through the steps alone, and x is multiplied by the product of all factors, once.
+    # Every step multiplies x from the left by a polynomial of x xᵀ, and all of these commute. So
+    # x xᵀ goes through the steps alone, and x is multiplied by the product of all factors, once.
     gram = x @ x.mT
     product = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     for _ in range(_STEPS):

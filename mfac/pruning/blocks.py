@@ -12,7 +12,7 @@ from mfac.curvature.fisher import EmpiricalFisher
 
 _ENTRIES_AT_ONCE = 1 << 19  # of the blocks that are there together: 4 MiB in float64
 COLUMNS_AT_ONCE = 1 << 10  # of gradients that are there in float64, with what is computed from them
-_COPIES = 4  # of the blocks that are there together: factors, inverses, and copies of these; as measured
+_COPIES = 5  # of the blocks that are there together: factors, inverses, and copies of these; as measured
 
 
 def block_factors(fisher: EmpiricalFisher, block_size: int) -> Iterator[tuple[slice, Tensor, Tensor]]:

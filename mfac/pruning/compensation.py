@@ -125,7 +125,7 @@ class GreedyInBlocks(Compensation):
 
 
 def _factored_on_kept_(blocks: Tensor, gone: Tensor, damping: float) -> Tensor:
-    """Lower factors of blocks [c, B, B] over their kept weights, and ones for those that are gone."""
+    """Lower factors of blocks [c, B, B] over their kept weights; ones for those that are gone."""
     blocks.masked_fill_(gone[:, :, None] | gone[:, None, :], 0)
     blocks.diagonal(dim1=1, dim2=2).masked_fill_(gone, 1)
     return factored(blocks, damping)
@@ -140,8 +140,8 @@ class Shrunk(Compensation):
     `GreedyInBlocks`. A block-diagonal F, and one of a single block, have nothing to shrink.
 
     Source: Ledoit, Wolf, "A well-conditioned estimator for large-dimensional covariance matrices"
-    (2004). Numbered differences: (1) the target is block diagonal; (2) s is given, as their estimate
-    of it did no better than one half.
+    (2004). Numbered differences: (1) the target is block diagonal; (2) s is given, as their
+    estimate of it did no better than one half.
 
     Args:
         share: s, in (0, 1).
@@ -188,7 +188,7 @@ class Shrunk(Compensation):
     def _parts(
         self, fisher: EmpiricalFisher, dropped: Tensor
     ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
-        """Columns, their gradients in float64, (1 - s)F_B, A's inverse in lower factors, what is gone."""
+        """Columns, their gradients in float64, (1 - s)F_B, lower factors of A⁻¹, what is gone."""
         for all_columns, tile, upper in block_factors(fisher, self.block_size):
             width = upper.shape[1]
             step = max(1, COLUMNS_AT_ONCE // width)
@@ -205,7 +205,7 @@ class Shrunk(Compensation):
 
 
 def _solved(right: Tensor, factors: Tensor, gone: Tensor) -> Tensor:
-    """Solutions within blocks, [c·B], for right-hand sides [c, B] on the kept weights; zero elsewhere."""
+    """Solutions within blocks, [c·B], for right-hand sides [c, B]; zero for what is gone."""
     return torch.cholesky_solve(right.masked_fill(gone, 0)[:, :, None], factors).view(-1)
 
 

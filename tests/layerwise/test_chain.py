@@ -208,7 +208,7 @@ def test_such_blocks_on_disk_are_read_for_every_batch() -> None:
 
 
 class Leaving(Scaled):
-    """Leaves the blocks early where what they compute is large; how a block sees it is an option."""
+    """Leaves the blocks early where what they compute is large."""
 
     def __init__(self, large: Callable[[Tensor], bool]) -> None:
         super().__init__()
