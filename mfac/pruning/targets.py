@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -101,7 +101,7 @@ def choose_targets(
             raise ValueError(
                 f"Parameter `model` should have weights that are parameters of their layer. Found {name!r}, which is "
                 f"computed from others{f', and {len(computed) - 1} more' if len(computed) > 1 else ''}. {remedy} "
-                f"before pruning, or name in `params` what is to be pruned."
+                f"before pruning, or name other weights in `params`."
             )
         chosen = [name for name in named if name not in reasons]
     else:
@@ -216,6 +216,30 @@ def _computed_weights(model: nn.Module) -> dict[str, str]:
     return computed
 
 
+def _parts_of_weights(model: nn.Module) -> dict[int, str]:
+    """Parameters that weights of layers are computed from.
+
+    Zeros in them are not zeros of the weight, or make it 0/0 where they fill a row of a weight norm.
+
+    Args:
+        model: The model.
+
+    Returns:
+        By the parameter's identity the weight's name.
+    """
+    parts = {}
+    for layer_name, layer in named_layers(model):
+        for name in weight_names(layer):
+            where = f"{layer_name}.{name}" if layer_name else name
+            if parametrize.is_parametrized(layer, name):
+                computed: Any = layer.parametrizations
+                parts.update({id(parameter): where for parameter in computed[name].parameters()})
+            elif parameter_behind(layer, name) is None:
+                own = (layer._parameters.get(f"{name}_{part}") for part in ("g", "v"))
+                parts.update({id(parameter): where for parameter in own if parameter is not None})
+    return parts
+
+
 def _reasons(model: nn.Module, named: Mapping[str, nn.Parameter], frozen_too: bool) -> dict[str, Reason]:
     """Why each parameter is not pruned by default; pruned parameters have no entry."""
     names = {id(parameter): name for name, parameter in named.items()}
@@ -233,10 +257,13 @@ def _reasons(model: nn.Module, named: Mapping[str, nn.Parameter], frozen_too: bo
                 kinds.setdefault(names[id(own)], type(layer).__name__)
     still = {name: parameter for name, parameter in named.items() if not (parameter.requires_grad or frozen_too)}
     frozen = {memory_of(parameter): name for name, parameter in still.items()}
+    parts = _parts_of_weights(model)
     reasons = {}
     for name, parameter in named.items():
         table = tables.get(memory_of(parameter))
-        if name in still:
+        if id(parameter) in parts:
+            reasons[name] = Reason(f"is what {parts[id(parameter)]!r} is computed from")
+        elif name in still:
             reasons[name] = Reason("is frozen: requires_grad is False")
         elif memory_of(parameter) in frozen:
             reasons[name] = Reason(f"shares its memory with {frozen[memory_of(parameter)]!r}, which is frozen")

@@ -301,3 +301,20 @@ def test_transformers_conv1d_is_known_by_name_and_shape():
     model = deep(Conv1D(16, 16))
     report = pruned(model, pattern="2:4", sparsity=None)
     assert bool((report.masks["2.weight"].view(4, 4, 16).sum(1) == 2).all())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+@pytest.mark.parametrize(
+    ("normed", "part"),
+    [
+        (nn.utils.parametrizations.weight_norm, "0.parametrizations.weight.original1"),
+        (nn.utils.weight_norm, "0.weight_v"),
+    ],
+)
+def test_what_a_weight_is_computed_from_is_not_pruned(normed, part: str):
+    model = nn.Sequential(normed(nn.Linear(12, 8)), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(ValueError, match=rf"Found '{part}': it is what '0.weight' is computed from"):
+        pruned(model, params=[part])
+    report = pruned(model, params=["*weight*"])
+    assert list(report.masks) == ["2.weight"]
+    assert report.left_dense[part] == "is what '0.weight' is computed from"
