@@ -219,7 +219,7 @@ def _computed_weights(model: nn.Module) -> dict[str, str]:
 def _parts_of_weights(model: nn.Module) -> dict[int, str]:
     """Parameters that weights of layers are computed from.
 
-    Zeros in them are not zeros of the weight, or make it 0/0 where they fill a row of a weight norm.
+    Zeros in them are not zeros of the weight, or make it 0/0, as a row of zeros in a weight norm.
 
     Args:
         model: The model.
