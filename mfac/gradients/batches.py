@@ -22,8 +22,13 @@ class DataEndedError(ValueError):
         taken: How many there were.
     """
 
-    def __init__(self, purpose: str, taken: int) -> None:
-        remedy = "Smaller batches give more of them." if taken else "An iterator that was used up gives none."
+    def __init__(self, purpose: str, taken: int, *, can_restart: bool = True) -> None:
+        if not taken:
+            remedy = "An iterator that was used up gives none."
+        elif not can_restart:
+            remedy = "An iterator ends for good: a list or a DataLoader begins again."
+        else:
+            remedy = "Smaller batches give more of them."
         super().__init__(f"Parameter `data` should yield enough batches for {purpose}. Found only {taken}. {remedy}")
         self.taken = taken
 
@@ -89,7 +94,7 @@ class BatchStream:
         for batch in self.rest():
             taken += 1
             yield self._position - 1, batch
-        raise DataEndedError(purpose, taken)
+        raise DataEndedError(purpose, taken, can_restart=self._can_restart)
 
     def rest(self) -> Iterator[Any]:
         """Batches until one would come twice: at most one pass, or the rest of a one-shot iterator.

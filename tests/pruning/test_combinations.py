@@ -88,6 +88,8 @@ def test_data_that_can_be_gone_through_once_serves_one_stage():
     assert "the data can be gone through once" in str(planned)
     with pytest.raises(ValueError, match=r"Found only 0\. An iterator that was used up gives none"):
         mfac.prune(classifier(), cross_entropy, (batch for batch in batches(16)), num_gradients=16, stages=2)
+    with pytest.raises(ValueError, match=r"Found only 4\. An iterator ends for good: a list or a DataLoader begins"):
+        mfac.prune(classifier(), cross_entropy, (batch for batch in batches(20)), num_gradients=16, stages=2)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

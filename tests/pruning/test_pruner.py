@@ -318,7 +318,7 @@ def test_an_interrupt_leaves_the_model_as_it_was():
         (
             {"compensation": "all"},
             ValueError,
-            r"`compensation` should be 'auto', 'joint', 'summed', 'greedy' or 'none', or a Compensation. Found 'all'",
+            r"`compensation` should be 'auto', 'joint', 'summed', 'greedy', 'shrunk' or 'none', .* Found 'all'",
         ),
         (
             {"allocation": "local"},
