@@ -6,8 +6,11 @@ import copy
 import math
 import resource
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,6 +35,13 @@ LANGUAGE: dict[str, tuple[dict[str, Any], tuple[float, float] | None]] = {
         (35, 23.5),
     ),
     "50 % + 4 bits": ({"method": "sparsegpt", "quantize": mfac.Grid(4, 128)}, (52, 40)),
+    "finish": ({"method": "sparsegpt", "finish": "fisher"}, (48, 36)),
+    "alps, finish": ({"method": "alps", "finish": "fisher"}, (48, 36)),
+    "2:4, finish": ({"method": "sparsegpt", "pattern": "2:4", "finish": "fisher"}, None),
+    "50 % + 4 bits, finish": (
+        {"method": "sparsegpt", "quantize": mfac.Grid(4, 128), "finish": "fisher", "weigh_inputs": True},
+        (52, 40),
+    ),
 }
 """Name to arguments and the marks of news and wiki, which were set on texts of their own."""
 
@@ -141,6 +151,8 @@ def language(methods: Sequence[str], share: int = 1, blocks: int | None = None) 
         share: Every so many sequences are evaluated.
         blocks: How many blocks are left of the model, for a try; None for all.
     """
+    if unknown := set(methods) - set(LANGUAGE):
+        raise SystemExit(f"--methods should be of {sorted(LANGUAGE)}. Found {sorted(unknown)}.")
     model, tokenizer = load_smollm()
     if blocks is not None:
         model.model.layers = nn.ModuleList(list(model.model.layers)[:blocks])
@@ -151,15 +163,16 @@ def language(methods: Sequence[str], share: int = 1, blocks: int | None = None) 
     print(_indented(str(mfac.plan_layerwise(model, data)).splitlines()[:4]))
     for name in methods or LANGUAGE:
         arguments, marks = LANGUAGE[name]
-        pruned, before = copy.deepcopy(model), _resident()
-        began = time.perf_counter()
-        report = mfac.prune_layerwise(pruned, data, **arguments)
+        pruned, began = copy.deepcopy(model), time.perf_counter()
+        with watched_memory() as memory:
+            report = mfac.prune_layerwise(pruned, data, **arguments)
         seconds = time.perf_counter() - began
         found = perplexities(pruned, texts)
         rise = " ".join(f"{math.log(found[kind] / dense[kind]):.3f}" for kind in found)
         print(
             f"  {name:<14} news {found['news']:.2f}  wiki {found['wiki']:.2f}  rise of the log {rise}  "
-            f"{seconds:.0f} s, {report.seconds_forward:.0f} of them passes, peak {_resident() - before:.0f} MiB  "
+            f"{seconds:.0f} s, {report.seconds_forward:.0f} of them passes, "
+            f"{memory.peak / 2**20:.0f} MiB more than before at the most  "
             f"{f'marks {marks[0]}/{marks[1]}' if marks else ''}",
             flush=True,
         )
@@ -169,5 +182,34 @@ def _indented(lines: Sequence[str]) -> str:
     return "\n".join(f"  {line}" for line in lines)
 
 
-def _resident() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+class Memory:
+    """What a process holds beyond what it held when watching began, looked at ten times a second.
+
+    The system's own high-water mark would count what came before.
+    """
+
+    def __init__(self) -> None:
+        self.start, self.peak = resident_bytes(), 0
+        self.done = threading.Event()
+
+    def watch(self) -> None:
+        """Looks until `done` is set."""
+        while not self.done.wait(0.1):
+            self.peak = max(self.peak, resident_bytes() - self.start)
+
+
+@contextmanager
+def watched_memory() -> Generator[Memory]:
+    """Watches memory in a thread."""
+    memory = Memory()
+    thread = threading.Thread(target=memory.watch, daemon=True)
+    thread.start()
+    try:
+        yield memory
+    finally:
+        memory.done.set()
+        thread.join()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

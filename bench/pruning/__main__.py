@@ -8,10 +8,10 @@ from typing import Any
 
 import bench.pruning
 import mfac
-from bench.pruning import digits, kinds, promises, recurrent, sentences
+from bench.pruning import channels, digits, kinds, promises, recurrent, sentences
 from mfac.bench.timing import describe_machine
 
-SECTIONS = ("digits", "mlp", "sentences", "recurrent", "kinds", "promises")
+SECTIONS = ("digits", "mlp", "sentences", "recurrent", "channels", "kinds", "promises")
 
 
 def main() -> None:
@@ -40,6 +40,8 @@ def main() -> None:
             sentences.table(*lines, settings)
         elif section == "recurrent":
             recurrent.table(*lines, chosen.networks or 1, settings)
+        elif section == "channels":
+            channels.table(*lines, chosen.networks or 4)
         elif section == "kinds":
             kinds.table()
         elif section == "promises":

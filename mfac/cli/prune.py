@@ -37,14 +37,13 @@ def prune_command(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: If an argument is not as it should be; nothing has been computed then.
     """
-    out = Path(arguments.out)
+    out, options = Path(arguments.out), prune_options(arguments)
     _check(arguments, out)
     model = load_model(arguments.model)
     if arguments.device is not None:
         model.to(arguments.device)
     data = load_data(arguments.data)
     loss_fn = cross_entropy if arguments.loss is None else load_object("loss", arguments.loss)
-    options = prune_options(arguments)
     print(plan_text(model, loss_fn, data, options), flush=True)
     if arguments.plan:
         return

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mfac.layerwise.fingerprint import of_data, of_function, of_weights
+from mfac.layerwise.finish import FinishResult, FisherFinish
 from mfac.layerwise.grid import Grid, GridValues
 from mfac.layerwise.processes import Processes
 from mfac.layerwise.report import LayerResult
@@ -51,6 +52,7 @@ class Checkpoint:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"Parameter `checkpoint` should be a folder. Found a file at {str(folder)!r}.")
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._finish = self.folder / "finish.pt"
         self._asked = {
             "method": of_function(settings.solver),
             "sparsity": {name: settings.sparsity[name] for name in names},
@@ -107,6 +109,32 @@ class Checkpoint:
         with self._processes.together():
             self._read(path, views, results)
         return True
+
+    def write_finish(self, views: Sequence[LayerView], asked: FisherFinish, result: FinishResult) -> None:
+        """Writes the weights that a finish has left, on the first process."""
+        if self._processes.rank == 0:
+            weights = {view.name: view.parameter.detach() for view in views}
+            write_tensors(self._finish, _KIND, weights, {"finish": asdict(asked), "result": asdict(result)})
+
+    @torch.no_grad()
+    def restore_finish(self, views: Sequence[LayerView], asked: FisherFinish) -> FinishResult | None:
+        """Puts back the weights that a finish of an earlier run left.
+
+        Args:
+            views: The weights.
+            asked: The finish that is asked for.
+
+        Returns:
+            What the finish did; None where there was none, or one of other numbers.
+        """
+        if not self._finish.exists():
+            return None
+        tensors, about = read_tensors(self._finish, _KIND)
+        if about["finish"] != asdict(asked):
+            return None
+        for view in views:
+            view.parameter.copy_(tensors[view.name])
+        return FinishResult(**about["result"])
 
     def _read(self, path: Path, views: Sequence[LayerView], results: Results) -> None:
         if not path.exists():

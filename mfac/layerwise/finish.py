@@ -29,7 +29,8 @@ class FisherFinish:
 
     Layer errors know nothing of the loss. The window of M-FAC is the empirical Fisher of the loss
     over all pruned layers, and its steps move what layers could not. Every eighth batch is held
-    out; if the loss on these is not lower at the end, the weights go back.
+    out; if the loss on these is not lower at the end, the weights go back. Weights that are to be
+    rounded are rounded afterwards.
 
     Attributes:
         lr: Of the rule "adam"; it rises over four steps and then falls to 0.

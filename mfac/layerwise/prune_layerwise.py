@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -39,9 +41,10 @@ from mfac.layerwise.heeding import Heeding, heeding_of
 from mfac.layerwise.hessian import DAMPING
 from mfac.layerwise.processes import Processes
 from mfac.layerwise.report import LayerwiseReport
-from mfac.layerwise.run import LayerwiseRun, Settings
+from mfac.layerwise.run import LayerwiseRun, Results, Settings
 from mfac.layerwise.solution import LayerSolver
 from mfac.layerwise.solver import SolverName, resolve_solver
+from mfac.layerwise.solvers.sweep import keep_zeros
 from mfac.layerwise.views import views_of
 from mfac.layerwise.weight_files import Source
 from mfac.layerwise.weights_on_disk import OUTSIDE, WeightsOnDisk
@@ -88,7 +91,8 @@ def prune_layerwise(
         sparsity: Share of zeros in [0, 1) of all weights together, or one for each name or
             shell-style pattern of names. 0 with `quantize` rounds alone.
         pattern: "unstructured", "N:M", "AxB", an object, or one for each name, as for `prune`.
-        method: "alps", "sparsegpt", "exact_obs", "wanda", "magnitude", or a function of Hessian,
+        method: "alps", "sparsegpt", "exact_obs", "wanda", "magnitude"; "keep_zeros", which rounds a
+            sparse model and leaves its zeros, whatever `sparsity`; or a function of Hessian,
             weight, pattern and grid (docs/extending/layer_solver.md).
         allocation: Which layers are sparser than others. "uniform": none; "erk": by shape;
             "global": one threshold on what weights cost, as shares of their layers; "auto":
@@ -101,19 +105,22 @@ def prune_layerwise(
         weigh_inputs: Whether positions of a linear layer's inputs, as tokens, count by how much the
             loss heeds the layer's output there, its squared gradient on the dense model, and at
             least as in the mean; inputs longer than four times the median count as of that length.
-            Of language models it keeps the values of the few tokens that all others attend to.
+            Of language models it keeps the values of the few tokens that all others attend to. With
+            both `quantize` and `finish` it counts in the rounding alone.
         weigh_outputs: Whether outputs of a layer count by how much the loss heeds them, the mean
             square of its gradients there, on the dense model. Zeros then fall where the loss heeds
             them least.
         finish: "fisher": in the end the kept weights of all layers move together along the loss, a
             pass over seven of eight batches with `mfac.MFAC`; the eighth say whether it helped. Or
-            a `FisherFinish` with other numbers. It is for weights that are not rounded.
+            a `FisherFinish` with other numbers. With `quantize` weights are pruned first, then
+            finished, and then rounded in a second sweep that keeps the zeros.
         loss_fn: loss_fn(model, batch) -> scalar for these three; None for the next token's negative
             log likelihood, as for `evaluate_perplexity`.
         params: Which weights, as for `prune`; None for all of known layers.
         forward: Runs the model on a batch, in place of the call above.
         checkpoint: A folder; solved blocks are written there, and a run that finds them goes on.
-        progress: Called with a weight's name, how many are solved, and how many there are.
+        progress: Called with a weight's name, how many are solved, and how many there are; with
+            both `quantize` and `finish` once in each sweep.
         process_group: Of `torch.distributed`. Every rank has the same model and data, runs its
             share of the batches and solves its share of the matrices; all end with the same bits.
         weights: A folder or files of safetensors, for a model larger than memory, whose parameters
@@ -169,7 +176,7 @@ def prune_layerwise(
                 'Parameter `allocation` should be "uniform" or "erk" with `weights`: one threshold for all layers '
                 "needs all of them in memory. Found 'global'."
             )
-        finishing = _checked_finish(finish, quantize, weights)
+        finishing = _checked_finish(finish, weights)
         if (weigh_outputs or weigh_inputs) and weights is not None:
             name = "weigh_outputs" if weigh_outputs else "weigh_inputs"
             raise ValueError(f"Parameter `{name}` should be False with `weights`: it runs the whole model.")
@@ -196,16 +203,15 @@ def prune_layerwise(
         shares = by_name(sparsity if isinstance(sparsity, Mapping) else {"*": sparsity}, list(selected))
         call = forward if forward is not None else call_model
     processes.check_batches(len(batches))
-    saved: Checkpoint | None = None
 
-    def finished(views: Any, results: Any) -> None:
-        if saved is not None:
-            saved.write(views, results)
-        if progress is not None:
-            progress(views[-1].name, len(results.layers) + len(results.left_dense), len(selected))
+    def finished(saved: Checkpoint | None) -> Callable[[Any, Results], None]:
+        def tell(views: Any, results: Results) -> None:
+            if saved is not None:
+                saved.write(views, results)
+            if progress is not None:
+                progress(views[-1].name, len(results.layers) + len(results.left_dense), len(selected))
 
-    def restore(views: Any, results: Any) -> bool:
-        return saved is not None and saved.restore(views, results)
+        return tell
 
     inner = inner_module(model)
     finished_with: FinishResult | None = None
@@ -235,14 +241,30 @@ def prune_layerwise(
             with processes.together():
                 heeded = heeding_of(inner, views, batches, loss, weigh_outputs, weigh_inputs)
         settings = Settings(solver, shares, patterns, refit, quantize, damping, heeded)
-        with processes.together():
-            if checkpoint is not None:
-                saved = Checkpoint(checkpoint, settings, list(selected), batches, processes)
-        run = LayerwiseRun(views, run_batch, len(batches), settings, finished, restore, processes, store)
-        results = run.all(chains)
+        twice = finishing is not None and quantize is not None
+        first = replace(settings, grid=None, heeding=replace(heeded, inputs={})) if twice else settings
+
+        def swept(settings: Settings, folder: Path | None) -> tuple[Results, Checkpoint | None]:
+            saved = None
+            with processes.together():
+                if folder is not None:
+                    saved = Checkpoint(folder, settings, list(selected), batches, processes)
+            hooks = finished(saved), saved.restore if saved is not None else lambda views, results: False
+            return LayerwiseRun(views, run_batch, len(batches), settings, *hooks, processes, store).all(chains), saved
+
+        folder = None if checkpoint is None else Path(checkpoint)
+        results, saved = swept(first, folder)
         if finishing is not None and results.masks:
             with processes.together():
-                finished_with = finish_with_fisher(inner, results.masks, batches, loss, finishing)
+                finished_with = saved.restore_finish(views, finishing) if saved is not None else None
+                if finished_with is None:
+                    finished_with = finish_with_fisher(inner, results.masks, batches, loss, finishing)
+                    if saved is not None:
+                        saved.write_finish(views, finishing, finished_with)
+        if twice and results.masks:
+            rounding = replace(settings, solver=keep_zeros, refit=False)
+            rounded, _ = swept(rounding, None if folder is None else folder / "rounded")
+            results = rounded.after(results)
         if isinstance(store, WeightsOnDisk):
             store.finish(results.masks)
             results.notes += store.notes
@@ -279,18 +301,17 @@ def _check_loss(loss: LossFunction, model: nn.Module, batch: Any, assumed: bool)
         ) from error
 
 
-def _checked_finish(finish: Any, quantize: Grid | None, weights: Source | None) -> FisherFinish | None:
+def _checked_finish(finish: Any, weights: Source | None) -> FisherFinish | None:
     if finish is None or isinstance(finish, FisherFinish):
         chosen = finish
     elif finish == "fisher":
         chosen = FisherFinish()
     else:
         raise ValueError(f'Parameter `finish` should be "fisher", a FisherFinish or None. Found {finish!r}.')
-    if chosen is not None and (quantize is not None or weights is not None):
-        other = "quantize" if quantize is not None else "weights"
+    if chosen is not None and weights is not None:
         raise ValueError(
-            f"Parameter `finish` should be None with `{other}`: it moves weights of the whole model in memory, off any "
-            f"grid. Found {finish!r}."
+            f"Parameter `finish` should be None with `weights`: it moves weights of the whole model in memory. "
+            f"Found {finish!r}."
         )
     return chosen
 

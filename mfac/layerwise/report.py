@@ -40,7 +40,8 @@ class LayerwiseReport(PruningReport):
     Attributes:
         layers: Name of each weight to its result, in the order in which they were solved.
         seconds_forward: Wall time of running the model on the data.
-        finish: What the finish did; None without one. Errors of layers are of before.
+        finish: What the finish did; None without one. Errors of layers are of before; where weights
+            were rounded after it, of the rounding.
         notes: What a user should know, a sentence each: chains that could not be cut into blocks,
             damping that was raised.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -59,6 +59,16 @@ class Results:
     left_dense: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds_forward: float = 0.0
+
+    def after(self, pruned: Results) -> Results:
+        """These of a second sweep that rounded what the first one had pruned, with its masks."""
+        layers = {
+            name: replace(layer, seconds=layer.seconds + pruned.layers[name].seconds)
+            for name, layer in self.layers.items()
+        }
+        notes = [*pruned.notes, *(note for note in self.notes if note not in pruned.notes)]
+        seconds = pruned.seconds_forward + self.seconds_forward
+        return Results(layers, pruned.masks, pruned.left_dense | self.left_dense, notes, seconds)
 
 
 class LayerwiseRun:

@@ -20,10 +20,10 @@ from mfac.layerwise.solvers.alps import alps
 from mfac.layerwise.solvers.exact_obs import exact_obs
 from mfac.layerwise.solvers.masks import magnitude, wanda
 from mfac.layerwise.solvers.refit import refit as refit_weights
-from mfac.layerwise.solvers.sweep import sparsegpt, sweep
+from mfac.layerwise.solvers.sweep import keep_zeros, sparsegpt, sweep
 from mfac.masks.patterns import Pattern, resolve_pattern
 
-SolverName = Literal["alps", "sparsegpt", "exact_obs", "wanda", "magnitude"]
+SolverName = Literal["alps", "sparsegpt", "exact_obs", "wanda", "magnitude", "keep_zeros"]
 
 SOLVERS: Mapping[str, LayerSolver] = {
     "alps": alps,
@@ -31,6 +31,7 @@ SOLVERS: Mapping[str, LayerSolver] = {
     "exact_obs": exact_obs,
     "wanda": wanda,
     "magnitude": magnitude,
+    "keep_zeros": keep_zeros,
 }
 """By name; a solver of your own is given as a function (docs/extending/layer_solver.md)."""
 

@@ -13,7 +13,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mfac.gradients.naming import inner_module, named_parameters
+from mfac.gradients.prunable import describe_weights
 from mfac.masks.cutting import channels_of, keep_inputs, keep_outputs
+from mfac.masks.kinds.axes import as_matrix
 from mfac.masks.shrink_heads import HeadRemoval
 from mfac.masks.through import Step, follow
 
@@ -29,17 +31,22 @@ class Shrunk:
         removed: Layer to how many of its output channels are gone.
         heads: Attention to how many of its heads are gone.
         left: Layer with emptied channels, or attention with emptied heads, that stay, and why.
+        inputs_left: Layer to how many of its input channels are zero and stay, as no layer that can
+            be followed makes them.
     """
 
     model: nn.Module
     removed: dict[str, int] = field(default_factory=dict)
     heads: dict[str, int] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    inputs_left: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{name}: {count} output channels removed" for name, count in self.removed.items()]
         lines += [f"{name}: {count} heads removed" for name, count in self.heads.items()]
-        return "\n".join([*lines, *(f"{name}: left as it is: {why}" for name, why in self.left.items())])
+        lines += [f"{name}: left as it is: {why}" for name, why in self.left.items()]
+        lines += [f"{name}: {count} input channels of zeros stay" for name, count in self.inputs_left.items()]
+        return "\n".join(lines)
 
 
 def shrink(model: nn.Module, masks: Any, *, example: Any = None) -> Shrunk:
@@ -88,17 +95,18 @@ def shrink(model: nn.Module, masks: Any, *, example: Any = None) -> Shrunk:
     """
     masks = getattr(masks, "masks", masks)
     _check_zeros(model, masks)
-    shrunk = Shrunk(copy.deepcopy(inner_module(model)))
+    shrunk, followed = Shrunk(copy.deepcopy(inner_module(model))), set[str]()
     for _ in range(1 + sum(isinstance(layer, _LAYERS) for layer in shrunk.model.modules())):  # one feeds the next
         shrunk.left.clear()
         before = sum(shrunk.removed.values())
         for name, root, graph in _graphs(shrunk.model):
-            _shrink_graph(shrunk, name, root, graph)
+            followed |= _shrink_graph(shrunk, name, root, graph)
         if sum(shrunk.removed.values()) == before:
             break
     heads = HeadRemoval(shrunk.model, example)  # last: what is traced above are torch's own modules
     shrunk.heads = heads.removed
     shrunk.left |= heads.left
+    _name_the_rest(shrunk, followed, {name for name, mask in masks.items() if not bool(mask.all())})
     gone = bool(shrunk.removed or shrunk.heads)
     if shrunk.left and not gone:
         why = "; ".join(f"{name!r} {reason}" for name, reason in shrunk.left.items())
@@ -106,10 +114,31 @@ def shrink(model: nn.Module, masks: Any, *, example: Any = None) -> Shrunk:
     if not gone and not all(bool(mask.all()) for mask in masks.values()):
         warnings.warn(
             "The model has no empty channel in a layer that can be followed, nor an empty head, and is as large as "
-            'before. Zeros here and there make no layer smaller: prune with pattern="rows", "channels" or mfac.Heads.',
+            'before. Zeros here and there make no layer smaller: prune with pattern="rows", "channels" or mfac.Heads.'
+            + "".join(f" {name!r} has {count} input channels of zeros." for name, count in shrunk.inputs_left.items()),
             stacklevel=2,
         )
     return shrunk
+
+
+def _name_the_rest(shrunk: Shrunk, followed: set[str], masked: set[str]) -> None:
+    """Names channels of zeros that nothing above has looked at, whatever layer they belong to."""
+    parameters = {name: p for name, p in named_parameters(shrunk.model).items() if name in masked and p.dim() > 1}
+    for weight in describe_weights(shrunk.model, parameters):
+        layer = weight.name.rpartition(".")[0]
+        # An attention that stays has projections that stay with it.
+        if weight.layout is None or any(f"{layer}.".startswith(f"{name}." if name else "") for name in shrunk.left):
+            continue
+        full = parameters[weight.name].detach().cpu().reshape(-1).bool()[as_matrix(weight)]  # [out, in, positions]
+        outs, ins = full.any(2).any(1), full.any(2).any(0)
+        if not bool(outs.all()):
+            if isinstance(shrunk.model.get_submodule(layer), _LAYERS):
+                if layer not in followed:  # otherwise it is the one channel that a layer has to keep
+                    shrunk.left[layer] = "is called in no part of the model that torch.fx can trace"
+            else:
+                shrunk.left[layer] = f"is a {weight.layer}, whose output channels are not cut"
+        elif not bool(ins.all()):
+            shrunk.inputs_left[layer] = int((~ins).sum())
 
 
 def _check_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -150,7 +179,9 @@ def _graphs(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module,
             yield from _graphs(child, f"{name}.{child_name}" if name else child_name)
 
 
-def _shrink_graph(shrunk: Shrunk, prefix: str, root: nn.Module, graph: fx.Graph) -> None:
+def _shrink_graph(shrunk: Shrunk, prefix: str, root: nn.Module, graph: fx.Graph) -> set[str]:
+    """Cuts what can be cut of one traced part, and says which layers it has come by."""
+    came_by: set[str] = set()
     uses: dict[str, int] = {}
     for node in graph.nodes:
         if node.op == "call_module":
@@ -160,6 +191,7 @@ def _shrink_graph(shrunk: Shrunk, prefix: str, root: nn.Module, graph: fx.Graph)
         if not isinstance(layer, _LAYERS):
             continue
         name = f"{prefix}.{node.target}" if prefix else node.target
+        came_by.add(name)
         empty = ~layer.weight.detach().flatten(1).any(1)
         way = follow(node, root, uses)
         if isinstance(way, str) or getattr(layer, "groups", 1) != 1 or uses[node.target] != 1:
@@ -174,6 +206,7 @@ def _shrink_graph(shrunk: Shrunk, prefix: str, root: nn.Module, graph: fx.Graph)
                 shrunk.left[name] = "shares its weights with another layer"
             continue
         _cut(shrunk, name, layer, steps, consumer, empty)
+    return came_by
 
 
 def _cut(shrunk: Shrunk, name: str, layer: Any, steps: list[Step], consumer: Any, empty: Tensor) -> None:

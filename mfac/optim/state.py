@@ -243,6 +243,10 @@ def _copy(where: str, name: str, found: object, into: Any) -> None:
     except (TypeError, ValueError) as error:
         raise type(error)(f"{error} It is in the {where}.") from None
     local.copy_(found)
+    if name in ELEMENTWISE and not bool(torch.isfinite(local).all()):
+        raise ValueError(f"Parameter `state_dict` should have finite numbers as {name!r}. It is in the {where}.")
+    if name == "square_average" and bool((local < 0).any()):
+        raise ValueError(f"Parameter `state_dict` should have squares as {name!r}, >= 0. It is in the {where}.")
 
 
 def _options(

@@ -78,7 +78,8 @@ class Checkpoint:
             if before.get(name) != self.identity.get(name):
                 raise ValueError(
                     f"Parameter `checkpoint` should be a folder of the same run. Found in {str(self.folder)!r} one "
-                    f"that began with another {name}: {before.get(name)}, now {self.identity.get(name)}."
+                    f"that began with another {name}: "
+                    f"{_difference(before.get(name), self.identity.get(name))}."
                 )
         state: dict[str, Any] = saved["state"]
         return state
@@ -115,8 +116,18 @@ def _model_identity(model: nn.Module) -> dict[str, str]:
         digest.update(_bytes_of(tensor))
     return {
         "model": ", ".join(f"{name} {list(p.shape)} {p.dtype}" for name, p in parameters.items()),
-        "weights (SHA-256)": digest.hexdigest(),
+        "state of the model's weights and buffers": f"SHA-256 {digest.hexdigest()}",
     }
+
+
+def _difference(before: str | None, now: str | None) -> str:
+    """Two values in an error; of long ones the part where they begin to differ."""
+    first, second = str(before), str(now)
+    if len(first) + len(second) > 400:
+        same = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 0)
+        begin = max(0, same - 60)
+        first, second = (f"... {text[begin : begin + 160]} ..." for text in (first, second))
+    return f"{first}, now {second}"
 
 
 def _bytes_of(tensor: Tensor) -> Any:

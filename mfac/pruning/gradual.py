@@ -141,7 +141,8 @@ class Pruner:
             )
         given = {**defaults, **arguments, "sparsity": sparsity, "num_gradients": num_gradients}
         settings = checked_settings(given)
-        targets = choose_targets(model, settings.params, settings.existing_zeros)
+        passes_over = settings.rules.pattern.passes_over
+        targets = choose_targets(model, settings.params, settings.existing_zeros, passes_over=passes_over)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(settings.seed)
             stream = BatchStream(data)

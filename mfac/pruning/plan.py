@@ -125,6 +125,7 @@ class Planner:
         self._loss_seconds = 0.0  # of a batch that only goes forward
         self._activations = 0  # bytes of a batch, once one was timed
         self._rows_a_batch = 1
+        self._unused: set[str] = set()  # weights without a gradient in the batch that was timed
 
     def settle(self, *, timed: bool, refuse: bool) -> tuple[Settings, PruningPlan]:
         """Chooses what is open.
@@ -167,6 +168,11 @@ class Planner:
             )
         if settings.num_gradients is None and most is not None and chosen.rank == most:
             notes.append(f"a pass over the data has {most} gradients, and a stage takes no more")
+        if self._unused:
+            notes.append(
+                f"no gradient in the first batch: {', '.join(sorted(self._unused))}; weights that get none in all "
+                f"batches are left dense"
+            )
         seconds = None if self._batch_seconds is None else self.seconds(chosen)
         return chosen, self._plan(chosen, seconds, tuple(notes))
 
@@ -244,4 +250,5 @@ class Planner:
                 source.loss(batch)
             self._loss_seconds, self._activations = time.perf_counter() - start, activations.total
         before.restore(None)
+        self._unused = set(source.unused)
         self._batch_seconds = sum(seconds[1:]) / _TIMED_BATCHES

@@ -59,6 +59,8 @@ class Probe:
         self, settings: Settings, parameters: Sequence[PrunableWeight], live: int, device: torch.device
     ) -> None:
         self.settings, self.parameters, self.live, self.device = settings, parameters, live, device
+        joined = any(len(group) > 1 for group in settings.rules.pattern.together(parameters))
+        self._pattern = Unstructured() if joined else settings.rules.pattern  # the one row has no partners
         self._found: dict[int, StepTimes] = {}
         self._choice: tuple[float, float] | None = None
 
@@ -80,7 +82,7 @@ class Probe:
             self._step(grads[:, :few].contiguous(), weights[:few])  # warms up
             factoring, step, kept = self._step(grads, weights)
             choosing, chaining = self._choosing()
-            if isinstance(self.settings.rules.pattern, Unstructured):  # `step` has a choice among few in it
+            if isinstance(self._pattern, Unstructured):  # `step` has a choice among few in it
                 step -= self._chosen([_row(self.parameters[0], count)], 1)
             beyond = max(0.0, step - factoring * kept / count) / count
             self._found[rank] = StepTimes(factoring / count, beyond, choosing, chaining)
@@ -103,14 +105,15 @@ class Probe:
         live, kept = torch.ones(count, dtype=torch.bool, device=weights.device), max(1, count * 3 // 4)
         row = _row(self.parameters[0], count)
         context = StepContext(weights, fisher, [row], live, lambda _: 0.0, lambda: {row.name: torch.ones(row.shape)})
-        prune_step(replace(settings.rules, allocation=Global(), step_check=False), context, kept, max(1, count // 2))
+        rules = replace(settings.rules, pattern=self._pattern, allocation=Global(), step_check=False)
+        prune_step(rules, context, kept, max(1, count // 2))
         _ = context.kept_fisher
         return factored - start, time.perf_counter() - factored, kept
 
     def _choosing(self) -> tuple[float, float]:
         """Seconds of a choice for each weight that is alive, and for each that there is."""
         if self._choice is None:
-            if isinstance(self.settings.rules.pattern, Unstructured):
+            if isinstance(self._pattern, Unstructured):
                 parameters = _shrunk(self.parameters)
                 total = sum(parameter.size for parameter in parameters)
                 of_all, of_few = (self._chosen(parameters, every) for every in (1, _FEW))

@@ -191,7 +191,7 @@ def prune(
     """
     settings = checked_settings(locals())
     check_model_and_loss(model, loss_fn)
-    targets = choose_targets(model, params, existing_zeros)
+    targets = choose_targets(model, params, existing_zeros, passes_over=settings.rules.pattern.passes_over)
     with torch.random.fork_rng(devices=[]), generators_kept(data):
         torch.default_generator.manual_seed(seed)
         stream, ranks = BatchStream(data), Ranks(process_group)
@@ -252,11 +252,15 @@ def plan(*arguments: Any, **named: Any) -> PruningPlan:
     given = bound.arguments
     settings = checked_settings(given)
     check_model_and_loss(given["model"], given["loss_fn"])
-    targets = choose_targets(given["model"], given["params"], given["existing_zeros"])
+    passes_over = settings.rules.pattern.passes_over
+    targets = choose_targets(given["model"], given["params"], given["existing_zeros"], passes_over=passes_over)
     with torch.random.fork_rng(devices=[]), generators_kept(given["data"]):
         torch.default_generator.manual_seed(given["seed"])
         planner = Planner(given["model"], given["loss_fn"], BatchStream(given["data"]), targets, settings)
         return planner.settle(timed=True, refuse=False)[1]
+
+
+plan.__signature__ = signature(prune).replace(return_annotation="PruningPlan")  # type: ignore[attr-defined]
 
 
 def _reestimate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -72,6 +72,7 @@ def choose_targets(
     existing_zeros: ExistingZeros,
     frozen: bool = False,
     on_disk: bool = False,
+    passes_over: Callable[[str], str | None] = lambda name: None,
 ) -> Targets:
     """Finds what there is to prune, before anything is computed.
 
@@ -82,6 +83,7 @@ def choose_targets(
         existing_zeros: What zeros are.
         frozen: Whether frozen weights are like any others, as where no gradient is asked for.
         on_disk: Whether weights on the meta device are, too, as where files have their numbers.
+        passes_over: By name, why a pattern has no use for a weight: "it ..."; None where it has.
 
     Returns:
         The targets.
@@ -94,7 +96,8 @@ def choose_targets(
     """
     named = named_parameters(model)
     computed = _computed_weights(model)
-    reasons = _reasons(model, named, frozen)
+    reasons = {name: Reason(why) for name in named if (why := passes_over(name)) is not None}
+    reasons |= {name: why for name, why in _reasons(model, named, frozen).items() if name not in reasons}
     if params is None:
         if computed:
             name, remedy = next(iter(computed.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,10 +72,75 @@ def test_a_finish_that_does_not_help_is_put_back() -> None:
     assert all(torch.equal(mask, wanted.masks[name]) for name, mask in report.masks.items())
 
 
+def sequences() -> list[Tensor]:
+    return [torch.arange(12).add(start).remainder(11).repeat(4, 1) for start in range(16)]
+
+
+BOTH: dict[str, Any] = {
+    "method": "sparsegpt",
+    "finish": mfac.FisherFinish(lr=3e-3, epochs=4),
+    "quantize": mfac.Grid(bits=4, group_size=8),
+    "weigh_inputs": True,
+}
+
+
+def test_weights_are_rounded_after_a_finish_and_keep_its_zeros() -> None:
+    torch.manual_seed(0)
+    model = Language(words=11, width=16)
+    finished, rounded = copy.deepcopy(model), copy.deepcopy(model)
+    of_finish = mfac.prune_layerwise(finished, sequences(), 0.5, method="sparsegpt", finish=BOTH["finish"])
+    report = mfac.prune_layerwise(rounded, sequences(), 0.5, **BOTH)
+    assert report.finish is not None and report.finish.loss_after == of_finish.finish.loss_after
+    assert all(torch.equal(mask, of_finish.masks[name]) for name, mask in report.masks.items())
+    assert mfac.verify(rounded, report)
+    for name, layer in report.layers.items():
+        weight = rounded.get_parameter(name).detach().double()
+        values = layer.grids[0].weights(layer.grids[0].integers(weight))
+        assert torch.allclose(values * report.masks[name], weight, atol=1e-6)
+    once = copy.deepcopy(model)
+    mfac.prune_layerwise(once, sequences(), 0.5, method="sparsegpt", quantize=BOTH["quantize"])
+    with torch.no_grad():
+        losses = [sum(float(next_word_loss(m, b)) for b in sequences()) for m in (rounded, once)]
+    assert losses[0] < losses[1]
+
+
+def next_word_loss(model: nn.Module, tokens: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+
+@pytest.mark.parametrize("stop", [1, 3])  # within the first sweep, and within the second
+def test_a_run_of_two_sweeps_goes_on_where_it_was_stopped(stop: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Language(words=11, width=16)
+    undisturbed, stopped = copy.deepcopy(model), copy.deepcopy(model)
+    mfac.prune_layerwise(undisturbed, sequences(), 0.5, **BOTH)
+    calls = 0
+
+    def interrupt(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mfac.prune_layerwise(stopped, sequences(), 0.5, checkpoint=tmp_path, progress=interrupt, **BOTH)
+    again = copy.deepcopy(model)
+    report = mfac.prune_layerwise(again, sequences(), 0.5, checkpoint=tmp_path, **BOTH)
+    assert report.finish is not None and report.finish.helped
+    for name, parameter in undisturbed.named_parameters():
+        assert torch.equal(parameter, again.get_parameter(name)), name
+
+
+def test_a_sparse_model_is_rounded_with_its_zeros_kept() -> None:
+    model, batches = made("mlp")
+    masks = mfac.prune_layerwise(model, batches, 0.5).masks
+    report = mfac.prune_layerwise(model, batches, method="keep_zeros", quantize=mfac.Grid(bits=8, group_size=None))
+    for name, mask in masks.items():
+        assert not bool(model.get_parameter(name)[~mask].any()) and not bool(report.masks[name][~mask].any())
+
+
 def test_a_finish_is_refused_where_it_has_no_place() -> None:
     model, batches = made("language")
-    with pytest.raises(ValueError, match="None with `quantize`"):
-        mfac.prune_layerwise(model, batches, finish="fisher", quantize=mfac.Grid())
     with pytest.raises(ValueError, match="`finish` should be"):
         mfac.prune_layerwise(model, batches, finish="adam")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`lr`"):

@@ -114,6 +114,74 @@ def test_rows_of_a_run_are_removed():
     torch.testing.assert_close(shrunk.model(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.body, self.head = nn.Linear(12, 8), nn.GRU(8, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.up(x)[:, None])[0][:, -1])
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.head = nn.Linear(12, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.up(x))) if float(x.sum()) > 0 else x
+
+
+def masked(model: nn.Module, name: str, place: tuple[slice, slice]) -> dict[str, Tensor]:
+    parameter = model.get_parameter(name)
+    mask = torch.ones_like(parameter, dtype=torch.bool)
+    mask[place] = False
+    with torch.no_grad():
+        parameter.mul_(mask)
+    return {name: mask}
+
+
+ROWS, COLUMNS = (slice(2), slice(None)), (slice(None), slice(2))
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "place", "why"),
+    [
+        (Recurrent(), "body.weight_ih_l0", ROWS, "'body' is a GRU, whose output channels are not cut"),
+        (Branching(), "up.weight", ROWS, "'up' is called in no part of the model that torch.fx can trace"),
+        (
+            nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)),
+            "0.weight",
+            COLUMNS,
+            "'0' is a ConvTranspose2d, whose output channels are not cut",
+        ),
+    ],
+)
+def test_empty_rows_of_any_layer_are_named(model: nn.Module, name: str, place: tuple[slice, slice], why: str):
+    with pytest.raises(ValueError, match=why):
+        mfac.shrink(model, masked(model, name, place))
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "layer"),
+    [
+        (Recurrent(), "body.weight_ih_l0", "body"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3)), "2.weight", "2"),
+        (mlp(), "0.weight", "0"),
+    ],
+)
+def test_empty_input_channels_that_stay_are_counted(model: nn.Module, name: str, layer: str):
+    with pytest.warns(UserWarning, match=f"'{layer}' has 2 input channels of zeros"):
+        shrunk = mfac.shrink(model, masked(model, name, COLUMNS))
+    assert shrunk.inputs_left == {layer: 2} and "2 input channels of zeros stay" in str(shrunk)
+
+
+def test_a_layer_of_which_every_row_is_empty_keeps_one():
+    model = nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 2))
+    shrunk = mfac.shrink(model, masked(model, "0.weight", (slice(None), slice(None))))
+    assert shrunk.removed == {"0": 2} and not shrunk.left
+
+
 def test_what_cannot_be_removed_is_named():
     model = Residual()
     masks = {"down.weight": torch.ones(12, 20, dtype=torch.bool)}

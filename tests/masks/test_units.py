@@ -182,6 +182,19 @@ def test_heads_beside_another_pattern():
     assert 0.3 < report.sparsity <= 0.5
 
 
+def test_heads_alone_leave_other_weights_dense_and_say_so():
+    torch.manual_seed(0)
+    model = nn.Sequential(Projections(), nn.Linear(3, 8), nn.Linear(8, 3))
+    report = mfac.prune(model, cross_entropy, batches(30), sparsity=0.5, pattern=mfac.Heads(model), **SMALL)
+    assert {name.split(".")[0] for name in report.masks} == {"0"}
+    assert set(report.left_dense) == {"1.weight", "2.weight"}
+    assert report.left_dense["1.weight"].startswith("is no projection of an attention")
+    planned = mfac.plan(model, cross_entropy, batches(30), params="[01].*", pattern=mfac.Heads(model), **SMALL)
+    assert set(planned.tensors) == set(report.masks)
+    with pytest.raises(ValueError, match=r"Found '1.weight': it is no projection"):
+        mfac.prune(model, cross_entropy, batches(30), params=["0.*", "1.weight"], pattern=mfac.Heads(model), **SMALL)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_very_sparse_network_is_not_cut_in_two(seed: int):
     torch.manual_seed(seed)

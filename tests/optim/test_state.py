@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -198,6 +199,7 @@ def test_a_state_that_does_not_fit_is_refused_by_name_and_changes_nothing(change
         ("rows", ..., KeyError, r"parameter 1 of group 0 should have an entry 'rows'"),
         ("momentum", torch.zeros(7), ValueError, r"'momentum' of shape \[6\] .* parameter 1 of group 0"),
         ("columns", 7, ValueError, r"parameter 1 of group 0 should have 6 columns. Found 7"),
+        ("momentum", torch.full((6,), math.nan), ValueError, r"finite numbers as 'momentum'.* parameter 1 of group 0"),
     ],
 )
 def test_an_entry_that_does_not_fit_is_refused_by_name_and_changes_nothing(
@@ -210,6 +212,16 @@ def test_an_entry_that_does_not_fit_is_refused_by_name_and_changes_nothing(
     if value is ...:
         del saved["state"][1][entry]
     with pytest.raises(error, match=message):
+        opt.load_state_dict(saved)
+    assert_same(before, opt.state_dict())
+
+
+@pytest.mark.parametrize(("value", "message"), [(math.inf, "finite numbers"), (-1.0, "squares")])
+def test_squares_that_are_none_are_refused(value: float, message: str):
+    opt = stepped(named(["wide", "bias"], rule="adam"))
+    before, saved = copied(opt.state_dict()), stored(opt.state_dict())
+    saved["state"][1]["square_average"][2] = value
+    with pytest.raises(ValueError, match=f"{message}.* as 'square_average'.* parameter 1 of group 0"):
         opt.load_state_dict(saved)
     assert_same(before, opt.state_dict())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import subprocess
 import sys
 import time
@@ -206,3 +207,20 @@ def test_the_time_of_a_plan_is_that_of_its_parts(monkeypatch):
     before, after = (480, 360), (360, 240)
     expected = (sum(before) + sum(after)) * 1e3 + sum(before) * (1e6 + 1e9) + 2 * 480 * 1e12
     assert planned.seconds == pytest.approx(expected, rel=1e-9)
+
+
+def test_weights_without_a_gradient_in_the_first_batch_are_noted():
+    class TwoWays(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.unread = torch.nn.Linear(12, 3), torch.nn.Linear(12, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.read(x)
+
+    planned = mfac.plan(TwoWays(), cross_entropy, batches(16), sparsity=0.5)
+    assert "no gradient in the first batch: unread.weight" in str(planned)
+
+
+def test_a_plan_takes_the_arguments_of_a_run():
+    assert list(inspect.signature(mfac.plan).parameters) == list(inspect.signature(mfac.prune).parameters)

@@ -148,6 +148,18 @@ class Pattern(ABC):
         """
         return
 
+    def passes_over(self, name: str) -> str | None:
+        """Why a weight stays dense that is prunable but none of the pattern's; by default all are.
+
+        Args:
+            name: Of the parameter.
+
+        Returns:
+            "it ...", for the report, and for the error where the weight is asked for by name; None
+            for a weight of the pattern.
+        """
+        return None
+
     def least_kept(self, weights: Sequence[PrunableWeight], live: Tensor) -> list[int]:
         """How many weights of each parameter stay, however far pruning goes; by default none.
 

@@ -68,6 +68,11 @@ class ByName(Pattern):
         for pattern, indices in self._parts(weights):
             pattern.check([weights[i] for i in indices])
 
+    def passes_over(self, name: str) -> str | None:
+        """What the weight's own pattern says."""
+        key = self._key(name)
+        return None if key is None else self.patterns[key].passes_over(name)
+
     def least_kept(self, weights: Sequence[PrunableWeight], live: Tensor) -> list[int]:
         """What each part keeps at least."""
         return self._of_each(weights, live, lambda pattern, *rest: pattern.least_kept(*rest))

@@ -45,7 +45,8 @@ class Heads(Pattern):
     Found are `torch.nn.MultiheadAttention` and modules that hold projections named as transformers
     name them, with the number of heads as `num_heads`, `num_attention_heads` or `n_heads`, or the
     width of a head as `head_dim`; `num_key_value_heads`, or narrower keys, make groups of heads
-    that share keys and values go together. Other attentions are given as `Attention`.
+    that share keys and values go together. Other attentions are given as `Attention`. All other
+    weights stay dense, unless a mapping of patterns has another pattern for them.
 
     A step drops as many whole heads as fit into its number of weights. Biases of a head stay:
     without the head's output columns the biases have no effect.
@@ -78,8 +79,12 @@ class Heads(Pattern):
     def __repr__(self) -> str:
         return f"heads of {len(self.attentions)} {'given ' if self._given else ''}attentions"
 
+    def passes_over(self, name: str) -> str | None:
+        """Why all but the projections of attentions stay dense."""
+        return None if name in self._attention_of() else "is no projection of an attention, of which heads are pruned"
+
     def check(self, weights: Sequence[PrunableWeight]) -> None:
-        """Refuses weights of no attention, and attentions of which only a part is pruned.
+        """Refuses weights of no known channels, and attentions of which only a part is pruned.
 
         Args:
             weights: What is known of each weight.
@@ -87,10 +92,9 @@ class Heads(Pattern):
         Raises:
             ValueError: If there is such a weight or attention; the error names it.
         """
-        known = {name for attention in self.attentions for name in (*attention.inputs, *attention.outputs)}
         there = {weight.name for weight in weights}
         for weight in weights:
-            if weight.name not in known or weight.layout is None:
+            if self.passes_over(weight.name) or weight.layout is None:
                 raise ValueError(
                     f"Parameter `params` should select projections of attentions with pattern 'heads'. Found "
                     f"{weight.name!r}; a mapping of patterns gives it another."
