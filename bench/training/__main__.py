@@ -3,7 +3,8 @@
     python -m bench.training [--tasks digits fashion] [--methods MFAC AdamW] [--seeds 5] [--jobs 2]
 
 Every finished run is kept in bench/out/training.json and not repeated, so this can be done in
-pieces. A run is measured ten times on its way, which gives the steps to an accuracy.
+pieces. With --measured the runs behind the tables of the documentation count as finished. A run is
+measured ten times on its way, which gives the steps to an accuracy.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from demo.training import cosine
 from mfac.bench.timing import describe_machine
 
 OUT = Path(__file__).resolve().parents[1] / "out" / "training.json"
+KNOWN = OUT.parents[1] / "measured" / OUT.name
 MEASURED = 10
 _MORE = {"paragraphs": {"window_dtype": torch.bfloat16, "rank": 32}}
 """What ours needs for a window to fit beside the network."""
@@ -76,12 +78,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rates", nargs="+", type=float, help="learning rates, in place of the methods' own")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 ... n-1, of the weights and the order (5)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one thread (2)")
+    parser.add_argument("--measured", action="store_true", help=f"take the runs in bench/measured/{KNOWN.name} as done")
     arguments = parser.parse_args(argv)
     methods = {name: METHODS[name] for name in arguments.methods}
     if arguments.variant:
         name, *pairs = arguments.variant
         methods = {name: ours(**{key: _value(text) for key, text in (pair.split("=", 1) for pair in pairs)})}
-    results: Results = json.loads(OUT.read_text()) if OUT.exists() else {}
+    results: Results = json.loads(KNOWN.read_text()) if arguments.measured else {}
+    for task, of_task in (json.loads(OUT.read_text()) if OUT.exists() else {}).items():
+        for name, by_rate in of_task.items():
+            for rate, runs in by_rate.items():
+                results.setdefault(task, {}).setdefault(name, {}).setdefault(rate, {}).update(runs)
     print(describe_machine())
     wanted = []
     for seed in range(arguments.seeds):

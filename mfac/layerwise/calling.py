@@ -128,36 +128,64 @@ def listed_batches(data: Iterable[Any]) -> list[Any]:
     return batches
 
 
-def check_first(model: nn.Module, batch: Any, call: Forward) -> None:
-    """Refuses batches that are longer than the model takes, or that it does not take at all.
+def check_batches(model: nn.Module, batches: Sequence[Any], call: Forward) -> None:
+    """Refuses batches that are longer than the model takes, and a first one that it does not take.
 
     Args:
         model: The model.
-        batch: The first batch.
-        call: Runs the model on it.
+        batches: All; the first is run.
+        call: Runs the model on a batch.
 
     Raises:
-        ValueError: If it does not take the batch.
+        ValueError: If it does not take a batch; the message has the batch's number.
         AmbiguousItemError: If an item may be labels or an argument.
     """
     most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    tokens = batch.get("input_ids") if isinstance(batch, Mapping) else batch
-    tokens = tokens[0] if isinstance(tokens, tuple | list) and tokens else tokens
-    length = tokens.shape[1] if isinstance(tokens, Tensor) and tokens.dim() == 2 else 0
-    if isinstance(most, int) and length > most:
-        raise ValueError(
-            f"Parameter `data` should yield sequences of at most {most} tokens, which the model's positions allow. "
-            f"Found {length}."
-        )
+    for number, batch in enumerate(batches):
+        tokens = batch.get("input_ids") if isinstance(batch, Mapping) else batch
+        tokens = tokens[0] if isinstance(tokens, tuple | list) and tokens else tokens
+        length = tokens.shape[1] if isinstance(tokens, Tensor) and tokens.dim() == 2 else 0
+        if isinstance(most, int) and length > most:
+            raise ValueError(
+                f"Parameter `data` should yield sequences of at most {most} tokens, which the model's positions allow. "
+                f"Found {length} in batch {number}."
+            )
     try:
-        call(inner_module(model), batch)
+        call(inner_module(model), batches[0])
     except AmbiguousItemError:
         raise
     except Exception as error:
-        raise ValueError(
-            f"Parameter `data` should yield batches that the model takes. Found that the first raises "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        raise ValueError(_not_taken(0, error)) from error
+
+
+def by_number(model: nn.Module, batches: Sequence[Any], call: Forward) -> Callable[[int], Any]:
+    """Runs the model on a batch by its number, which an error of the model then has.
+
+    Args:
+        model: The model.
+        batches: All.
+        call: Runs the model on a batch.
+
+    Returns:
+        A function of the number.
+    """
+
+    def run(number: int) -> Any:
+        try:
+            return call(model, batches[number])
+        except torch.cuda.OutOfMemoryError:  # of no batch in particular
+            raise
+        except (IndexError, KeyError, TypeError, RuntimeError) as error:  # as torch and models raise them
+            raise ValueError(_not_taken(number, error)) from error
+
+    return run
+
+
+def _not_taken(number: int, error: Exception) -> str:
+    return (
+        f"Parameter `data` should yield batches that the model takes. Found that batch {number} raises "
+        f"{type(error).__name__}: {error}"
+    )
 
 
 @contextmanager

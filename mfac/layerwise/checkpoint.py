@@ -129,7 +129,7 @@ class Checkpoint:
         """
         if not self._finish.exists():
             return None
-        tensors, about = read_tensors(self._finish, _KIND)
+        tensors, about = _read_file(self._finish)
         if about["finish"] != asdict(asked):
             return None
         for view in views:
@@ -142,7 +142,7 @@ class Checkpoint:
                 f"Parameter `checkpoint` should be a folder that all ranks of `process_group` see. Found none of the "
                 f"first rank's files at {str(self.folder)!r}."
             )
-        tensors, about = read_tensors(path, _KIND)
+        tensors, about = _read_file(path)
         for key, asked in self._asked.items():
             if about["asked"][key] != asked:
                 raise ValueError(
@@ -188,3 +188,13 @@ class Checkpoint:
     def _path(self, views: Sequence[LayerView]) -> Path:
         names = "\n".join(view.name for view in views)
         return self.folder / f"{hashlib.sha256(names.encode()).hexdigest()[:16]}.pt"
+
+
+def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    try:
+        return read_tensors(path, _KIND)
+    except Exception as error:  # of a file that is cut short or none of ours: whatever reading runs into
+        raise ValueError(
+            f"Parameter `checkpoint` should be a folder whose files can be read. Found {str(path)!r}, which cannot "
+            f"({type(error).__name__}: {error}); without the file its part is done anew."
+        ) from error

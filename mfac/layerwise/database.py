@@ -19,8 +19,9 @@ from mfac.gradients.parameters import Selection
 from mfac.gradients.prunable import describe_weights
 from mfac.layerwise.calling import (
     Forward,
+    by_number,
     call_model,
-    check_first,
+    check_batches,
     listed_batches,
     patterns_by_weight,
     plainly_called,
@@ -167,9 +168,9 @@ class LayerDatabase:
         batches = listed_batches(data)
         call = forward if forward is not None else call_model
         with model_mode(model, "eval"), plainly_called(model), torch.no_grad():
-            check_first(model, batches[0], call)
+            check_batches(model, batches, call)
             inner = inner_module(model)
-            run = DatabaseBuild(views, lambda n: call(inner, batches[n]), batches, settings, Path(folder), progress)
+            run = DatabaseBuild(views, by_number(inner, batches, call), batches, settings, Path(folder), progress)
             run.all(left_dense)
         return cls(folder)
 

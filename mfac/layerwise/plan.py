@@ -15,7 +15,7 @@ from mfac.gradients.modes import model_mode
 from mfac.gradients.naming import inner_module
 from mfac.gradients.parameters import Selection
 from mfac.layerwise import tree
-from mfac.layerwise.calling import Forward, call_model, check_first, listed_batches, plainly_called
+from mfac.layerwise.calling import Forward, by_number, call_model, check_batches, listed_batches, plainly_called
 from mfac.layerwise.chain import NamedBlock, find_chains
 from mfac.layerwise.order import segments_of
 from mfac.layerwise.statistics import EnoughError
@@ -179,6 +179,6 @@ def plan_layerwise(
     call = forward if forward is not None else call_model
     inner = inner_module(model)
     with model_mode(model, "eval"), plainly_called(model):
-        check_first(model, batches[0], call)
+        check_batches(model, batches, call)
         chains = find_chains(model, views, blocks)
-        return planned(views, chains, lambda n: call(inner, batches[n]), len(batches), left_dense)
+        return planned(views, chains, by_number(inner, batches, call), len(batches), left_dense)

@@ -26,8 +26,9 @@ from mfac.layerwise import tree
 from mfac.layerwise.allocation import AllocationName, by_loss, by_name, by_shape, check_allocation
 from mfac.layerwise.calling import (
     Forward,
+    by_number,
     call_model,
-    check_first,
+    check_batches,
     listed_batches,
     patterns_by_weight,
     plainly_called,
@@ -218,11 +219,9 @@ def prune_layerwise(
     with model_mode(model, "eval"), plainly_called(model), torch.no_grad(), ExitStack() as stack:
         with processes.together():
             stack.enter_context(store)
-            check_first(model, batches[0], up_to(chains[0][0], call) if store.on_disk else call)
+            check_batches(model, batches, up_to(chains[0][0], call) if store.on_disk else call)
 
-        def run_batch(number: int) -> Any:
-            return call(inner, batches[number])
-
+        run_batch = by_number(inner, batches, call)
         free = [view for view in views if patterns[view.name].sparsity is None]
         kind = ("uniform" if chains else "global") if allocation == "auto" else allocation
         if kind != "uniform" and not isinstance(sparsity, Mapping) and sparsity > 0 and free:

@@ -68,6 +68,16 @@ def test_a_checkpoint_of_another_model_or_of_other_data_is_refused(tmp_path: Pat
         mfac.prune_layerwise(copy.deepcopy(start), batches[:1], method="sparsegpt", checkpoint=tmp_path)
 
 
+def test_a_file_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    model, batches = made("language")
+    start = copy.deepcopy(model)
+    mfac.prune_layerwise(model, batches, method="sparsegpt", checkpoint=tmp_path)
+    path = sorted(tmp_path.glob("*.pt"))[0]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"whose files can be read. Found .*{path.name}"):
+        mfac.prune_layerwise(start, batches, method="sparsegpt", checkpoint=tmp_path)
+
+
 def test_methods_of_ones_own_are_told_apart_by_what_they_do(tmp_path: Path) -> None:
     model, batches = made("mlp")
     start = copy.deepcopy(model)

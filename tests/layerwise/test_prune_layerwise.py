@@ -179,8 +179,10 @@ def test_inputs_that_are_not_finite_are_named() -> None:
 def test_long_sequences_are_refused() -> None:
     model, batches = made("language")
     model.config = type("Config", (), {"max_position_embeddings": 8, "use_cache": True})()  # type: ignore[assignment]
-    with pytest.raises(ValueError, match=r"at most 8 tokens.*Found 9"):
+    with pytest.raises(ValueError, match=r"at most 8 tokens.*Found 9 in batch 0"):
         mfac.prune_layerwise(model, batches)
+    with pytest.raises(ValueError, match=r"at most 8 tokens.*Found 9 in batch 1"):
+        mfac.prune_layerwise(model, [batches[0][:, :8], batches[1]])
     model.config.max_position_embeddings = 16
     inner = model.layers[0]
     inner.config = type("Config", (), {"use_cache": "mine"})()  # as a decoder has a copy of its own
@@ -190,6 +192,15 @@ def test_long_sequences_are_refused() -> None:
     assert model.config.use_cache is True
     assert inner.config.use_cache == "mine"
     assert set(seen) == {False}
+
+
+@pytest.mark.parametrize("bad", [torch.full((4, 9), 99), torch.randn(4, 9), None])
+def test_a_later_batch_that_the_model_does_not_take_is_named(bad: Any) -> None:
+    model, batches = made("language")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"takes. Found that batch 2 raises (IndexError|RuntimeError|TypeError)"):
+        mfac.prune_layerwise(model, [*batches[:2], bad])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_recurrent_weights_are_left_dense_and_listed() -> None:
