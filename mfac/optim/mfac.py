@@ -109,6 +109,7 @@ class MFAC(Optimizer):
     """
 
     elementwise_state = ELEMENTWISE
+    skipped = False  # whether the last step was none, for a gradient that is not finite
 
     def __init__(
         self,
@@ -288,13 +289,12 @@ class MFAC(Optimizer):
         spread = {mine.columns.pieces.among: mine.columns.pieces for _, mine in stepping}
         for pieces in [*spread.values()] * min(2, len(spread)):  # twice: the first hear of the last as well
             any_bad = pieces.any(any_bad)
-        if any_bad:
-            if self.nonfinite == "skip":
-                return False
+        self.skipped = any_bad and self.nonfinite == "skip"
+        if any_bad and not self.skipped:
             found = " ".join(f"Found {mine.why_refused(f' in group {i}')}" for i, mine in bad)
             found = found or "Found another in another process."
             raise ValueError(f"Parameter `gradient` should be finite. {found}")
-        return True
+        return not self.skipped
 
     def diagnostics(self) -> dict[str, float]:
         """What the last step was, for any logger; O(m²) a group.

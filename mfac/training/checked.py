@@ -74,6 +74,36 @@ def is_skipped(optimizer: Optimizer) -> bool:
     return isinstance(found, Tensor) and bool(found.item())
 
 
+def was_skipped(optimizer: Optimizer) -> bool:
+    """Whether the step just taken was none, by a `GradScaler` or by `mfac.MFAC(nonfinite="skip")`.
+
+    Args:
+        optimizer: After its step.
+
+    Returns:
+        Whether the weights are those of before.
+    """
+    return is_skipped(optimizer) or getattr(optimizer, "skipped", False) is True
+
+
+def will_skip(optimizer: Optimizer) -> bool:
+    """Whether an optimizer will skip the step that comes, whose gradients no recipe should see.
+
+    Args:
+        optimizer: Before its step, with gradients.
+
+    Returns:
+        Whether a gradient is not finite that makes the optimizer skip. One pass over the gradients
+        of `mfac.MFAC(nonfinite="skip")`, none of other optimizers'.
+    """
+    if is_skipped(optimizer):
+        return True
+    if getattr(optimizer, "nonfinite", None) != "skip":
+        return False
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return not all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
 def checked_masks(masks: Any, before: Tensor) -> Tensor:
     """Accepts the masks that a recipe returns.
 

@@ -19,7 +19,7 @@ from mfac.gradients.parameters import Selection
 from mfac.masks.attachment import MaskHandle
 from mfac.masks.masks import Masks
 from mfac.training.change import MaskChange, plot_log, write_log
-from mfac.training.checked import checked_masks, checked_optimizers, is_skipped, needs_fisher, seed_apart
+from mfac.training.checked import checked_masks, checked_optimizers, needs_fisher, seed_apart, was_skipped, will_skip
 from mfac.training.context import ChangeContext
 from mfac.training.curvature import DAMPING, FisherSource
 from mfac.training.description import describe, difference
@@ -39,9 +39,9 @@ class MaskedTraining:
 
     Hooks of the optimizer do the work: they count its steps, keep dropped weights, their gradients
     and their state at exactly zero, and change the masks when the recipe says so, after the step.
-    Weights that come back are zero, with a state of zero. A step that a `GradScaler` skips does not
-    count; accumulated gradients are one step. The model's and the optimizer's `state_dict` are as
-    ever; save `state_dict()` beside them.
+    Weights that come back are zero, with a state of zero. A step that a `GradScaler` skips, or
+    `mfac.MFAC(nonfinite="skip")`, does not count; accumulated gradients are one step. The model's
+    and the optimizer's `state_dict` are as ever; save `state_dict()` beside them.
 
     Args:
         model: The model, wrapped or not.
@@ -262,7 +262,7 @@ class MaskedTraining:
     def _see(self, number: int) -> None:
         """Takes what the recipe wants of the gradients of the step that comes."""
         self._undo = None
-        if is_skipped(self._optimizers[number]):
+        if will_skip(self._optimizers[number]):
             return
         progress, step = self._progress, self.steps + 1
         progress.move(self._tensors.device)
@@ -276,7 +276,7 @@ class MaskedTraining:
         """The hook after a step of an optimizer."""
 
         def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if is_skipped(optimizer):
+            if was_skipped(optimizer):
                 return
             before = self.steps
             self._progress.counts[number] += 1

@@ -38,6 +38,25 @@ def test_a_skipped_step_of_a_scaler_does_not_count(fused: bool):
     assert zeros_hold(training, model)
 
 
+@pytest.mark.parametrize("recipe", [recipes.RigL(0.8, every=2), recipes.SNIP(0.8), recipes.GMP(0.8, end=5, every=2)])
+def test_a_step_that_mfac_skips_does_not_count(recipe: recipes.Recipe):
+    model = network()
+    optimizer = mfac.MFAC(model.parameters(), lr=1e-2, rank=4, nonfinite="skip")
+    training = mfac.MaskedTraining(model, optimizer, recipe)
+    for number, batch in enumerate(data(8)):
+        optimizer.zero_grad()
+        loss = loss_of(model, batch) * (float("nan") if number in (0, 4) else 1.0)
+        loss.backward()
+        optimizer.step()
+        assert optimizer.skipped == (number in (0, 4))
+    assert training.steps == 6
+    assert {change.step for change in training.changes} <= set(range(7))
+    assert (
+        1 - sum(int(m.sum()) for m in training.masks.values()) / sum(m.numel() for m in training.masks.values()) > 0.79
+    )
+    assert zeros_hold(training, model)
+
+
 def test_a_closure_shows_the_gradients_that_it_computes():
     model, other = network(), network()
     made = [torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9) for m in (model, other)]
