@@ -129,8 +129,9 @@ def prune_layerwise(
             stays in memory, and dense. Names are those of the state dict, with or without an index.
             Weights come to the device of the first batch, in the model's dtype.
         output: With `weights`, the folder that the pruned model goes to: a file for each block in
-            the dtypes that `weights` has, an index as Hugging Face has it, and masks, which the
-            report reads when they are used. The model itself stays on the meta device.
+            the dtypes that `weights` has, an index as Hugging Face has it, what describes the model
+            beside its weights, and masks, which the report reads when they are used. The model
+            itself stays on the meta device.
 
     Returns:
         Masks, the error of each layer, and what was left dense and why.

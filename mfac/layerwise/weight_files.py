@@ -17,6 +17,8 @@ from mfac.masks.storage import whole_file
 
 INDEX = "model.safetensors.index.json"
 """What Hugging Face calls the index of a model in several files."""
+_DESCRIBING = {".json", ".txt", ".model", ".jinja"}
+"""Suffixes of what stands beside weights: the model's numbers, tokenizers and their templates."""
 _FLOATING = {"F64", "F32", "F16", "BF16"}
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -41,6 +43,8 @@ class WeightFiles:
         from safetensors import safe_open
 
         self.paths = _paths(source)
+        folder = Path(source) if isinstance(source, str | os.PathLike) else None
+        self._folder = folder if folder is not None and folder.is_dir() else None
         self._open = ExitStack()
         self._files: dict[str, Any] = {}
         for path in self.paths:
@@ -55,6 +59,11 @@ class WeightFiles:
     def names(self) -> set[str]:
         """Of all tensors."""
         return set(self._files)
+
+    def beside(self) -> list[Path]:
+        """Files of a folder given that describe the model, as its configuration."""
+        found = sorted(self._folder.iterdir()) if self._folder is not None else []
+        return [path for path in found if path.is_file() and path.suffix in _DESCRIBING and path.name != INDEX]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor."""

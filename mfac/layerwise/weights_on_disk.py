@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,6 +131,8 @@ class WeightsOnDisk(InMemory):
             self._write(None, masks)
             if self._processes.rank == 0:
                 self._shards.end()
+                for path in self._source.beside():  # so that the folder loads as that of the dense model does
+                    shutil.copyfile(path, self._shards.folder / path.name)
 
     @contextmanager
     def calls(self) -> Generator[None]:

@@ -273,6 +273,19 @@ def two() -> Iterator[Processes]:
     processes.end()
 
 
+def test_what_describes_the_model_comes_along(tmp_path: Path) -> None:
+    model, batches = made("language")
+    source = saved(model, tmp_path / "dense", 2, True)
+    (source / "config.json").write_text('{"hidden_size": 16}')
+    (source / "pytorch_model.bin").write_bytes(b"other weights")
+    mfac.prune_layerwise(on_meta(NETWORKS["language"][0]), batches, weights=source, output=tmp_path / "sparse")
+    assert (tmp_path / "sparse" / "config.json").read_text() == '{"hidden_size": 16}'
+    assert not (tmp_path / "sparse" / "pytorch_model.bin").exists()
+    again = [source / name for name in ("part-0.safetensors", "part-1.safetensors")]
+    mfac.prune_layerwise(on_meta(NETWORKS["language"][0]), batches, weights=again, output=tmp_path / "of files")
+    assert not (tmp_path / "of files" / "config.json").exists()
+
+
 def test_two_ranks_write_what_one_does(two: Processes, tmp_path: Path) -> None:
     model, batches = made("mixture")
     saved(model, tmp_path / "dense", 1, False)
