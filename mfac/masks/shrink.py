@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
 
-from mfac.gradients.naming import inner_module, named_parameters
+from mfac.gradients.modes import model_mode
+from mfac.gradients.naming import inner_module, named_layers, named_parameters
 from mfac.gradients.prunable import describe_weights
-from mfac.masks.cutting import channels_of, keep_inputs, keep_outputs
 from mfac.masks.kinds.axes import as_matrix
+from mfac.masks.shrink_channels import LAYERS, ChannelRemoval
 from mfac.masks.shrink_heads import HeadRemoval
-from mfac.masks.through import Step, follow
-
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass
@@ -55,11 +51,12 @@ def shrink(model: nn.Module, masks: Any, *, example: Any = None) -> Shrunk:
     A channel goes if its row of weights is zero, or if all weights of the next layer for the
     channel are zero. A channel with a row of zeros is constant. The constant is taken through the
     layers between and into the next layer's bias, so that the smaller model computes the same
-    function, up to rounding. `shrink` works on models that `torch.fx` can trace, and on the
-    traceable parts of other models: linear layers and convolutions of one group, one after the
-    other, with batch norm, pooling, flattening, dropout and elementwise functions between. Where
-    all channels would go, the first one stays. Where weights are masked and no channel or head is
-    empty, a warning says so.
+    function, up to rounding. `shrink` works on models that `torch.fx` can trace in evaluation mode:
+    linear layers and convolutions of one group, one after the other, with batch norm, pooling,
+    flattening, dropout and elementwise functions between. Of other models it takes the traceable
+    parts, where the model returns the same for `example` afterwards. Layers with hooks, with
+    computed weights, or in several places stay. Where all channels would go, the first one stays.
+    Where weights are masked and no channel or head is empty, a warning says so.
 
     A head goes if its columns of the output projection are zero, as `mfac.Heads` leaves them.
     `torch.nn.MultiheadAttention` is replaced by a module that is called in the same way, whose
@@ -71,15 +68,17 @@ def shrink(model: nn.Module, masks: Any, *, example: Any = None) -> Shrunk:
         model: The pruned model, which is not changed; in evaluation mode the smaller model computes
             the same.
         masks: A report, or name to mask; the model's zeros are held to them.
-        example: Inputs for attentions other than torch's: a tensor, a tuple of arguments or a
-            mapping of named ones.
+        example: Inputs that the model is run on before and after each change, so that what changes
+            its outputs is put back: a tensor, a tuple of arguments or a mapping of named ones.
+            Attentions other than torch's, and models that cannot be traced as a whole, need it.
 
     Returns:
         The smaller copy, what was removed and what was left and why.
 
     Raises:
-        ValueError: If a weight is not zero where its mask is, or if channels or heads are empty and
-            none can be removed.
+        TypeError: If `masks` are none.
+        ValueError: If the model cannot be copied, if a weight is not zero where its mask is, or if
+            channels or heads are empty and none can be removed.
 
     Example:
         >>> import torch, mfac
@@ -94,19 +93,16 @@ def shrink(model: nn.Module, masks: Any, *, example: Any = None) -> Shrunk:
         3
     """
     masks = getattr(masks, "masks", masks)
+    if not isinstance(masks, Mapping):
+        raise TypeError(f"Parameter `masks` should be a report or a mapping of masks. Found {type(masks).__name__}.")
     _check_zeros(model, masks)
-    shrunk, followed = Shrunk(copy.deepcopy(inner_module(model))), set[str]()
-    for _ in range(1 + sum(isinstance(layer, _LAYERS) for layer in shrunk.model.modules())):  # one feeds the next
-        shrunk.left.clear()
-        before = sum(shrunk.removed.values())
-        for name, root, graph in _graphs(shrunk.model):
-            followed |= _shrink_graph(shrunk, name, root, graph)
-        if sum(shrunk.removed.values()) == before:
-            break
+    shrunk = Shrunk(_copied(inner_module(model)))
+    with model_mode(shrunk.model, "eval"):  # what a model does in training alone is not promised
+        channels = ChannelRemoval(shrunk.model, example)
+    shrunk.removed, shrunk.left, followed = channels.removed, channels.left, channels.followed
     heads = HeadRemoval(shrunk.model, example)  # last: what is traced above are torch's own modules
     shrunk.heads = heads.removed
-    shrunk.left |= heads.left
-    _name_the_rest(shrunk, followed, {name for name, mask in masks.items() if not bool(mask.all())})
+    _name_the_rest(shrunk, heads, followed, {name for name, mask in masks.items() if not bool(mask.all())})
     gone = bool(shrunk.removed or shrunk.heads)
     if shrunk.left and not gone:
         why = "; ".join(f"{name!r} {reason}" for name, reason in shrunk.left.items())
@@ -121,24 +117,42 @@ def shrink(model: nn.Module, masks: Any, *, example: Any = None) -> Shrunk:
     return shrunk
 
 
-def _name_the_rest(shrunk: Shrunk, followed: set[str], masked: set[str]) -> None:
-    """Names channels of zeros that nothing above has looked at, whatever layer they belong to."""
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ValueError(
+            f"Parameter `model` should be one that can be copied. Found that it cannot: {error}. Weight norm and "
+            f"spectral norm of the older kind are removed first."
+        ) from error
+
+
+def _name_the_rest(shrunk: Shrunk, heads: HeadRemoval, followed: set[str], masked: set[str]) -> None:
+    """Names channels of zeros that stay, whatever layer they belong to."""
+    layers = dict(named_layers(shrunk.model))
+    for name in [name for name in shrunk.left if not _empty_rows(layers[name])]:
+        del shrunk.left[name]  # heads have taken them along
+    shrunk.left |= heads.left
     parameters = {name: p for name, p in named_parameters(shrunk.model).items() if name in masked and p.dim() > 1}
     for weight in describe_weights(shrunk.model, parameters):
         layer = weight.name.rpartition(".")[0]
         # An attention that stays has projections that stay with it.
-        if weight.layout is None or any(f"{layer}.".startswith(f"{name}." if name else "") for name in shrunk.left):
+        if weight.layout is None or any(f"{layer}.".startswith(f"{name}." if name else "") for name in heads.left):
             continue
         full = parameters[weight.name].detach().cpu().reshape(-1).bool()[as_matrix(weight)]  # [out, in, positions]
         outs, ins = full.any(2).any(1), full.any(2).any(0)
-        if not bool(outs.all()):
-            if isinstance(shrunk.model.get_submodule(layer), _LAYERS):
-                if layer not in followed:  # otherwise it is the one channel that a layer has to keep
-                    shrunk.left[layer] = "is called in no part of the model that torch.fx can trace"
-            else:
+        if not bool(outs.all()) and layer not in shrunk.left:
+            if not isinstance(layers[layer], LAYERS):
                 shrunk.left[layer] = f"is a {weight.layer}, whose output channels are not cut"
-        elif not bool(ins.all()):
+            elif layer not in followed:  # otherwise it is the one channel that a layer has to keep
+                shrunk.left[layer] = "is called in no part of the model that torch.fx can trace"
+        if not bool(ins.all()) and bool(ins.any()):
             shrunk.inputs_left[layer] = int((~ins).sum())
+
+
+def _empty_rows(layer: nn.Module) -> bool:
+    weight = getattr(layer, "weight", None)
+    return isinstance(weight, Tensor) and not bool(weight.detach().flatten(1).any(1).all())
 
 
 def _check_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -151,123 +165,3 @@ def _check_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
                 f"Parameter `model` should be zero where its masks are. Found other weights in {name!r}: apply "
                 f"the masks."
             )
-
-
-def _times_held(model: nn.Module) -> dict[int, int]:
-    """How many modules hold each parameter."""
-    times: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                times[id(parameter)] = times.get(id(parameter), 0) + 1
-    return times
-
-
-class _Tracer(fx.Tracer):
-    """Takes attentions with fewer heads for one module, as it takes torch's."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.MultiheadAttention) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _graphs(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module, fx.Graph]]:
-    """The largest parts of a model that can be traced."""
-    try:
-        yield name, module, _Tracer().trace(module)
-    except Exception:  # of the model's own code: whatever tracing runs into
-        for child_name, child in module.named_children():
-            yield from _graphs(child, f"{name}.{child_name}" if name else child_name)
-
-
-def _shrink_graph(shrunk: Shrunk, prefix: str, root: nn.Module, graph: fx.Graph) -> set[str]:
-    """Cuts what can be cut of one traced part, and says which layers it has come by."""
-    came_by: set[str] = set()
-    uses: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            uses[node.target] = uses.get(node.target, 0) + 1
-    for node in graph.nodes:
-        layer = root.get_submodule(node.target) if node.op == "call_module" else None
-        if not isinstance(layer, _LAYERS):
-            continue
-        name = f"{prefix}.{node.target}" if prefix else node.target
-        came_by.add(name)
-        empty = ~layer.weight.detach().flatten(1).any(1)
-        way = follow(node, root, uses)
-        if isinstance(way, str) or getattr(layer, "groups", 1) != 1 or uses[node.target] != 1:
-            why = way if isinstance(way, str) else "is used more than once, or has groups"
-            if bool(empty.any()):
-                shrunk.left[name] = why
-            continue
-        steps, consumer = way
-        holders = _times_held(shrunk.model)
-        if any(holders[id(p)] > 1 for part in (layer, consumer) for p in part._parameters.values() if p is not None):
-            if bool(empty.any()):
-                shrunk.left[name] = "shares its weights with another layer"
-            continue
-        _cut(shrunk, name, layer, steps, consumer, empty)
-    return came_by
-
-
-def _cut(shrunk: Shrunk, name: str, layer: Any, steps: list[Step], consumer: Any, empty: Tensor) -> None:
-    """Removes what can be removed of one layer's output channels."""
-    outs = layer.weight.shape[0]
-    columns = consumer.weight.detach().transpose(0, 1).reshape(outs, -1)  # of each channel, positions together
-    unused = ~columns.any(1)
-    constant = _constants(layer, steps)
-    foldable = empty & ((constant == 0) | _takes_constants(consumer))
-    gone = unused | foldable
-    if bool((empty & ~gone).any()):
-        shrunk.left[name] = "feeds a padded convolution, which sees its constant only inside"
-    if bool(gone.all()):
-        gone[0] = False
-    if not bool(gone.any()):
-        return
-    with torch.no_grad():
-        lost = gone & ~unused & (constant != 0)
-        if bool(lost.any()):
-            weight = consumer.weight.flatten(2).sum(2) if consumer.weight.dim() > 2 else consumer.weight
-            per_channel = weight.view(weight.shape[0], outs, -1).sum(2)
-            addition = per_channel[:, lost] @ constant[lost]
-            if consumer.bias is None:
-                consumer.bias = nn.Parameter(addition)
-            else:
-                consumer.bias += addition
-        keep = (~gone).nonzero()[:, 0]
-        keep_outputs(layer, keep)
-        for step in steps:
-            if isinstance(step, _BatchNorm):
-                _keep_normalised(step, keep)
-        keep_inputs(consumer, channels_of(keep, consumer.weight.shape[1] // outs))
-    shrunk.removed[name] = shrunk.removed.get(name, 0) + int(gone.sum())
-
-
-@torch.no_grad()
-def _constants(layer: Any, steps: list[Step]) -> Tensor:
-    """What each channel is after the steps between, if it is its bias alone: [outs]."""
-    value = torch.zeros_like(layer.weight.flatten(1)[:, 0]) if layer.bias is None else layer.bias.detach()
-    spatial = layer.weight.dim() - 2
-    value = value.view(1, -1, *[1] * spatial)
-    for step in steps:
-        if isinstance(step, _BatchNorm):  # by its running statistics, whatever its mode
-            value = nn.functional.batch_norm(
-                value, step.running_mean, step.running_var, step.weight, step.bias, False, 0.0, step.eps
-            )
-        else:
-            value = step(value.clone())
-    return value.reshape(-1)
-
-
-def _takes_constants(consumer: Any) -> bool:
-    """Whether a constant input makes a constant output: not at a convolution's padded border."""
-    return isinstance(consumer, nn.Linear) or consumer.padding == "valid" or not any(consumer.padding)
-
-
-def _keep_normalised(layer: _BatchNorm, keep: Tensor) -> None:
-    for name, value in [*layer._parameters.items()]:
-        if value is not None:
-            setattr(layer, name, nn.Parameter(value[keep].clone(), value.requires_grad))
-    for name in ("running_mean", "running_var"):
-        if (buffer := getattr(layer, name)) is not None:
-            setattr(layer, name, buffer[keep].clone())
-    layer.num_features = len(keep)

@@ -83,8 +83,13 @@ class HeadRemoval:
             fewer = FewerHeads(module, kept.to(module.out_proj.weight.device))
         except ValueError as error:
             return str(error)
+        if self._example is not None and self._before is None:
+            self._before = outputs_with(self._model, self._example)
         holder, _, own = name.rpartition(".")
         setattr(self._modules[holder], own, fewer)
+        if self._before and (why := self._disagreement()) is not None:
+            setattr(self._modules[holder], own, module)
+            return why
         for encoder in self._model.modules():  # torch's fused path asks the first layer alone
             if isinstance(encoder, nn.TransformerEncoder) and any(part is fewer for part in encoder.modules()):
                 encoder.use_nested_tensor = False

@@ -111,22 +111,22 @@ def read_tensors(
         Tensors on the CPU by name, and their description.
 
     Raises:
-        ValueError: If the file holds something else, or its suffix is unknown.
+        ValueError: If the file cannot be read or holds something else, or its suffix is unknown.
         ImportError: If it is of safetensors, and safetensors is not installed.
         FileNotFoundError: If there is no such file.
     """
     path = check_suffix(path)
     if not path.exists():
         raise FileNotFoundError(f"Parameter `path` should be a file. Found none at {str(path)!r}.")
-    found: Any
-    if path.suffix == ".safetensors":
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            found = {**about, "tensors": {name: file.get_tensor(name) for name in _wanted(file.keys(), names)}}
-    else:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=names is not None)
+    try:
+        found = _read(path, names)
+    except ImportError:
+        raise
+    except Exception as error:  # of a file that is cut short or none of ours: whatever reading runs into
+        raise ValueError(
+            f"Parameter `path` should be a file of {kind!r}. Found one at {str(path)!r} that cannot be read "
+            f"({type(error).__name__}: {error})."
+        ) from error
     if not isinstance(found, dict) or found.get("format") != kind:
         said = f"one of {found['format']!r}" if isinstance(found, dict) and "format" in found else "something else"
         raise ValueError(f"Parameter `path` should be a file of {kind!r}. Found {said} at {str(path)!r}.")
@@ -134,6 +134,16 @@ def read_tensors(
     if names is not None:  # copies, as the file may be written anew
         tensors = {name: tensors[name].clone() for name in _wanted(tensors, names)}
     return tensors, json.loads(found["about"])
+
+
+def _read(path: Path, names: Collection[str] | None) -> Any:
+    if path.suffix != ".safetensors":
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=names is not None)
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+        return {**about, "tensors": {name: file.get_tensor(name) for name in _wanted(file.keys(), names)}}
 
 
 def _wanted(held: Collection[str], names: Collection[str] | None) -> list[str]:

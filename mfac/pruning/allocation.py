@@ -53,7 +53,14 @@ class AllocationContext:
 
 
 class Allocation(ABC):
-    """Says how many weights each parameter keeps. Derive from it: docs/extending/allocation.md."""
+    """Says how many weights each parameter keeps. Derive from it: docs/extending/allocation.md.
+
+    Attributes:
+        shares_total: Whether counts follow from the number that all parameters keep together. Then
+            parameters that go weight by weight make up for others' units that did not fit.
+    """
+
+    shares_total: bool = True
 
     @abstractmethod
     def kept(self, context: AllocationContext) -> list[int]:
@@ -206,6 +213,8 @@ class ByLayer(Allocation):
     Args:
         sparsities: Name or pattern to share of zeros, in [0, 1).
     """
+
+    shares_total = False
 
     def __init__(self, sparsities: Mapping[str, float]) -> None:
         self.sparsities = {

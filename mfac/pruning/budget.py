@@ -139,6 +139,8 @@ class Budget(Allocation):
         True
     """
 
+    shares_total = False
+
     def __init__(self, costs: Table, budget: float) -> None:
         self.costs = {name: dict(of_layer) for name, of_layer in costs.items()}
         for name, of_layer in self.costs.items():

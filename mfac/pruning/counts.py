@@ -9,12 +9,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mfac.core.selection import highest
 from mfac.gradients.prunable import PrunableWeight
 from mfac.masks.patterns import Pattern, Units
 from mfac.pruning.allocation import Allocation, AllocationContext
 from mfac.pruning.budget import Budget
 from mfac.pruning.context import StepContext
 from mfac.pruning.returned import check_choice_of, check_counts
+
+_FLOOR = 0.1  # of the density: as of `Global`
 
 
 def choose_units(
@@ -54,7 +57,43 @@ def choose_units(
         part = _restricted(whole, free, sum(count for count in counts if count is not None))
         for index, count in zip(free, _allocated(allocation, part), strict=True):
             counts[index] = count
-    return units.lowest([alive - (count or 0) for alive, count in zip(live, counts, strict=True)])
+    dropped = units.lowest([alive - (count or 0) for alive, count in zip(live, counts, strict=True)])
+    singles = _of_single_weights(units, free) if kept == finally_kept and allocation.shares_total else []
+    if singles and len(singles) < len(live):
+        # Whole units may not have used up their counts: in the end single weights make up for them.
+        gone = [int(piece.sum()) for piece in _by_group(dropped, pieces, groups)]
+        kept_else = sum(alive - gone[i] for i, alive in enumerate(live) if i not in singles)
+        part = _with_floors(_restricted(whole, singles, kept_else), finally_kept / sum(w.size for w in weights))
+        again = [alive - number for alive, number in zip(live, gone, strict=True)]
+        for index, count in zip(singles, _allocated(allocation, part), strict=True):
+            again[index] = count
+        dropped = units.lowest([alive - count for alive, count in zip(live, again, strict=True)])
+    return dropped
+
+
+def _with_floors(part: AllocationContext, density: float) -> AllocationContext:
+    """The same, with a tenth of the density protected in each parameter, so that none is emptied."""
+    scores = part.units.scores.double().clone()
+    for piece, weight, least in zip(scores.split(list(part.units.counts)), part.weights, part.least, strict=True):
+        floor = max(1, math.ceil(_FLOOR * density * weight.size)) - least
+        if floor > 0 and piece.numel():
+            piece[highest(piece, min(floor, piece.numel()))] = math.inf
+    kept = max(part.kept, sum(part.live) - int(torch.isfinite(scores).sum()))
+    return replace(part, units=replace(part.units, scores=scores), kept=kept, finally_kept=kept)
+
+
+def _of_single_weights(units: Units, free: Sequence[int]) -> list[int]:
+    """The groups, of those whose counts are free, that go weight by weight."""
+    if units.sizes is None:
+        return []
+    sizes = units.by_parameter(units.sizes)
+    return [i for i in free if sizes[i].numel() and bool((sizes[i] == 1).all())]
+
+
+def _by_group(dropped: Tensor, pieces: Sequence[int], groups: list[list[int]]) -> list[Tensor]:
+    """What is dropped of the live weights, [n] bool, by groups of parameters."""
+    of_each = dropped.split(list(pieces))
+    return [torch.cat([of_each[i] for i in group]) for group in groups]
 
 
 def settle(allocation: Allocation, context: StepContext, units: Units) -> int | None:

@@ -153,7 +153,8 @@ def prune(
             are in memory.
         checkpoint: A folder that holds the run after each stage. The same call goes on from there,
             and ends with the masks of a run that was never stopped; after a finished run the call
-            gives the result again.
+            gives the result again. Other arguments or another model are refused; data and loss are
+            not compared.
         process_group: Of `torch.distributed`. Every process makes the same call with the same data.
             Each process computes a share of the gradients and sends the share to all, d numbers a
             gradient; every process holds all gradients.

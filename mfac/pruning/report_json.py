@@ -71,7 +71,10 @@ def report_fields(text: str, masks: Mapping[str, Tensor] | None) -> dict[str, An
     Raises:
         ValueError: If it is no such text, or there are no masks.
     """
-    content = json.loads(text)
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"Parameter `source` should be a report as JSON. Found text that is none: {error}.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"Parameter `source` should be a report as JSON, of format {FORMAT!r}. Found something else.")
     if masks is None:

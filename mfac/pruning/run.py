@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -37,6 +39,7 @@ from mfac.pruning.torch_masks import live_weights
 
 INPUT_BATCHES = 32  # whose activations a saliency is given that asks for them
 NO_GRADIENT = "gets no gradient: the loss does not depend on it, or only in batches that were not seen"
+_SHORT = 0.1  # of the weights: by so much a run may miss its sparsity without a word
 EVALUATED = 8  # batches that the loss is measured on
 
 
@@ -132,6 +135,15 @@ class Run:
             raise ValueError(
                 f"Parameter `pattern` should have units small enough to go. Found {str(settings.rules.pattern)!r}, of "
                 f"which no unit fits into the {alive - self.finally_kept} weights that the run may drop."
+            )
+        left = int(self.live.sum())
+        short = left - self.finally_kept > _SHORT * self.vector.dim
+        if self.kept_after and short and settings.rules.allocation.shares_total:
+            warnings.warn(
+                f"The network is at a sparsity of {1 - left / self.vector.dim:.3f}, where "
+                f"{1 - self.finally_kept / self.vector.dim:.3f} was asked for: whole units of the pattern fit in no "
+                f"better.",
+                stacklevel=3,
             )
         if not self.kept_after:
             self.reread_weights()  # under torch's pruning a weight that is masked need not be zero
@@ -307,7 +319,20 @@ class Run:
         finally:
             self.vector.write_(self.weights)
             outside.restore(None)
+        if not all(map(math.isfinite, losses)):
+            self._check_evaluation()
         return sum(losses) / len(losses)
+
+    def _check_evaluation(self) -> None:
+        """Tells a batch whose loss is never finite from weights that are bad."""
+        assert self._evaluation is not None
+        with model_mode(self.model, self.mode):
+            for number, batch in enumerate(self._evaluation):
+                if not math.isfinite(loss := self.source.loss(batch)):
+                    raise ValueError(
+                        f"Parameter `loss_fn` should return a finite loss. Found {loss} in number {number} of the "
+                        f"{len(self._evaluation)} batches that steps are compared on, with the weights as they are."
+                    )
 
     def _apply(self, delta: Tensor, dropped: Tensor) -> None:
         """Moves the live weights by δ, sets dropped ones to exactly zero, and writes the model."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -121,7 +121,12 @@ def _asked_for(
 ) -> list[str]:
     """Names that a selection means; unprunable names that only a pattern matches are left out."""
     by_name = {params} if isinstance(params, str) else set()
-    if params is not None and not callable(params) and not isinstance(params, str):
+    if isinstance(params, nn.Module) or not (callable(params) or isinstance(params, Iterable)):
+        raise TypeError(
+            f"Parameter `params` should be None, names, patterns, parameters or a predicate. Found "
+            f"{type(params).__name__}."
+        )
+    if not callable(params) and not isinstance(params, str):
         params = list(params)
         by_name = {item for item in params if isinstance(item, str)}
     for name in by_name & set(computed):

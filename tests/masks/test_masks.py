@@ -152,3 +152,12 @@ def test_names_and_shapes_that_are_not_the_models_are_refused():
     assert torch.equal(model[0].weight, before)
     with pytest.raises(TypeError, match=r"Parameter `optimizer` should be a torch.optim.Optimizer. Found list"):
         mfac.Masks(good).attach(model, [])
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "masks.pt"
+    path.write_bytes(b"abc")
+    with pytest.raises(ValueError, match=r"file of 'mfac\.masks'\. Found one at .*masks\.pt' that cannot"):
+        mfac.Masks.load(path)
+    with pytest.raises(ValueError, match="`source` should be a report as JSON"):
+        mfac.PruningReport.from_json(path)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import batches, cross_entropy
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import mfac
 
@@ -88,7 +92,7 @@ def test_the_smaller_model_computes_the_same(kind: str, seed: int, share: float,
     model, x, masks = emptied(kind, seed, share, axis)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
-        shrunk = mfac.shrink(model, masks)
+        shrunk = mfac.shrink(model, masks, example=x if kind == "untraceable" else None)
     except ValueError as error:  # nothing can be cut out, or only what a padded convolution sees
         assert "Parameter `model` should have emptied channels" in str(error)
         return
@@ -180,6 +184,141 @@ def test_a_layer_of_which_every_row_is_empty_keeps_one():
     model = nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 2))
     shrunk = mfac.shrink(model, masked(model, "0.weight", (slice(None), slice(None))))
     assert shrunk.removed == {"0": 2} and not shrunk.left
+
+
+class Called(nn.Module):
+    """Layers called by a function of their own."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.way = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(self, x)
+
+
+def ends(ins: int, outs: int, hidden: int = 6, **more: nn.Module) -> dict[str, nn.Module]:
+    return {"a": nn.Linear(ins, hidden), "b": nn.Linear(outs, 3), **more}
+
+
+def with_hook(pre: bool) -> nn.Module:
+    model = Called(lambda m, x: m.b(torch.relu(m.a(x))), **ends(5, 6))
+    if pre:
+        model.b.register_forward_pre_hook(lambda _, given: (given[0] - 1,))
+    else:
+        model.a.register_forward_hook(lambda *given: given[2] + 1)
+    return model
+
+
+AXES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str | None]] = {
+    "tokens side by side": (lambda: Called(lambda m, x: m.b(m.a(x).relu().flatten(1)), **ends(5, 24)), (4, 5), None),
+    "flattened by a module": (
+        lambda: Called(lambda m, x: m.b(m.f(m.a(x))), **ends(5, 24), f=nn.Flatten()),
+        (4, 5),
+        None,
+    ),
+    "pooled along features": (
+        lambda: Called(lambda m, x: m.b(m.p(m.a(x))), **ends(5, 6), p=nn.MaxPool1d(3, 1, 1)),
+        (4, 5),
+        "passes 'p', a MaxPool1d",
+    ),
+    "a convolution over tokens": (
+        lambda: Called(lambda m, x: m.b(m.a(x)), a=nn.Linear(5, 6), b=nn.Conv1d(6, 3, 1)),
+        (6, 5),
+        "whose inputs are not its channels",
+    ),
+    "a linear layer along the width": (
+        lambda: Called(lambda m, x: m.b(m.a(x)), a=nn.Conv2d(2, 6, 1), b=nn.Linear(6, 3)),
+        (2, 6, 6),
+        "whose inputs are not its channels",
+    ),
+    "patches": (
+        lambda: Called(lambda m, x: m.b(m.f(m.a(x))), a=nn.Conv2d(2, 6, 1), b=nn.Linear(36, 3), f=nn.Flatten(2)),
+        (2, 6, 6),
+        "passes 'f', a Flatten",
+    ),
+    "a hook": (lambda: with_hook(False), (5,), "has hooks"),
+    "a hook of the next": (lambda: with_hook(True), (5,), "has hooks"),
+    "a weight used again": (
+        lambda: Called(lambda m, x: nn.functional.linear(torch.relu(m.a(x)), m.a.weight.t()), a=nn.Linear(5, 6)),
+        (5,),
+        "has a weight that is used beside it",
+    ),
+    "another way in training": (
+        lambda: Called(lambda m, x: m.b(m.a(x)) if m.training else m.a(x), **ends(5, 6)),
+        (5,),
+        "is the output",
+    ),
+    "a weight that is computed": (
+        lambda: Called(
+            lambda m, x: m.b(torch.relu(m.a(x))), a=nn.Linear(5, 6), b=parametrizations.weight_norm(nn.Linear(6, 3))
+        ),
+        (5,),
+        "has a weight that is computed from others",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(AXES))
+def test_channels_are_followed_along_their_own_axis_or_not_at_all(kind: str):
+    make, shape, why = AXES[kind]
+    torch.manual_seed(0)
+    model, x = make().double(), torch.randn(3, *shape).double()
+    masks = masked(model, "a.weight", ROWS)
+    if why is not None:
+        with pytest.raises(ValueError, match=why):
+            mfac.shrink(model, masks)
+        return
+    shrunk = mfac.shrink(model, masks)
+    assert shrunk.removed == {"a": 2}
+    torch.testing.assert_close(shrunk.model(x), model(x))
+
+
+class Tapped(nn.Module):
+    """Cannot be traced, and looks at what is between the layers of its body."""
+
+    def __init__(self, tap: bool) -> None:
+        super().__init__()
+        self.body, self.tap = mlp(), tap
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(x.detach().sum()) > 1e9:
+            return x
+        return self.body(x) + self.body[0](x).sum(1, keepdim=True) if self.tap else self.body(x)
+
+
+@pytest.mark.parametrize("tap", [False, True])
+def test_parts_of_an_untraceable_model_are_cut_where_an_example_agrees(tap: bool):
+    torch.manual_seed(0)
+    model, x = Tapped(tap).eval(), torch.randn(4, 12)
+    masks = masked(model, "body.0.weight", ROWS)
+    with pytest.raises(ValueError, match="cannot trace as a whole, which is run on `example`"):
+        mfac.shrink(model, masks)
+    if tap:
+        with pytest.raises(ValueError, match="then returns something else"):
+            mfac.shrink(model, masks, example=x)
+        return
+    shrunk = mfac.shrink(model, masks, example=x)
+    assert shrunk.removed == {"body.0": 2}
+    torch.testing.assert_close(shrunk.model(x), model(x))
+
+
+def test_what_is_put_back_is_as_it_was():
+    torch.manual_seed(0)
+    model, x = Tapped(True).eval(), torch.randn(4, 12)
+    both = nn.Sequential(mlp(), nn.Linear(3, 12), model).eval()
+    masks = masked(both, "0.0.weight", ROWS) | masked(both, "2.body.0.weight", ROWS)
+    shrunk = mfac.shrink(both, masks, example=x)
+    assert shrunk.removed == {"0.0": 2} and set(shrunk.left) == {"2.body.0"}
+    assert shrunk.model[2].body[0].weight.shape == model.body[0].weight.shape
+    torch.testing.assert_close(shrunk.model(x), both(x))
+
+
+def test_masks_that_are_none_are_refused():
+    with pytest.raises(TypeError, match="`masks` should be a report or a mapping"):
+        mfac.shrink(mlp(), 5)
 
 
 def test_what_cannot_be_removed_is_named():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -193,6 +194,25 @@ def test_heads_alone_leave_other_weights_dense_and_say_so():
     assert set(planned.tensors) == set(report.masks)
     with pytest.raises(ValueError, match=r"Found '1.weight': it is no projection"):
         mfac.prune(model, cross_entropy, batches(30), params=["0.*", "1.weight"], pattern=mfac.Heads(model), **SMALL)
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform", "erk"])
+def test_single_weights_make_up_for_heads_that_do_not_fit(allocation: Any):
+    torch.manual_seed(0)
+    model = nn.Sequential(Projections(), nn.Linear(3, 64), nn.Tanh(), nn.Linear(64, 3))
+    pattern = {"0.*": mfac.Heads(model), "*": "unstructured"}
+    arguments: dict[str, Any] = {"sparsity": 0.4, "pattern": pattern, "allocation": allocation, **SMALL}
+    planned = mfac.plan(model, cross_entropy, batches(30), **arguments)
+    report = mfac.prune(model, cross_entropy, batches(30), **arguments)
+    assert sum(int(mask.sum()) for mask in report.masks.values()) == planned.kept
+    assert all(bool(mask.any()) for mask in report.masks.values())
+
+
+def test_a_sparsity_that_whole_units_cannot_reach_is_said():
+    torch.manual_seed(0)
+    model = Projections()
+    with pytest.warns(UserWarning, match=r"at a sparsity of 0\.500, where 0\.602 was asked for"):
+        mfac.prune(model, cross_entropy, batches(30), sparsity=0.6, pattern=mfac.Heads(model), **SMALL)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -318,3 +318,21 @@ def test_what_a_weight_is_computed_from_is_not_pruned(normed, part: str):
     report = pruned(model, params=["*weight*"])
     assert list(report.masks) == ["2.weight"]
     assert report.left_dense[part] == "is what '0.weight' is computed from"
+
+
+@pytest.mark.parametrize("more", [{}, {"compensation": "joint", "step_check": True}])
+def test_a_loss_that_is_not_finite_where_steps_are_compared_is_an_error(more: dict[str, object]):
+    model, before = classifier(), snapshot(classifier())
+    good = batches(24)
+    bad = [*good[:8], *((torch.full_like(x, torch.nan), y) for x, y in good[8:16]), *good[16:]]
+    with pytest.raises(ValueError, match=r"finite loss. Found nan in number 0 of the 8 batches that steps"):
+        mfac.prune(model, cross_entropy, bad, sparsity=0.5, num_gradients=8, stages=1, **more)
+    assert same_state(model, before)
+
+
+@pytest.mark.parametrize("params", [3, nn.Linear(2, 2)])
+def test_a_selection_of_another_type_is_refused(params):
+    with pytest.raises(TypeError, match="`params` should be None, names"):
+        mfac.prune(classifier(), cross_entropy, batches(8), params=params)
+    with pytest.raises(TypeError, match="`model` should be a module or a list of Attention"):
+        mfac.Heads(3)

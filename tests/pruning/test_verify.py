@@ -63,6 +63,7 @@ def test_the_unit_that_breaks_a_pattern_is_named(make, pattern, name: str, place
         mfac.verify(model, again)
 
 
+@pytest.mark.filterwarnings("ignore:The network is at a sparsity")  # heads are a third of it
 @pytest.mark.parametrize("given", [False, True], ids=["found", "given"])
 def test_heads_are_proved(given: bool):
     model = Attentive()

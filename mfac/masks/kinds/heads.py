@@ -55,6 +55,7 @@ class Heads(Pattern):
         model: Where attentions are looked for; or a sequence of `Attention`.
 
     Raises:
+        TypeError: If it is neither.
         ValueError: If there is no attention.
 
     Example:
@@ -68,6 +69,8 @@ class Heads(Pattern):
     """
 
     def __init__(self, model: nn.Module | Sequence[Attention]) -> None:
+        if not isinstance(model, nn.Module | Sequence):
+            raise TypeError(f"Parameter `model` should be a module or a list of Attention. Found {model!r}.")
         self._given = not isinstance(model, nn.Module)
         self.attentions = attentions_of(model) if isinstance(model, nn.Module) else list(model)
         if not self.attentions:
