@@ -182,7 +182,7 @@ def _attribute(root: nn.Module, path: str) -> Any:
 
 
 def _kept_state(root: nn.Module) -> Callable[[], None]:
-    """A function that puts modules back as they are now; their tensors are replaced, not written."""
+    """A function that puts modules back as they are now; tensors are replaced, not written."""
     before = [(m, dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in root.modules()]
 
     def put_back() -> None:

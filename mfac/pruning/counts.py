@@ -72,7 +72,7 @@ def choose_units(
 
 
 def _with_floors(part: AllocationContext, density: float) -> AllocationContext:
-    """The same, with a tenth of the density protected in each parameter, so that none is emptied."""
+    """The same with a tenth of the density protected in each, so that none is emptied."""
     scores = part.units.scores.double().clone()
     for piece, weight, least in zip(scores.split(list(part.units.counts)), part.weights, part.least, strict=True):
         floor = max(1, math.ceil(_FLOOR * density * weight.size)) - least
