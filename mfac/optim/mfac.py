@@ -109,7 +109,6 @@ class MFAC(Optimizer):
     """
 
     elementwise_state = ELEMENTWISE
-    skipped = False  # whether the last step was none, for a gradient that is not finite
 
     def __init__(
         self,
@@ -142,6 +141,7 @@ class MFAC(Optimizer):
         self._windows: list[GroupWindow | None] = []
         self._kept: dict[Tensor, Tensor] = {}  # which entries of a parameter have columns
         self.nonfinite = check_choice("nonfinite", nonfinite, ("raise", "skip"))
+        self.skipped = False  # whether the last step was none, for a gradient that is not finite
         self._process_group = Group(process_group)
         options = {name: value for name, value in locals().items() if name in OPTIONS}
         super().__init__(params, options)
@@ -323,7 +323,7 @@ class MFAC(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold; `state` is by reference and made again."""
-        mine = {name: getattr(self, name) for name in ("_windows", "_kept", "nonfinite", "_process_group")}
+        mine = {name: getattr(self, name) for name in ("_windows", "_kept", "nonfinite", "skipped", "_process_group")}
         return {**super().__getstate__(), **mine, "state": type(self.state)(dict)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -125,6 +125,11 @@ class Pruner:
                 f"Parameter `optimizer` should be a torch.optim.Optimizer. Found {type(optimizer).__name__}."
             )
         check_model_and_loss(model, loss_fn)
+        own = {id(parameter) for parameter in model.parameters()}
+        if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            raise ValueError(
+                "Parameter `optimizer` should have parameters of `model`, whose state it keeps. Found none of them."
+            )
         self.model, self.optimizer, self.count = model, optimizer, 0
         check_count("begin", begin, least=1)
         self.events = list(range(begin, check_count("end", end, least=begin) + 1, check_count("every", every, least=1)))

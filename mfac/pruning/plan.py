@@ -12,7 +12,7 @@ from torch import nn
 from mfac.core.memory import GIB
 from mfac.curvature.held_out import HeldOutDamping
 from mfac.gradients.backward import GradientSource, LossFunction
-from mfac.gradients.batches import BatchStream
+from mfac.gradients.batches import BatchStream, DataEndedError
 from mfac.gradients.collecting import resolve_mode
 from mfac.gradients.modes import model_mode
 from mfac.gradients.nested import num_samples
@@ -139,6 +139,7 @@ class Planner:
 
         Raises:
             MemoryError: If `refuse`, and the run takes more than there is.
+            DataEndedError: If gradients are needed, and there is no batch.
         """
         settings = self.settings
         if not settings.rules.needs_fisher or self.live <= self.finally_kept:
@@ -150,6 +151,9 @@ class Planner:
                 self.mode = resolve_mode(self.model, self.loss_fn, self.stream, settings.mode)
             return settled, planned
         most = self._rows_of_a_pass()
+        if most == 0 or self.stream.peek() is None:
+            wanted = "gradients" if settings.num_gradients is None else f"num_gradients={settings.num_gradients}"
+            raise DataEndedError(wanted, 0, can_restart=self.stream.can_restart)
         once = not self.stream.can_restart and settings.stages is None  # fresh gradients need data that is left
         options = candidates(replace(settings, stages=1) if once else settings, most)
         if refuse:

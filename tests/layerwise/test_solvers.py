@@ -35,7 +35,7 @@ def test_a_sweep_is_the_published_one(rows: int, columns: int, sparsity: float) 
     torch.testing.assert_close(losses, error, rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("method", SOLVERS)
+@pytest.mark.parametrize("method", [name for name in SOLVERS if name != "keep_zeros"])
 @pytest.mark.parametrize("text", ["unstructured", "2:4", "3:8", "1x4", "4x2", "rows"])
 @pytest.mark.parametrize("positions", [1, 3])
 def test_counts_and_patterns_are_exact(method: str, text: str, positions: int) -> None:

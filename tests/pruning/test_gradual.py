@@ -97,3 +97,5 @@ def test_what_is_no_argument_is_refused():
         mfac.Pruner(model, model, cross_entropy, batches(4), end=3)
     with pytest.raises(ValueError, match="end"):
         mfac.Pruner(model, optimizer, cross_entropy, batches(4), begin=5, end=3)
+    with pytest.raises(ValueError, match="`optimizer` should have parameters of `model`"):
+        mfac.Pruner(classifier(), optimizer, cross_entropy, batches(4), end=3)

@@ -224,3 +224,9 @@ def test_weights_without_a_gradient_in_the_first_batch_are_noted():
 
 def test_a_plan_takes_the_arguments_of_a_run():
     assert list(inspect.signature(mfac.plan).parameters) == list(inspect.signature(mfac.prune).parameters)
+
+
+@pytest.mark.parametrize("numbers", [{}, {"num_gradients": 8, "stages": 1}])
+def test_data_that_is_empty_has_no_plan(numbers):
+    with pytest.raises(ValueError, match="Found only 0"):
+        mfac.plan(classifier(), cross_entropy, [], sparsity=0.5, **numbers)
