@@ -125,16 +125,19 @@ class BatchStream:
         self._at_start = Randomness.of(self._data)
         self._iterator, self._position = iter(self._data), 0
 
-    def others(self, count: int) -> list[Any]:
+    def others(self, count: int) -> list[tuple[int, Any]]:
         """The batches that come next, taken from the stream; or a one-shot iterator's last ones.
 
         Args:
             count: How many, at most 8.
 
         Returns:
-            As many as there are.
+            As many as there are, each with its number in its pass over the data, from 0.
         """
-        return list(islice(self.rest(), count)) if self._can_restart else list(self._recent)[-count:]
+        if self._can_restart:
+            return [(self._position - 1, batch) for batch in islice(self.rest(), count)]
+        recent = list(self._recent)[-count:]
+        return [(self._position - len(recent) + i, batch) for i, batch in enumerate(recent)]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is: pass, batch, and the random numbers with which the pass began."""

@@ -80,7 +80,7 @@ class Run:
         self.fisher: EmpiricalFisher | None = None  # over the live weights, while a stage goes on
         self.report = PruningReport({})
         self.kept_after: list[int] | None = None  # of each step, once it is known
-        self._evaluation: list[Any] | None = None  # batches, of the stage
+        self._evaluation: list[tuple[int, Any]] | None = None  # batches of the stage, numbered
         self._randomness: Randomness | None = None  # that every evaluation of the stage begins with
         self._unused: set[str] = set()
         self._take(targets)
@@ -315,7 +315,7 @@ class Run:
             self.vector.write_(moved)
             self._randomness.restore(None)
             with model_mode(self.model, self.mode):
-                losses = [self.source.loss(batch) for batch in self._evaluation]
+                losses = [self.source.loss(batch) for _, batch in self._evaluation]
         finally:
             self.vector.write_(self.weights)
             outside.restore(None)
@@ -327,11 +327,11 @@ class Run:
         """Tells a batch whose loss is never finite from weights that are bad."""
         assert self._evaluation is not None
         with model_mode(self.model, self.mode):
-            for number, batch in enumerate(self._evaluation):
+            for number, batch in self._evaluation:
                 if not math.isfinite(loss := self.source.loss(batch)):
                     raise ValueError(
-                        f"Parameter `loss_fn` should return a finite loss. Found {loss} in number {number} of the "
-                        f"{len(self._evaluation)} batches that steps are compared on, with the weights as they are."
+                        f"Parameter `loss_fn` should return a finite loss. Found {loss} in batch {number} of the data "
+                        f"(counted from 0), one of those that steps are compared on."
                     )
 
     def _apply(self, delta: Tensor, dropped: Tensor) -> None:

@@ -325,7 +325,7 @@ def test_a_loss_that_is_not_finite_where_steps_are_compared_is_an_error(more: di
     model, before = classifier(), snapshot(classifier())
     good = batches(24)
     bad = [*good[:8], *((torch.full_like(x, torch.nan), y) for x, y in good[8:16]), *good[16:]]
-    with pytest.raises(ValueError, match=r"finite loss. Found nan in number 0 of the 8 batches that steps"):
+    with pytest.raises(ValueError, match=r"finite loss. Found nan in batch 8 of the data"):
         mfac.prune(model, cross_entropy, bad, sparsity=0.5, num_gradients=8, stages=1, **more)
     assert same_state(model, before)
 
