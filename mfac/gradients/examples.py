@@ -63,3 +63,40 @@ def largest_gap(wanted: list[Tensor], found: list[Tensor]) -> float:
             gap = float((other - one).abs().max() / one.abs().max().clamp_min(1.0))
             worst = max(worst, gap) if gap == gap else float("inf")
     return worst
+
+
+class Comparison:
+    """A model beside what it was, on an example.
+
+    Args:
+        model: Before any change; it is run at once where there is an example.
+        example: As for `call_with`; None for no comparison.
+
+    Attributes:
+        before: The outputs of then; None without an example.
+    """
+
+    _TOLERANCE = 1e-3  # relative; what is changed are zeros and constants
+
+    def __init__(self, model: nn.Module, example: Any) -> None:
+        self._model, self._example = model, example
+        self.before = None if example is None else outputs_with(model, example)
+
+    def difference(self, units: str, lead: str = "") -> str | None:
+        """How the model, with fewer units, is another now.
+
+        Args:
+            units: What there are fewer of, as "heads".
+            lead: What the answer begins with.
+
+        Returns:
+            "it ...", or None where the model is the same.
+        """
+        assert self.before is not None
+        try:
+            gap = largest_gap(self.before, outputs_with(self._model, self._example))
+        except Exception as error:  # of the model's own code: whatever it runs into
+            return f"{lead}does not run with fewer {units}. {type(error).__name__}: {error}"
+        if gap <= self._TOLERANCE:
+            return None
+        return f"{lead}returns something else with fewer {units}: a difference of {gap:.2g}"

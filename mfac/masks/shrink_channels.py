@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mfac.gradients.examples import largest_gap, outputs_with
+from mfac.gradients.examples import Comparison
 from mfac.gradients.naming import named_layers
 from mfac.masks.cutting import channels_of, keep_inputs, keep_outputs
 from mfac.masks.through import Step, Way, follow
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TOLERANCE = 1e-3  # relative; what is moved are constants
 
 
 class ChannelRemoval:
@@ -38,7 +37,7 @@ class ChannelRemoval:
     def __init__(self, model: nn.Module, example: Any = None) -> None:
         self._model, self._example = model, example
         self._names = {id(layer): name for name, layer in named_layers(model)}
-        self._before: list[Tensor] | None = None
+        self._compared: Comparison | None = None
         self._refused: dict[int, str] = {}  # traced parts that are not cut, and why
         self.removed: dict[str, int] = {}
         self.left: dict[str, str] = {}
@@ -61,12 +60,14 @@ class ChannelRemoval:
         if (why := self._refused.get(id(root))) is not None:
             self._leave_all(root, graph, why)
             return
-        if self._example is not None and self._before is None:
-            self._before = outputs_with(self._model, self._example)
+        if self._example is not None and self._compared is None:
+            self._compared = Comparison(self._model, self._example)
         removed, left = dict(self.removed), dict(self.left)
         put_back = _kept_state(root)
         self._cut_graph(root, graph)
-        if self._before is not None and self.removed != removed and (why := self._disagreement()) is not None:
+        if self._compared is None or self.removed == removed:
+            return
+        if (why := self._compared.difference("channels", "is in a part that then ")) is not None:
             put_back()
             self.removed, self.left = removed, left
             self._refused[id(root)] = why
@@ -79,14 +80,6 @@ class ChannelRemoval:
                 self.followed.add(self._names[id(layer)])
                 if bool((~layer.weight.detach().flatten(1).any(1)).any()):
                     self.left[self._names[id(layer)]] = why
-
-    def _disagreement(self) -> str | None:
-        assert self._before is not None
-        try:
-            gap = largest_gap(self._before, outputs_with(self._model, self._example))
-        except Exception as error:  # of the model's own code: whatever it runs into
-            return f"is in a part that does not run with fewer channels. {type(error).__name__}: {error}"
-        return None if gap <= _TOLERANCE else f"is in a part that then returns something else: off by {gap:.2g}"
 
     def _cut_graph(self, root: nn.Module, graph: fx.Graph) -> None:
         uses: dict[str, int] = {}

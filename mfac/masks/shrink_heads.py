@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from mfac.gradients.examples import largest_gap, outputs_with
+from mfac.gradients.examples import Comparison
 from mfac.gradients.naming import named_layers
 from mfac.gradients.prunable import is_transformers_conv1d
 from mfac.masks.cutting import channels_of, keep_inputs, keep_outputs
@@ -19,7 +19,6 @@ _WIDTHS = ("all_head_size", "split_size", "inner_dim")
 """Attributes of modules that are the width of all heads together."""
 _MORE_WIDTHS = ("embed_dim", "hidden_size", "dim")
 """Likewise where a module takes the width of the model for the width of its heads."""
-_TOLERANCE = 1e-3  # relative; what is added are zeros
 
 
 class HeadRemoval:
@@ -37,7 +36,7 @@ class HeadRemoval:
 
     def __init__(self, model: nn.Module, example: Any = None) -> None:
         self._model, self._example = model, example
-        self._before: list[Tensor] | None = None
+        self._compared: Comparison | None = None
         self._modules = dict(named_layers(model))
         self.removed: dict[str, int] = {}
         self.left: dict[str, str] = {}
@@ -72,6 +71,12 @@ class HeadRemoval:
         else:
             self.left[name] = why
 
+    def _comparison(self) -> Comparison:
+        """With the model as it was before the first attention changed."""
+        if self._compared is None:
+            self._compared = Comparison(self._model, self._example)
+        return self._compared
+
     def _replaced(self, name: str, module: nn.MultiheadAttention, kept: Tensor) -> str | None:
         if name == "":
             return "is the model itself, which cannot be replaced within itself: put it into another module"
@@ -83,11 +88,10 @@ class HeadRemoval:
             fewer = FewerHeads(module, kept.to(module.out_proj.weight.device))
         except ValueError as error:
             return str(error)
-        if self._example is not None and self._before is None:
-            self._before = outputs_with(self._model, self._example)
+        compared = self._comparison()
         holder, _, own = name.rpartition(".")
         setattr(self._modules[holder], own, fewer)
-        if self._before and (why := self._disagreement()) is not None:
+        if compared.before and (why := compared.difference("heads")) is not None:
             setattr(self._modules[holder], own, module)
             return why
         for encoder in self._model.modules():  # torch's fused path asks the first layer alone
@@ -96,9 +100,8 @@ class HeadRemoval:
         return None
 
     def _cut(self, attention: Attention, module: nn.Module, kept: Tensor) -> str | None:
-        if self._before is None:
-            self._before = outputs_with(self._model, self._example)
-        if not self._before:
+        compared = self._comparison()
+        if not compared.before:
             return "is in a model that returns no tensor for `example`, so that nothing can be compared"
         projections = [self._holder(name) for name in attention.inputs]
         outputs = [self._holder(name) for name in attention.outputs]
@@ -113,7 +116,7 @@ class HeadRemoval:
             for part in outputs:
                 keep_inputs(part, _channels(_input_columns(part).shape[1], kept, attention.heads, part))
             _set_counts(module, attention.heads, len(kept), widths, _input_columns(outputs[0]).shape[1])
-            if (why := self._disagreement()) is None:
+            if (why := compared.difference("heads")) is None:
                 break
             for part, attributes, parameters in before:
                 part.__dict__.clear()
@@ -121,15 +124,6 @@ class HeadRemoval:
                 part._parameters.clear()
                 part._parameters.update(parameters)
         return why
-
-    def _disagreement(self) -> str | None:
-        """How the model with fewer heads is another; None where it is the same."""
-        assert self._before is not None
-        try:
-            gap = largest_gap(self._before, outputs_with(self._model, self._example))
-        except Exception as error:  # of the model's own code: whatever it runs into
-            return f"does not run with fewer heads. {type(error).__name__}: {error}"
-        return None if gap <= _TOLERANCE else f"returns something else with fewer heads: a difference of {gap:.2g}"
 
 
 def _input_columns(layer: Any) -> Tensor:
