@@ -204,10 +204,7 @@ class GroupWindow:
         Raises:
             ValueError: If it holds a NaN or infinity, or what the window cannot hold; nothing has
                 changed.
-            torch.linalg.LinAlgError: If λ is too small for float64; no weight has moved.
         """
-        options, algebra = self.options, self.window.algebra
-        algebra.given_damping = check_damping(options["damping"])
         try:
             self.window.push(self._flat)
         except ValueError as error:
@@ -215,6 +212,16 @@ class GroupWindow:
         if self.metric is not None:
             self.metric.take()
         self.present[:, self.window.newest] = torch.tensor(self._has, device="cpu")
+
+    def aim(self) -> None:
+        """Finds the direction of this step, O(m²); no weight moves.
+
+        Raises:
+            ValueError: If a relative damping comes out beyond float64's range.
+            torch.linalg.LinAlgError: If λ is too small for float64.
+        """
+        options, algebra = self.options, self.window.algebra
+        algebra.given_damping = check_damping(options["damping"])
         found = self.rule.combination(algebra, options)
         self.last = None if found is None else controlled(found, algebra, options, self.lr, self.columns.total_dim)
 
@@ -230,7 +237,7 @@ class GroupWindow:
         return f" It is in the gradient of parameter {'; '.join(found)}." if found else ""
 
     def move(self, seed: int) -> None:
-        """Moves the weights along the direction that `take` has found.
+        """Moves the weights along the direction that `aim` has found.
 
         Args:
             seed: Of stochastic rounding, with the number of the step.

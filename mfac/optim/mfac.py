@@ -242,8 +242,8 @@ class MFAC(Optimizer):
                 and parameters are as they were. If an option of a group has been set to a value out
                 of range. If a relative damping comes out beyond float64's range; the parameters are
                 as they were.
-            torch.linalg.LinAlgError: If λ is too small for float64; the parameters are as they
-                were.
+            torch.linalg.LinAlgError: If λ is too small for float64; parameters are as they were, the
+                windows hold the gradient.
         """
         with torch.enable_grad():
             loss = None if closure is None else closure()
@@ -264,8 +264,9 @@ class MFAC(Optimizer):
             for mine in probed:
                 mine.start()
         elif self._accepts(stepping):
-            for _, mine in stepping:
-                mine.take()
+            for of_all in (GroupWindow.take, GroupWindow.aim):  # before any weight moves
+                for _, mine in stepping:
+                    of_all(mine)
             for i, mine in stepping:
                 mine.move(i)
         changed = any(mine is not old for mine, old in zip(self._windows, before, strict=True))

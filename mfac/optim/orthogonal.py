@@ -64,18 +64,24 @@ def _orthogonal_factors(x: Tensor) -> Tensor:
 
 def _with_singular_values_near_one(x: Tensor) -> Tensor:
     """The iteration, for matrices [k, rows, columns] of norm 1, at least as wide as tall."""
-    a, b, c = _QUINTIC
     if x.shape[2] < _WIDE * x.shape[1]:
         for _ in range(_STEPS):
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+            x = _factor_of(x @ x.mT) @ x
         return x
     # Every step multiplies x from the left by a polynomial of x xᵀ, and all of these commute. So
     # x xᵀ goes through the steps alone, and x is multiplied by the product of all factors, once.
     gram = x @ x.mT
-    product = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    for _ in range(_STEPS):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        product, gram = factor @ product, factor @ gram @ factor
+    product = factor = _factor_of(gram)
+    for _ in range(_STEPS - 1):
+        gram = factor @ gram @ factor
+        factor = _factor_of(gram)
+        product = factor @ product
     return product @ x
+
+
+def _factor_of(gram: Tensor) -> Tensor:
+    """What a step multiplies x by from the left, x xᵀ being [k, n, n]."""
+    a, b, c = _QUINTIC
+    factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal(dim1=1, dim2=2).add_(a)
+    return factor
