@@ -4,6 +4,7 @@ python -m bench.sparse_training fashion      ResNet-20 on Fashion-MNIST, equal s
 python -m bench.sparse_training paragraphs   MiniLM on paragraphs of Wikipedia, GMP* and OBS
 python -m bench.sparse_training overhead     of a step between changes, and of a large change
 
-Finished runs are kept in bench/out/sparse_training.json and not repeated. `--methods`,
+Finished runs are kept in bench/out/sparse_training.json and not repeated; with `--measured` those
+behind the tables of the documentation count as finished. `--methods`,
 `--sparsities`, `--seeds` and `--jobs` pick runs.
 """

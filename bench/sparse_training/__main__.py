@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 
+from bench.kept import keep_runs, kept_runs
 from bench.sparse_training import __doc__ as about
 from bench.sparse_training.overhead import overhead
 from bench.sparse_training.report import report
 from bench.sparse_training.runs import one_run, task_of, ways_of
 from mfac.bench.timing import describe_machine
-
-OUT = Path(__file__).resolve().parents[1] / "out" / "sparse_training.json"
 
 Runs = dict[str, dict[str, float]]  # "task/method/sparsity/seed" to what was measured
 
@@ -25,14 +22,6 @@ Runs = dict[str, dict[str, float]]  # "task/method/sparsity/seed" to what was me
 def _job(key: tuple[str, str, float, int]) -> tuple[tuple[str, str, float, int], dict[str, float]]:
     torch.set_num_threads(1)
     return key, one_run(*key)
-
-
-def save(results: Mapping[str, Mapping[str, float]]) -> None:
-    """Writes all results, by a rename, so that a run cut short leaves the file whole."""
-    OUT.parent.mkdir(exist_ok=True)
-    scratch = OUT.with_suffix(".part")
-    scratch.write_text(json.dumps(results, indent=1))
-    scratch.replace(OUT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sparsities", nargs="+", type=float, help="some of each method's own (all)")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 ... n-1 (5)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one thread (2)")
+    parser.add_argument("--measured", action="store_true", help="take the runs in bench/measured/ as done")
     arguments = parser.parse_args(argv)
     print(describe_machine())
     if arguments.table == "overhead":
@@ -53,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in arguments.methods or ():
         if name not in ways:
             parser.error(f"--methods should be of {list(ways)}. Found {name!r}.")
-    results: Runs = json.loads(OUT.read_text()) if OUT.exists() else {}
+    results: Runs = kept_runs("sparse_training", arguments.measured)
     wanted = [
         (arguments.table, name, sparsity, seed)
         for seed in range(arguments.seeds)
@@ -66,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         task_of(arguments.table).data()  # before processes are made, so that they share it
         with get_context("fork").Pool(arguments.jobs) as pool:
             for key, found in pool.imap_unordered(_job, wanted):
-                results = {**(json.loads(OUT.read_text()) if OUT.exists() else {}), _key(key): found}
-                save(results)
+                results = {**results, **kept_runs("sparse_training"), _key(key): found}  # others may run beside
+                keep_runs("sparse_training", results)
                 line = "  ".join(f"{name} {value:.2f}" for name, value in found.items())
                 print(f"{_key(key)}: {line}", file=sys.stderr, flush=True)
     report(arguments.table, {key: value for key, value in results.items() if key.startswith(f"{arguments.table}/")})

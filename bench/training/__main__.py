@@ -11,26 +11,23 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
 import math
 import sys
 import time
 from collections.abc import Sequence
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from bench.kept import keep_runs, kept_runs
 from bench.training.methods import FINE_TUNING, METHODS, Method, ours
 from bench.training.report import Results, report
 from bench.training.tasks import TASKS, loss_fn
 from demo.training import cosine
 from mfac.bench.timing import describe_machine
 
-OUT = Path(__file__).resolve().parents[1] / "out" / "training.json"
-KNOWN = OUT.parents[1] / "measured" / OUT.name
 MEASURED = 10
 _MORE = {"paragraphs": {"window_dtype": torch.bfloat16, "rank": 32}}
 """What ours needs for a window to fit beside the network."""
@@ -78,17 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rates", nargs="+", type=float, help="learning rates, in place of the methods' own")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 ... n-1, of the weights and the order (5)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one thread (2)")
-    parser.add_argument("--measured", action="store_true", help=f"take the runs in bench/measured/{KNOWN.name} as done")
+    parser.add_argument("--measured", action="store_true", help="take the runs in bench/measured/training.json as done")
     arguments = parser.parse_args(argv)
     methods = {name: METHODS[name] for name in arguments.methods}
     if arguments.variant:
         name, *pairs = arguments.variant
         methods = {name: ours(**{key: _value(text) for key, text in (pair.split("=", 1) for pair in pairs)})}
-    results: Results = json.loads(KNOWN.read_text()) if arguments.measured else {}
-    for task, of_task in (json.loads(OUT.read_text()) if OUT.exists() else {}).items():
-        for name, by_rate in of_task.items():
-            for rate, runs in by_rate.items():
-                results.setdefault(task, {}).setdefault(name, {}).setdefault(rate, {}).update(runs)
+    results: Results = kept_runs("training", arguments.measured)
     print(describe_machine())
     wanted = []
     for seed in range(arguments.seeds):
@@ -105,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for task, name, lr, seed, curve, seconds in pool.imap_unordered(_job, wanted):
             results.setdefault(task, {}).setdefault(name, {}).setdefault(f"{lr:g}", {})[str(seed)] = curve
             print(f"{task} {name} lr {lr:g} seed {seed}: {curve[-1]:.3f} after {seconds:.0f} s", file=sys.stderr)
-            save(results)
+            keep_runs("training", results)
     for task in arguments.tasks:
         report(task, TASKS[task], results.get(task, {}))
     return 0
@@ -121,14 +114,6 @@ def _value(text: str) -> Any:
         return ast.literal_eval(text)
     except ValueError:
         return text
-
-
-def save(results: Results) -> None:
-    """Writes all results, by a rename, so that a run cut short leaves the file whole."""
-    OUT.parent.mkdir(exist_ok=True)
-    scratch = OUT.with_suffix(".part")
-    scratch.write_text(json.dumps(results, indent=1))
-    scratch.replace(OUT)
 
 
 if __name__ == "__main__":
