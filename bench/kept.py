@@ -1,4 +1,4 @@
-"""Runs of a benchmark that are kept, so that none is repeated: of this machine, and those published."""
+"""Runs of a benchmark that are done and not repeated: of this machine, and those published."""
 
 from __future__ import annotations
 

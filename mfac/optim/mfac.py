@@ -242,8 +242,8 @@ class MFAC(Optimizer):
                 and parameters are as they were. If an option of a group has been set to a value out
                 of range. If a relative damping comes out beyond float64's range; the parameters are
                 as they were.
-            torch.linalg.LinAlgError: If λ is too small for float64; parameters are as they were, the
-                windows hold the gradient.
+            torch.linalg.LinAlgError: If λ is too small for float64; the parameters are as they
+                were, the windows hold the gradient.
         """
         with torch.enable_grad():
             loss = None if closure is None else closure()

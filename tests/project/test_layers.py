@@ -1,6 +1,7 @@
 """Data flows one way: every room of the package imports only from the rooms above it."""
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def is_module(name: str) -> bool:
     return path.is_dir() or path.with_suffix(".py").exists() or name == "mfac._C"
 
 
+@cache
 def graph() -> dict[str, set[str]]:
     """What every module imports, by the name that imports have for it."""
     modules = {}
