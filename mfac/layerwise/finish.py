@@ -21,6 +21,9 @@ from mfac.optim.mfac import MFAC
 
 _HELD_OUT = 8  # every so many batches are kept aside to check on
 _WARM_UP = 4  # steps at most
+_BYTES_A_WEIGHT = 2  # its mask, in `Masks` and where they are attached
+_BYTES_A_KEPT_WEIGHT = 28
+"""Beside its window: 4 for the gradient, 12 for Adam's metric, 8 for its place, 4 for its update."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class FisherFinish:
         check_number("lr", self.lr, above=0)
         check_count("epochs", self.epochs, least=1)
         check_count("rank", self.rank, least=1)
+
+    @property
+    def bytes_a_kept_weight(self) -> int:
+        """What `mfac.MFAC` holds of one."""
+        return 2 * self.rank + _BYTES_A_KEPT_WEIGHT
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,101 @@ def language_loss(model: nn.Module, batch: Any, run: Callable[[nn.Module, Any], 
     ids, counted = tokens_of(by_name(model, batch), 0)
     logits = logits_of(output, ids, 0)
     return functional.cross_entropy(logits[:, :-1][counted].float(), ids[:, 1:][counted])
+
+
+def check_loss(loss_fn: LossFunction, model: nn.Module, batch: Any, assumed: bool) -> None:
+    """Refuses a loss that a finish could not use, before any weight is solved.
+
+    Args:
+        loss_fn: The loss.
+        model: The model.
+        batch: The first batch.
+        assumed: Whether the loss is `language_loss`, as none was given.
+
+    Raises:
+        ValueError: If the loss was assumed and does not take the batch.
+    """
+    try:
+        loss_fn(model, batch)
+    except Exception as error:
+        if not assumed:
+            raise
+        raise ValueError(
+            "Parameter `loss_fn` should be given with `finish`, where the model is no language model and batches are "
+            f"no tokens. Found None, and {type(error).__name__}: {error}"
+        ) from error
+
+
+def checked_finish(finish: Any, on_disk: bool = False) -> FisherFinish | None:
+    """What an argument `finish` stands for.
+
+    Args:
+        finish: "fisher", a `FisherFinish` or None.
+        on_disk: Whether weights are on disk.
+
+    Returns:
+        The settings, or None.
+
+    Raises:
+        ValueError: If the argument is something else, or weights are on disk.
+    """
+    if finish is None or isinstance(finish, FisherFinish):
+        chosen = finish
+    elif finish == "fisher":
+        chosen = FisherFinish()
+    else:
+        raise ValueError(f'Parameter `finish` should be "fisher", a FisherFinish or None. Found {finish!r}.')
+    if chosen is not None and on_disk:
+        raise ValueError(
+            f"Parameter `finish` should be None with `weights`: it moves weights of the whole model in memory. "
+            f"Found {finish!r}."
+        )
+    return chosen
+
+
+def bytes_of_finish(
+    model: nn.Module,
+    names: Sequence[str],
+    kept_share: float,
+    batch: Any,
+    loss_fn: LossFunction,
+    settings: FisherFinish,
+) -> int:
+    """The memory that `finish_with_fisher` takes beside the model and the data.
+
+    Args:
+        model: The model.
+        names: Of the weights that move.
+        kept_share: How many of their entries are kept, in [0, 1].
+        batch: One batch. What its forward pass keeps for the backward pass is counted.
+        loss_fn: As for `finish_with_fisher`.
+        settings: How far.
+
+    Returns:
+        Bytes. One forward pass.
+    """
+    named = named_parameters(model)
+    were = {name: parameter.requires_grad for name, parameter in named.items()}
+    own = {p.untyped_storage().data_ptr() for p in named.values()}
+    held: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    try:
+        for name, parameter in named.items():
+            parameter.requires_grad_(name in names)
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss_fn(model, batch)
+    finally:
+        for name, parameter in named.items():
+            parameter.requires_grad_(were[name])
+    moved = sum(named[name].numel() for name in names)
+    twice = sum(2 * named[name].numel() * named[name].element_size() for name in names)  # gradients; weights to go back
+    return sum(held.values()) + twice + moved * _BYTES_A_WEIGHT + int(kept_share * moved) * settings.bytes_a_kept_weight
 
 
 def finish_with_fisher(

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from mfac.gradients.backward import LossFunction
 from mfac.gradients.modes import model_mode
 from mfac.gradients.naming import inner_module
 from mfac.gradients.parameters import Selection
 from mfac.layerwise import tree
 from mfac.layerwise.calling import Forward, by_number, call_model, check_batches, listed_batches, plainly_called
 from mfac.layerwise.chain import NamedBlock, find_chains
+from mfac.layerwise.finish import FisherFinish, bytes_of_finish, check_loss, checked_finish, language_loss
+from mfac.layerwise.gram import AT_ONCE
 from mfac.layerwise.order import segments_of
+from mfac.layerwise.solution import LayerSolver
+from mfac.layerwise.solver import SolverName, resolve_solver
 from mfac.layerwise.statistics import EnoughError
 from mfac.layerwise.views import LayerView, views_of
 from mfac.pruning.targets import choose_targets
 
-_FACTORS = 3
-"""Matrices of H's size that are held at once: H, its factor, and one that makes the other."""
+_HELD: dict[str, tuple[float, float]] = {
+    "magnitude": (2, 6.5),
+    "wanda": (2, 7),
+    "sparsegpt": (3.5, 6.5),
+    "exact_obs": (5, 8),
+    "alps": (7.5, 14),
+}
+"""Matrices of float64 that a solver holds at its peak, as measured: of H's size, and of the layer's."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +48,9 @@ class LayerwisePlan:
         chains: For each chain of blocks the names of its blocks; activations are kept between them.
         batches: How many.
         activation_bytes: Inputs of one block for all batches; 0 without a chain.
-        hessian_bytes: The Hessian with its factor of the widest layer, float64.
-        block_bytes: The weights of the largest block, once more in float64.
+        hessian_bytes: The Hessian with what is made of it, of the layer that takes most, float64.
+        solver_bytes: What the solver holds of the weights of that layer, float64.
+        finish_bytes: What `finish` takes when the rest is done; 0 without.
         passes: How many passes of all data through the whole model, parts of passes added up.
         seconds_a_pass: As the first batch took.
     """
@@ -48,14 +61,15 @@ class LayerwisePlan:
     batches: int
     activation_bytes: int
     hessian_bytes: int
-    block_bytes: int
+    solver_bytes: int
+    finish_bytes: int
     passes: float
     seconds_a_pass: float
 
     @property
     def bytes(self) -> int:
-        """Memory beside the model and the data."""
-        return self.activation_bytes + self.hessian_bytes + self.block_bytes
+        """Memory beside the model and the data, at the most."""
+        return max(self.activation_bytes + self.hessian_bytes + self.solver_bytes, self.finish_bytes)
 
     @property
     def seconds(self) -> float:
@@ -64,12 +78,12 @@ class LayerwisePlan:
 
     def __str__(self) -> str:
         size = sum(torch.Size(shape).numel() for shape in self.weights.values())
-        kinds = (self.bytes, self.activation_bytes, self.hessian_bytes, self.block_bytes)
-        every, activations, hessians, weights = (f"{count / 2**20:.0f}" for count in kinds)
+        kinds = (self.bytes, self.activation_bytes, self.hessian_bytes, self.solver_bytes, self.finish_bytes)
+        every, activations, hessians, weights, finish = (f"{count / 2**20:.0f}" for count in kinds)
         lines = [
             f"{len(self.weights)} weight tensors, {size} weights, {self.batches} batches",
             f"  memory beside the model: {every} MiB: {activations} activations, {hessians} Hessians, {weights} "
-            f"weights in float64",
+            f"of the solver" + (f"; in the end {finish} of the finish" if self.finish_bytes else ""),
             f"  about {self.passes:.1f} passes over the data, {self.seconds:.0f} s, and the solver",
         ]
         lines += [f"  blocks {chain[0]!r} to {chain[-1]!r}, one at a time" for chain in self.chains]
@@ -84,6 +98,8 @@ def planned(
     run: Callable[[int], Any],
     batches: int,
     left_dense: dict[str, str],
+    method: str = "alps",
+    finish_bytes: int = 0,
 ) -> LayerwisePlan:
     """A plan, from two passes of the first batch.
 
@@ -93,6 +109,8 @@ def planned(
         run: Runs the model on a batch, by its number.
         batches: How many.
         left_dense: What is not solved, and why.
+        method: The solver's name; another counts as "sparsegpt".
+        finish_bytes: What a finish takes.
 
     Returns:
         The plan.
@@ -109,18 +127,22 @@ def planned(
         activations = max(activations, _argument_bytes(segment.chain[0], run) * batches)
         # For each block the way to each of its stages and the way through.
         passes += 2.5
-    columns = max(columns for view in views for _, columns in view.shapes)
-    blocks = [block for chain in chains for block in chain]
-    sizes = [sum(view.parameter.numel() for view in views if block.holds(view)) for block in blocks]
-    largest = max([*sizes, *(view.parameter.numel() for view in views)])
+    hessians, weights = _HELD.get(method, _HELD["sparsegpt"])
+    takes = [
+        (int(8 * hessians * columns**2) + 4 * AT_ONCE * columns, int(8 * weights * rows * columns))
+        for view in views
+        for rows, columns in view.shapes
+    ]
+    hessian_bytes, solver_bytes = max(takes, key=sum)
     return LayerwisePlan(
         {view.name: tuple(view.parameter.shape) for view in views},
         left_dense,
         [[block.name for block in chain] for chain in chains],
         batches,
         activations,
-        _FACTORS * 8 * columns * columns,
-        8 * largest,
+        hessian_bytes,
+        solver_bytes,
+        finish_bytes,
         passes,
         seconds * batches,
     )
@@ -146,6 +168,10 @@ def plan_layerwise(
     model: nn.Module,
     data: Iterable[Any],
     *,
+    sparsity: float | Mapping[str, float] = 0.5,
+    method: SolverName | LayerSolver = "alps",
+    finish: Literal["fisher"] | FisherFinish | None = None,
+    loss_fn: LossFunction | None = None,
     params: Selection = None,
     blocks: Sequence[str] | None = None,
     forward: Forward | None = None,
@@ -155,6 +181,10 @@ def plan_layerwise(
     Args:
         model: The model.
         data: Batches; all are counted, and the first is run.
+        sparsity: Share of zeros, or one for each name; what a finish takes depends on it.
+        method: As for `prune_layerwise`.
+        finish: As for `prune_layerwise`.
+        loss_fn: As for `prune_layerwise`.
         params: Which weights.
         blocks: Names of blocks; None to look for them.
         forward: Runs the model on a batch.
@@ -172,6 +202,9 @@ def plan_layerwise(
         >>> mfac.plan_layerwise(model, [torch.randn(64, 8)]).weights
         {'0.weight': (16, 8), '2.weight': (4, 16)}
     """
+    resolve_solver(method)
+    name = method if isinstance(method, str) else ""
+    finishing = checked_finish(finish)
     targets = choose_targets(model, params, "ignore", frozen=True)
     views, unseen = views_of(model, list(targets.vector.names))
     left_dense = {**targets.left_dense, **{one.name: one.why for one in unseen}}
@@ -181,4 +214,11 @@ def plan_layerwise(
     with model_mode(model, "eval"), plainly_called(model):
         check_batches(model, batches, call)
         chains = find_chains(model, views, blocks)
-        return planned(views, chains, by_number(inner, batches, call), len(batches), left_dense)
+        finish_bytes = 0
+        if finishing is not None:
+            loss = loss_fn if loss_fn is not None else partial(language_loss, run=call)
+            check_loss(loss, inner, batches[0], loss_fn is None)
+            names = [view.name for view in views]
+            least = min(sparsity.values(), default=0.0) if isinstance(sparsity, Mapping) else sparsity
+            finish_bytes = bytes_of_finish(inner, names, 1 - least, batches[0], loss, finishing)
+        return planned(views, chains, by_number(inner, batches, call), len(batches), left_dense, name, finish_bytes)

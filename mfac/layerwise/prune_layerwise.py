@@ -36,7 +36,14 @@ from mfac.layerwise.calling import (
 )
 from mfac.layerwise.chain import InMemory, NamedBlock, find_chains
 from mfac.layerwise.checkpoint import Checkpoint
-from mfac.layerwise.finish import FinishResult, FisherFinish, finish_with_fisher, language_loss
+from mfac.layerwise.finish import (
+    FinishResult,
+    FisherFinish,
+    check_loss,
+    checked_finish,
+    finish_with_fisher,
+    language_loss,
+)
 from mfac.layerwise.grid import Grid
 from mfac.layerwise.heeding import Heeding, heeding_of
 from mfac.layerwise.hessian import DAMPING
@@ -178,7 +185,7 @@ def prune_layerwise(
                 'Parameter `allocation` should be "uniform" or "erk" with `weights`: one threshold for all layers '
                 "needs all of them in memory. Found 'global'."
             )
-        finishing = _checked_finish(finish, weights)
+        finishing = checked_finish(finish, weights is not None)
         if (weigh_outputs or weigh_inputs) and weights is not None:
             name = "weigh_outputs" if weigh_outputs else "weigh_inputs"
             raise ValueError(f"Parameter `{name}` should be False with `weights`: it runs the whole model.")
@@ -235,7 +242,7 @@ def prune_layerwise(
         loss = loss_fn if loss_fn is not None else partial(language_loss, run=call)
         if finishing is not None:
             with processes.together():
-                _check_loss(loss, inner, batches[0], loss_fn is None)
+                check_loss(loss, inner, batches[0], loss_fn is None)
         heeded = Heeding()
         if weigh_outputs or weigh_inputs:
             with processes.together():
@@ -286,34 +293,6 @@ def prune_layerwise(
     else:
         report.record_(model, resolved, solved)
     return report
-
-
-def _check_loss(loss: LossFunction, model: nn.Module, batch: Any, assumed: bool) -> None:
-    """Refuses a loss that the finish could not use, before any weight is solved."""
-    try:
-        loss(model, batch)
-    except Exception as error:
-        if not assumed:
-            raise
-        raise ValueError(
-            "Parameter `loss_fn` should be given with `finish`, where the model is no language model and batches are "
-            f"no tokens. Found None, and {type(error).__name__}: {error}"
-        ) from error
-
-
-def _checked_finish(finish: Any, weights: Source | None) -> FisherFinish | None:
-    if finish is None or isinstance(finish, FisherFinish):
-        chosen = finish
-    elif finish == "fisher":
-        chosen = FisherFinish()
-    else:
-        raise ValueError(f'Parameter `finish` should be "fisher", a FisherFinish or None. Found {finish!r}.')
-    if chosen is not None and weights is not None:
-        raise ValueError(
-            f"Parameter `finish` should be None with `weights`: it moves weights of the whole model in memory. "
-            f"Found {finish!r}."
-        )
-    return chosen
 
 
 def where_weights_are(
