@@ -11,6 +11,7 @@ from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement
+from torch.utils.dlpack import from_dlpack
 
 from mfac.distributed.pieces import Whole
 
@@ -92,6 +93,8 @@ class Spread(Whole):
             else:
                 placements.append(Shard(before) if i in self.summed else Replicate())
         stride = torch.empty(shape, device="meta").stride()
+        # Torch copies and pickles no DTensor of memory that begins within another tensor's.
+        piece = from_dlpack(piece.detach()) if piece.numel() else torch.empty_like(piece)
         found_tensor: Tensor = DTensor.from_local(
             piece, self.mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride
         )

@@ -110,7 +110,10 @@ class Columns:
         for parameter, piece, index in zip(self.parameters, pieces, self.kept, strict=True):
             if index is not None:
                 whole = self.pieces.of(parameter, parameter)
-                whole.copy_(whole.flatten().index_copy_(0, index, piece).view(whole.shape))
+                flat = whole.flatten()  # a view where one stride will do, as it may of channels last
+                flat.index_copy_(0, index, piece)
+                if flat.data_ptr() != whole.data_ptr():
+                    whole.copy_(flat.view(whole.shape))
 
     def gather_(self, flat: Tensor, weight_decay: float, maximize: bool) -> list[bool]:
         """Writes the gradients into flat [d], zero where a parameter has none.
@@ -129,13 +132,13 @@ class Columns:
         gradients = list(self.local([parameter.grad for parameter in self.parameters]))
         views = self.views(flat)
         used = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        for view, gradient in zip(views, gradients, strict=True):
+        for i, (view, gradient) in enumerate(zip(views, gradients, strict=True)):
             if gradient is None:
                 view.zero_()
             elif gradient.is_sparse:
                 raise TypeError(
-                    "Parameter `params` should have dense gradients. Found a sparse one: sparse=False of an "
-                    "embedding makes it dense."
+                    "Parameter `params` should have dense gradients: sparse=False of an embedding makes it dense. "
+                    f"Found a sparse one, of parameter number {i} of those that train, shape {list(self.shapes[i])}."
                 )
         if used:
             places = [views[i] for i in used]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -118,8 +119,10 @@ class GroupWindow:
                 other.metric.square_average[new] = self.metric.square_average[old]
                 other.metric.counts[j] = self.metric.counts[i]
             other.present[j] = self.present[i]
-            if self.columns.local_shapes[i] == other.columns.local_shapes[j]:
-                other.compensations[j] = self.compensations[i]
+            if (known := self.compensations[i]) is not None:
+                moved = known.new_zeros(math.prod(other.columns.local_shapes[j]))
+                moved[new - other.columns.starts[j]] = known.reshape(-1)[old - self.columns.starts[i]]
+                other.compensations[j] = moved.view(other.columns.local_shapes[j])
         return other
 
     def start(self, momentum: bool | None = None, compensated: bool | None = None) -> None:
@@ -139,12 +142,12 @@ class GroupWindow:
         elif self.average is None:
             self.average = torch.zeros_like(self._flat)
         if self.rule.metric and self.metric is None:
-            place = self.window.vector_dtype, self.window.device
-            self.metric = AdamMetric(self.columns.slices, self.window.dim, *place)
-        if compensated:
-            for i, piece in enumerate(self.columns.weights()):
-                if piece.dtype in NARROW and self.compensations[i] is None:
-                    self.compensations[i] = compensation_for(piece)
+            self.metric = AdamMetric(self.columns.slices, *self._place)
+        for i, piece in enumerate(self.columns.weights()):
+            if piece.dtype not in NARROW or not compensated:
+                self.compensations[i] = None
+            elif self.compensations[i] is None:
+                self.compensations[i] = compensation_for(piece)
 
     @property
     def momentum(self) -> Tensor | None:
@@ -186,9 +189,20 @@ class GroupWindow:
 
     def see(self) -> None:
         """Takes the gradient that was read into the metric's coordinates; no state has changed."""
-        self.start()
+        if self.rule.metric and self.metric is None:
+            self.metric = AdamMetric(self.columns.slices, *self._place)
         if self.metric is not None:
-            self.metric.see_(self._flat, self.options["beta2"], self.options["eps"], self._has)
+            self.metric.see_(self._flat, *self._of_metric, self._has)
+
+    @property
+    def _place(self) -> tuple[int, torch.dtype, torch.device]:
+        """d, and the dtype and device of vectors."""
+        return self.window.dim, self.window.vector_dtype, self.window.device
+
+    @property
+    def _of_metric(self) -> tuple[float, float]:
+        """β₂ and ε."""
+        return tuple(float(number_of(name, self.options[name])) for name in ("beta2", "eps"))  # type: ignore[return-value]
 
     def holds_gradient(self) -> bool:
         """Whether the gradient that was seen is finite and in the window's range."""
@@ -209,6 +223,7 @@ class GroupWindow:
             self.window.push(self._flat)
         except ValueError as error:
             raise ValueError(f"{error}{self.where()}") from error
+        self.start()
         if self.metric is not None:
             self.metric.take()
         self.present[:, self.window.newest] = torch.tensor(self._has, device="cpu")
@@ -223,6 +238,8 @@ class GroupWindow:
         options, algebra = self.options, self.window.algebra
         algebra.given_damping = check_damping(options["damping"])
         found = self.rule.combination(algebra, options)
+        if found is None:
+            self.window.precondition()  # of few columns: what it raises is not to come between moves of groups
         self.last = None if found is None else controlled(found, algebra, options, self.lr, self.columns.total_dim)
 
     def where(self) -> str:
@@ -317,8 +334,7 @@ class GroupWindow:
     def gradients(self) -> list[Tensor]:
         """The gradients held of each parameter's piece, in the weights' metric.
 
-        The metric is that of the last step, so that gradients of earlier steps are as they were up
-        to its change since.
+        The metric is that of now: earlier gradients are as they were up to its change since.
 
         Returns:
             [rows held, size] of each; entries that a mask drops are zero.
@@ -329,7 +345,7 @@ class GroupWindow:
         for i, columns in enumerate(self.columns.slices):
             piece = rows[:, columns]
             if self.metric is not None:
-                piece = piece / self.metric.scale[columns]
+                piece = piece / self.metric.scale_of(i, *self._of_metric)
             if (index := self.columns.kept[i]) is not None:
                 size = self.columns.parameters[i].numel()
                 piece = piece.new_zeros((len(piece), size)).index_copy_(1, index, piece)

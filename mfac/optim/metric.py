@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,14 +26,14 @@ class AdamMetric:
         square_average: v, [d].
         counts: t for each parameter, how many of its gradients v averages, [parameters], on the
             CPU; the same memory throughout, so that what shows it shows it as it stands.
-        scale: D^(-1/2) of the gradient last seen, [d].
+        scale: D^(-1/2) of the gradient last seen, [d]; of a step alone.
     """
 
     def __init__(self, columns: list[slice], dim: int, dtype: torch.dtype, device: torch.device) -> None:
         self.columns = columns
         self.square_average = torch.zeros(dim, dtype=dtype, device=device)
         self.scale = torch.ones_like(self.square_average)
-        self.counts = torch.zeros(len(columns), device="cpu")
+        self.counts = torch.zeros(len(columns), dtype=torch.float32, device="cpu")
         self._seen = torch.zeros_like(self.square_average)
         self._has = [False] * len(columns)
 
@@ -44,7 +46,7 @@ class AdamMetric:
         """Scales a gradient [d] in place: g becomes D^(-1/2) g with g already in D.
 
         Args:
-            gradient: g.
+            gradient: g. An entry whose square overflows becomes infinite.
             beta2: Of the average, in [0, 1).
             eps: ε > 0.
             has: Of each parameter, whether it has a gradient; where not, its v and t stay.
@@ -61,6 +63,22 @@ class AdamMetric:
                 torch.div(self._seen[columns], 1 - beta2 ** max(1, t), out=self.scale[columns])
         self.scale.sqrt_().add_(eps).rsqrt_()
         gradient.mul_(self.scale)
+        if gradient.device.type != "cpu" or not math.isfinite(float(self._seen.amax())):  # a GPU is not waited for
+            gradient.masked_fill_(self._seen.isinf(), math.inf)  # whose square is, as nothing else would tell
+
+    def scale_of(self, columns: int, beta2: float, eps: float) -> Tensor:
+        """D^(-1/2) of what v holds, for one parameter.
+
+        Args:
+            columns: The parameter's number.
+            beta2: Of the average.
+            eps: ε.
+
+        Returns:
+            [size].
+        """
+        t = max(1, self.steps[columns])
+        return (self.square_average[self.columns[columns]] / (1 - beta2**t)).sqrt_().add_(eps).rsqrt_()
 
     def take(self) -> None:
         """Takes the gradient last seen into v."""

@@ -20,7 +20,7 @@ from mfac.optim.group_window import GroupWindow
 from mfac.optim.options import OPTIONS, check_changes, check_options, complete, in_group, packed, refuse_unknown
 from mfac.optim.rules.base import Rule
 from mfac.optim.rules.named import RuleName
-from mfac.optim.state import ELEMENTWISE, Loaded, published
+from mfac.optim.state import ELEMENTWISE, Loaded, is_shown, published
 from mfac.window.formats.named import Format
 from mfac.window.window import GradientWindow
 
@@ -153,19 +153,14 @@ class MFAC(Optimizer):
             param_group: As for every torch optimizer: `params`, and options of its own.
 
         Raises:
-            TypeError: If a parameter is not real floating-point, or an option is unknown.
+            TypeError: If a parameter is not of 16, 32 or 64 bits and real floating-point, or an option is unknown.
             ValueError: If a value is out of range.
         """
-        refuse_unknown(param_group)
+        refuse_unknown(param_group, len(self.param_groups))
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            for parameter in group["params"]:
-                if not parameter.is_floating_point():
-                    raise TypeError(f"Parameter `params` should be real floating-point. Found {parameter.dtype}.")
-            complete(group)
-            with in_group(len(self.param_groups) - 1):
-                check_options(group)
+            complete(group, len(self.param_groups) - 1)
             self._windows.append(self._window_of(group, None))
         except BaseException:
             self.param_groups.pop()
@@ -257,8 +252,9 @@ class MFAC(Optimizer):
         before = [mine if mine is not None and mine.is_in(self.state) else None for mine in self._windows]
         for i, group in enumerate(self.param_groups):
             self._windows[i] = mine = self._window_of(group, before[i])
-            if mine is not None and mine.gather():
-                stepping.append((i, mine))
+            with in_group(i):
+                if mine is not None and mine.gather():
+                    stepping.append((i, mine))
         probed = [mine for _, mine in stepping if mine.is_probe]
         if probed and len(probed) == len(stepping):
             for mine in probed:
@@ -270,14 +266,9 @@ class MFAC(Optimizer):
             for i, mine in stepping:
                 mine.move(i)
         changed = any(mine is not old for mine, old in zip(self._windows, before, strict=True))
-        if changed or not all(self._shows(mine) for _, mine in stepping):
+        if changed or not all(is_shown(mine, self.state) for _, mine in stepping):
             self._publish()
         return loss
-
-    def _shows(self, mine: GroupWindow) -> bool:
-        """Whether `state` has what a window keeps, its momentum too if there is one now."""
-        shown: dict[str, Any] = self.state.get(mine.columns.parameters[0], {})
-        return bool(shown) and ("momentum" in shown) == (mine.average is not None)
 
     def _accepts(self, stepping: Sequence[tuple[int, GroupWindow]]) -> bool:
         """Whether the step is taken; where one group alone steps, its window says whether it is."""

@@ -51,6 +51,12 @@ _PLAIN = {
 }
 """What a rule that has no default of its own leaves to."""
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Of parameters."""
+
+MOST_ROWS = 1 << 16
+"""Of a window: its matrices of m x m float64 would take 34 GB each."""
+
 ROUNDINGS = ("stochastic", "compensated", "nearest")
 
 
@@ -59,24 +65,47 @@ def rule_of(group: Mapping[str, Any]) -> Rule:
     return resolve("rule", group["rule"], RULES, Rule)  # type: ignore[type-abstract]
 
 
-def complete(group: dict[str, Any]) -> None:
-    """Gives the options that a group leaves open, None, the defaults of its rule."""
-    if group["rule"] == "auto":
-        group["rule"] = "paper" if isinstance(group["damping"], Real | RelativeDamping) else DEFAULT
-    for name, value in {**_PLAIN, **rule_of(group).defaults}.items():
-        if group[name] is None:
-            group[name] = value
+def _check_parameters(group: dict[str, Any]) -> None:
+    """Refuses parameters that no step moves; a repeated one counts once."""
+    group["params"] = list(dict.fromkeys(group["params"]))  # torch has warned
+    for number, parameter in enumerate(group["params"]):
+        if parameter.dtype not in DTYPES:
+            raise TypeError(
+                f"Parameter `params` should be real floating-point, of 16, 32 or 64 bits. "
+                f"Found {parameter.dtype} as number {number}, shape {list(parameter.shape)}."
+            )
 
 
-def refuse_unknown(group: Mapping[str, Any]) -> None:
-    """Raises a TypeError for a key that is no option, with the nearest that is."""
+def complete(group: dict[str, Any], number: int) -> None:
+    """Gives the options that a group leaves open, None, the defaults of its rule, and checks all.
+
+    Args:
+        group: Of an optimizer.
+        number: Which, for messages.
+
+    Raises:
+        TypeError: If a parameter has no dtype that is known, or an option is of another type.
+        ValueError: If an option is out of range.
+    """
+    with in_group(number):
+        _check_parameters(group)
+        if group["rule"] == "auto":
+            group["rule"] = "paper" if isinstance(group["damping"], Real | RelativeDamping) else DEFAULT
+        for name, value in {**_PLAIN, **rule_of(group).defaults}.items():
+            if group[name] is None:
+                group[name] = value
+        check_options(group)
+
+
+def refuse_unknown(group: Mapping[str, Any], number: int) -> None:
+    """Raises a TypeError for a key of group `number` that is no option, with the nearest that is."""
     if not isinstance(group, Mapping):
         raise TypeError(f"Parameter `param_group` should be a dict with 'params'. Found {type(group).__name__}.")
     for key in group:
         if key not in OPTIONS and key not in _OF_OTHERS:
             raise TypeError(
                 f"Parameter `params` should have groups with the options {sorted(OPTIONS)}. "
-                f"Found {key!r}{did_you_mean(key, OPTIONS)}"
+                f"Found {key!r}{did_you_mean(key, OPTIONS)} It is {group[key]!r} in group {number}."
             )
 
 
@@ -101,9 +130,10 @@ def check_options(group: Mapping[str, Any], begun: bool = False) -> None:
         TypeError: If one is of another type.
         ValueError: If one is out of range, or does not go with another.
     """
-    for name, check in _CHECKS.items():
+    for name in OPTIONS:
         if name not in group:
             raise KeyError(f"Every parameter group should have an entry {name!r}. Found {sorted(group)}.")
+    for name, check in _CHECKS.items():
         check(name, group[name])
     check_storage("window_dtype", group["window_dtype"], group["density"])
     rule = rule_of(group)
@@ -132,7 +162,7 @@ def check_changes(group: Mapping[str, Any], checked: Mapping[str, Any]) -> dict[
         ValueError: If one is out of range, or is one that the window was made with.
     """
     # A number in a tensor may have been changed in place.
-    if all(group[name] is value and not isinstance(value, Tensor) for name, value in checked.items()):
+    if all(group.get(name, checked) is value and not isinstance(value, Tensor) for name, value in checked.items()):
         return dict(checked)
     check_options(group, begun=True)
     for name in FIXED:
@@ -156,18 +186,25 @@ def _flag(name: str, value: Any) -> None:
     check_flag(name, value)
 
 
+def _check_callable(name: str, value: Any) -> None:
+    if not callable(value):
+        raise TypeError(f"Parameter `{name}` should be a function of rank, dim and device, or None. Found {value!r}.")
+
+
 def number_of(name: str, value: Any) -> Any:
     """A number, also of a tensor of one element, as schedulers and compilers give rates."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"Parameter `{name}` should be one number. Found shape {list(value.shape)}.")
+        if value.is_complex():
+            raise TypeError(f"Parameter `{name}` should be a real number. Found {value!r}.")
         return float(value)
     return value
 
 
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "lr": _number(least=0),
-    "rank": lambda name, value: check_count(name, value, least=1),
+    "rank": lambda name, value: check_count(name, value, least=1, most=MOST_ROWS),
     "damping": lambda name, value: check_damping(value),
     "momentum": _number(least=0, below=1),
     "weight_decay": _number(least=0),
@@ -182,8 +219,9 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "grafting": _number(least=0, most=1),
     "update_rms": _optional(_number(above=0)),
     "beta2": _number(least=0, below=1),
-    "eps": _number(above=0),
+    "eps": _number(least=torch.finfo(torch.float32).tiny),
     "rounding": lambda name, value: check_choice(name, value, ROUNDINGS),
+    "window_format": _optional(_check_callable),
 }
 
 

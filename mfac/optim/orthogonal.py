@@ -43,7 +43,9 @@ def orthogonalized_alike(updates: Sequence[Tensor]) -> list[Tensor]:
     results = list(updates)
     for places in by_shape.values():
         stacked = torch.stack([updates[i].reshape(updates[i].shape[0], -1) for i in places])
-        for i, found in zip(places, _orthogonal_factors(stacked), strict=True):
+        with torch.autocast(stacked.device.type, enabled=False):  # a step in autocast is that outside
+            factors = _orthogonal_factors(stacked)
+        for i, found in zip(places, factors, strict=True):
             results[i] = found.reshape(updates[i].shape)
     return results
 

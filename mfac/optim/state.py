@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mfac.core.checks.state import check_like
 from mfac.optim.group_window import GroupWindow
-from mfac.optim.options import check_options, same, unpacked
+from mfac.optim.options import check_options, in_group, same, unpacked
 from mfac.optim.version_1 import upgraded
 
 _SHAPING = ("rank", "window_dtype", "density")
@@ -75,6 +75,17 @@ def published(mine: GroupWindow) -> dict[Tensor, dict[str, Any]]:
     for name, tensor in storage.items():
         head[pieces.key(f"window_{name}")] = tensor
     return found
+
+
+def is_shown(mine: GroupWindow, state: Mapping[Tensor, Mapping[str, Any]]) -> bool:
+    """Whether `state` has what a window keeps, and nothing that it keeps no more."""
+    shown = [state.get(parameter, {}) for parameter in mine.columns.parameters]
+    compensated = [compensation is not None for compensation in mine.compensations]
+    return (
+        bool(shown[0])
+        and ("momentum" in shown[0]) == (mine.average is not None)
+        and ["compensation" in entries for entries in shown] == compensated
+    )
 
 
 class Loaded:
@@ -279,7 +290,8 @@ def _options(
                 f"one's own. Found {mine['rule']!r}."
             )
         found["rule"] = mine["rule"]
-    check_options(found, begun=True)
+    with in_group(i):
+        check_options(found, begun=True)
     for name in _SHAPING:
         if mine["window_format"] is None and not same(found[name], mine[name]):
             raise ValueError(

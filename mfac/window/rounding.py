@@ -48,6 +48,9 @@ def compensation_for(weights: Tensor) -> Tensor:
 def compensated(weights: Tensor, compensation: Tensor) -> Tensor:
     """The sum of both.
 
+    A weight that somebody else has changed since keeps at most half its last digit. A bfloat16 of
+    zero has nothing below: there the bits of another weight would make a NaN.
+
     Args:
         weights: bfloat16 or float16.
         compensation: Of `compensation_for`.
@@ -57,6 +60,7 @@ def compensated(weights: Tensor, compensation: Tensor) -> Tensor:
     """
     wide = weights.float()
     if weights.dtype == torch.bfloat16:
+        compensation = torch.where(wide == 0, compensation.clamp(min=0), compensation)
         return wide.view(torch.int32).add_(compensation).view(torch.float32)
     return wide.add_(_part(wide) * compensation)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +185,29 @@ def probed(weight_decay: float) -> list[int]:
 
 def test_a_state_that_is_looked_at_before_the_first_step_holds_no_gradient(four: Processes):
     assert four.run(probed, 0.1) == [[0]] * 4
+
+
+def through_copies(kind: str) -> Tensor:
+    """A run that goes on from its own state: copied, pickled, and in a file."""
+    trained = Trained(kind, "four", GROUPS)
+    trained.steps(BEFORE)
+    state = trained.opt.state_dict()
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    for same in (copy.deepcopy(state), pickle.loads(pickle.dumps(state)), torch.load(file, weights_only=False)):
+        trained.opt.load_state_dict(same)
+    trained.steps(AFTER)
+    return trained.weights()
+
+
+def plain_run(kind: str) -> Tensor:
+    trained = Trained(kind, "four", GROUPS)
+    trained.steps(BEFORE + AFTER)
+    return trained.weights()
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_states_of_several_processes_are_copied_and_pickled(four: Processes, kind: str):
+    found, expected = four.run(through_copies, kind), four.run(plain_run, kind)
+    assert all(torch.equal(mine, other) for mine, other in zip(found, expected, strict=True))

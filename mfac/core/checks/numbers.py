@@ -5,25 +5,28 @@ from __future__ import annotations
 from numbers import Integral, Real
 
 
-def check_count(name: str, value: int, least: int = 0) -> int:
-    """Accepts an integer that is not too small.
+def check_count(name: str, value: int, least: int = 0, most: int | None = None) -> int:
+    """Accepts an integer in a range.
 
     Args:
         name: The parameter's name.
         value: What was given for it.
         least: The smallest value allowed.
+        most: The largest; None for any.
 
     Returns:
         The value.
 
     Raises:
         TypeError: If `value` is not an integer.
-        ValueError: If it is below `least`.
+        ValueError: If it is out of range.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"Parameter `{name}` should be an integer. Found {value!r}.")
     if value < least:
         raise ValueError(f"Parameter `{name}` should be at least {least}. Found {value}.")
+    if most is not None and value > most:
+        raise ValueError(f"Parameter `{name}` should be at most {most}. Found {value}.")
     return int(value)
 
 
