@@ -23,7 +23,7 @@ _HELD_OUT = 8  # every so many batches are kept aside to check on
 _WARM_UP = 4  # steps at most
 _BYTES_A_WEIGHT = 2  # its mask, in `Masks` and where they are attached
 _BYTES_A_KEPT_WEIGHT = 28
-"""Beside its window: 4 for the gradient, 12 for Adam's metric, 8 for its place, 4 for its update."""
+"""Beside its window: gradient 4, Adam's metric 12, place 8, update 4."""
 
 
 @dataclass(frozen=True)

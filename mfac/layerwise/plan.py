@@ -35,7 +35,7 @@ _HELD: dict[str, tuple[float, float]] = {
     "exact_obs": (5, 8),
     "alps": (7.5, 14),
 }
-"""Matrices of float64 that a solver holds at its peak, as measured: of H's size, and of the layer's."""
+"""Float64 matrices that a solver holds at its peak, measured: of H's size, and of the layer's."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,13 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By the bytes of an element, which is cleared as one."""
 
 
+def state_of(optimizer: Optimizer, parameter: Tensor) -> Mapping[str, Any]:
+    """What an optimizer keeps for a parameter, or one within it, as ZeroRedundancyOptimizer has."""
+    inner = getattr(optimizer, "optim", None)
+    found: Mapping[str, Any] = optimizer.state.get(parameter, {})
+    return state_of(inner, parameter) if not found and isinstance(inner, Optimizer) else found
+
+
 class MaskHandle:
     """What `Masks.attach` returns: the hooks of one optimizer, until `remove` is called.
 
@@ -198,7 +205,7 @@ class MaskHandle:
         """Everything of the parameter's shape that the optimizer keeps for it."""
         # mfac.MFAC says which entries that can be: others may have the shape by chance.
         own: Collection[str] | None = getattr(self._optimizer, "elementwise_state", None)
-        for key, value in self._optimizer.state.get(parameter, {}).items():
+        for key, value in state_of(self._optimizer, parameter).items():
             if key in self._keep_state or (own is not None and key not in own):
                 continue
             if isinstance(value, Tensor) and value.shape == parameter.shape:

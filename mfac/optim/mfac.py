@@ -153,7 +153,8 @@ class MFAC(Optimizer):
             param_group: As for every torch optimizer: `params`, and options of its own.
 
         Raises:
-            TypeError: If a parameter is not of 16, 32 or 64 bits and real floating-point, or an option is unknown.
+            TypeError: If a parameter is not real floating-point of 16, 32 or 64 bits, or an option
+                is unknown.
             ValueError: If a value is out of range.
         """
         refuse_unknown(param_group, len(self.param_groups))

@@ -98,7 +98,7 @@ def complete(group: dict[str, Any], number: int) -> None:
 
 
 def refuse_unknown(group: Mapping[str, Any], number: int) -> None:
-    """Raises a TypeError for a key of group `number` that is no option, with the nearest that is."""
+    """Raises a TypeError for a key of group `number` that is no option, with the nearest one."""
     if not isinstance(group, Mapping):
         raise TypeError(f"Parameter `param_group` should be a dict with 'params'. Found {type(group).__name__}.")
     for key in group:

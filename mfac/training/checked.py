@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -45,6 +46,23 @@ def checked_optimizers(optimizer: Any) -> list[Optimizer]:
     if not found:
         raise TypeError("Parameter `optimizer` should be a torch.optim.Optimizer or several. Found none.")
     return found
+
+
+def checked_keys(keep_state: Any) -> list[str]:
+    """Accepts names of entries of optimizer state.
+
+    Args:
+        keep_state: What was given.
+
+    Returns:
+        A list.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if isinstance(keep_state, str) or not isinstance(keep_state, Collection):
+        raise TypeError(f"Parameter `keep_state` should be a list of names. Found {keep_state!r}.")
+    return list(keep_state)
 
 
 def needs_fisher(recipe: Recipe) -> bool:

@@ -79,9 +79,16 @@ class ChangeContext:
 
         Returns:
             The context.
+
+        Raises:
+            ValueError: If a weight is not finite.
         """
         fisher = self._fisher() if with_fisher else None
         values = self.values[self.kept]
+        if not bool(torch.isfinite(values).all()):
+            pieces = zip(self.weights, (~torch.isfinite(self.values)).split(self.sizes), strict=True)
+            names = [weight.name for weight, bad in pieces if bool(bad.any())]
+            raise ValueError(f"Weights should be finite at the change after step {self.step}. Found others in {names}.")
         return StepContext(values if fisher is None else values.to(fisher.dtype), fisher, self.weights, self.kept)
 
     def scores(self, saliency: Saliency) -> Tensor:

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from mfac.core.checks.choices import check_flag
 from mfac.core.checks.numbers import check_count, check_number
 from mfac.core.selection import highest
+from mfac.distributed.sharding import local_like
 from mfac.gradients.prunable import describe_weights, weight_names
 from mfac.masks.patterns import NM, Candidates, resolve_pattern
+from mfac.training.tensors import local, whole
 
 Compression = float | str
 """A share of zeros, or a pattern "N:M"."""
@@ -41,14 +43,14 @@ class CrAM(Optimizer):
         seed: Of the draws, which are the same on every process.
 
     Raises:
-        TypeError: If `base` is no optimizer, or a number is none.
+        TypeError: If `base` is no optimizer or one that needs a closure, or a number is none.
         ValueError: If a number is out of range, or there is nothing to draw.
 
     C drops among the weights of linear layers, convolutions, recurrent layers and attentions that a
     forward pass of the closure calls, all in one ranking, and inside each group of a pattern; it
-    leaves out biases, norms and embeddings. Where no such module is called, C takes every parameter
-    of two or more dimensions. Buffers that the pass at θ̃ changes, as running statistics, are put
-    back: they come from the clean pass alone.
+    leaves out biases, norms and embeddings, tied ones too. DTensors are ranked whole. Where no such
+    module is called, C takes every parameter of two or more dimensions. Buffers that the pass at θ̃
+    changes, as running statistics, are put back: they come from the clean pass alone.
 
     Source: Peste, Vladu, Kurtic, Lampert, Alistarh, "CrAM" (2207.14200), Algorithm 1.
 
@@ -77,6 +79,8 @@ class CrAM(Optimizer):
     ) -> None:
         if not isinstance(base, Optimizer):
             raise TypeError(f"Parameter `base` should be a torch.optim.Optimizer. Found {type(base).__name__}.")
+        if isinstance(base, LBFGS):
+            raise TypeError("Parameter `base` should take its steps without a closure. Found LBFGS.")
         self.base, self.rho = base, check_number("rho", rho, least=0)
         self.plus, self.steps, self.seed = check_flag("plus", plus), 0, check_count("seed", seed)
         self.sparsities = [_compression(value) for value in sparsities]
@@ -88,6 +92,7 @@ class CrAM(Optimizer):
         """What torch's tools look for on an optimizer, all of it the base's."""
         super().__init__([torch.empty(0)], {})  # hooks of this object's own
         self.defaults, self.state, self.param_groups = self.base.defaults, self.base.state, self.base.param_groups
+        self.base.register_load_state_dict_post_hook(lambda _: self._follow())
 
     def __getattr__(self, name: str) -> Any:
         if name in ("keep_columns", "held_gradients", "elementwise_state") and "base" in self.__dict__:  # of mfac.MFAC
@@ -156,16 +161,22 @@ class CrAM(Optimizer):
         for parameter, gradient in zip(parameters, clean, strict=True):
             if parameter.grad is not None:
                 if parameter in masks:
-                    parameter.grad.masked_fill_(~masks[parameter], 0)
+                    local(parameter.grad).masked_fill_(~masks[parameter], 0)
                 if self.plus and gradient is not None:
                     parameter.grad.add_(gradient)
             elif self.plus and gradient is not None:
                 parameter.grad = gradient
         self.base.step()
         self.steps += 1
-        if self.state is not self.base.state:  # an optimizer may put a new mapping in its place
-            self.state = self.base.state
+        self._follow()
         return loss
+
+    def _follow(self) -> None:
+        """Takes up the state and the groups that the base has put in place of its former ones."""
+        if self.state is not self.base.state:
+            self.state = self.base.state
+        if self.param_groups is not self.base.param_groups:
+            self.param_groups = self.base.param_groups
 
     def drawn(self, step: int) -> Compression:
         """How much is dropped in a step.
@@ -183,7 +194,7 @@ class CrAM(Optimizer):
         """C, in place: sets all but the largest weights to zero.
 
         Returns:
-            Parameter to mask, True = kept.
+            Parameter to mask of what this process has of it, True = kept.
         """
         weights = _weights_of(called, parameters)
         how = self.drawn(self.steps)
@@ -195,18 +206,20 @@ class CrAM(Optimizer):
             holders = nn.ModuleList(called)
             for weight in weights:
                 (about,) = describe_weights(holders, {"": weight})
-                flat = weight.detach().reshape(-1).abs()
+                flat = whole(weight.detach()).reshape(-1).abs()
                 live = torch.ones_like(flat, dtype=torch.bool)
                 units = pattern.units(Candidates([about], live, flat.double()))
                 masks[weight] = ~units.lowest(units.droppable()).view(weight.shape)
         else:
             sizes = [weight.numel() for weight in weights]
             dtype = torch.float64 if any(w.dtype == torch.float64 for w in weights) else torch.float32
-            sizes_of = torch.cat([weight.detach().reshape(-1).abs().to(dtype) for weight in weights])
+            sizes_of = torch.cat([whole(weight.detach()).reshape(-1).abs().to(dtype) for weight in weights])
             kept = highest(sizes_of, sizes_of.numel() - round(how * sizes_of.numel()))
             masks.update({w: mask.view(w.shape) for w, mask in zip(weights, kept.split(sizes), strict=True)})
         for each, mask in masks.items():
-            each.masked_fill_(~mask, 0)
+            if hasattr(each, "to_local"):
+                masks[each] = local_like(mask, each)
+            local(each).masked_fill_(~masks[each], 0)
         return masks
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -277,5 +290,6 @@ def _buffers_of(called: Sequence[nn.Module]) -> list[tuple[nn.Module, str, Tenso
 def _weights_of(called: Sequence[nn.Module], parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
     """The weights that C drops from, in the optimizer's order."""
     prunable = {id(module._parameters.get(name)) for module in called for name in weight_names(module)}
-    found = [p for p in parameters if id(p) in prunable]
+    tables = {id(module.weight) for module in called if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
+    found = [p for p in parameters if id(p) in prunable - tables]
     return found or [p for p in parameters if p.dim() > 1]

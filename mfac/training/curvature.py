@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,7 +57,8 @@ class FisherSource:
         self._random = torch.Generator().manual_seed(0).get_state()
         if loss_fn is not None and data is not None:
             check_model_and_loss(model, loss_fn)
-            self._stream = BatchStream(data)
+            with self._own_random():  # from the start: a loader may draw its order from torch's own generator
+                self._stream = BatchStream(data)
 
     def check(self, parameters: dict[str, nn.Parameter]) -> None:
         """Refuses a training that has no gradients for a Fisher.
@@ -108,11 +110,9 @@ class FisherSource:
         vector = ParameterVector(parameters, list(self._model.parameters()))
         assert self._loss_fn is not None
         source = GradientSource(self._model, self._loss_fn, vector, False)
-        with torch.random.fork_rng(devices=[]):  # the training's own random numbers stay what they are
-            torch.default_generator.set_state(self._random)
+        with self._own_random():
             mode = resolve_mode(self._model, self._loss_fn, self._stream, "auto")
             found = gather_rows(source, self._stream, self._rank, mode)
-            self._random = torch.default_generator.get_state()
         return EmpiricalFisher(found[:, torch.cat(list(kept))].contiguous(), self._damping)
 
     def _rows_of_windows(self, parameters: dict[str, nn.Parameter], kept: Sequence[Tensor]) -> Tensor:
@@ -145,6 +145,17 @@ class FisherSource:
         Raises:
             ValueError: If the data does not yield as many batches as then.
         """
-        self._random = state["random"].cpu()
         if self._stream is not None and state["stream"] is not None:
-            self._stream.load_state_dict(state["stream"])
+            with self._own_random():
+                self._stream.load_state_dict(state["stream"])
+        self._random = state["random"].cpu()
+
+    @contextmanager
+    def _own_random(self) -> Generator[None, None, None]:
+        """Random numbers of the stream and the passes; the training's own stay what they are."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.set_state(self._random)
+            try:
+                yield
+            finally:
+                self._random = torch.default_generator.get_state()

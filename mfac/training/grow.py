@@ -62,8 +62,8 @@ class Gradient(Grow):
     needs_gradient = True
 
     def scores(self, context: ChangeContext) -> Tensor:
-        """|g|, [d]."""
-        return context.gradient.abs()
+        """|g|, [d]; 0 where the gradient of a dropped weight is not finite, which moves nothing."""
+        return context.gradient.abs().nan_to_num(nan=0.0, posinf=0.0)
 
 
 class Momentum(Grow):

@@ -9,17 +9,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from mfac.core.checks.numbers import check_count
 from mfac.curvature.damping import Damping
 from mfac.curvature.fisher import EmpiricalFisher
 from mfac.gradients.backward import LossFunction
 from mfac.gradients.parameters import Selection
-from mfac.masks.attachment import MaskHandle
+from mfac.masks.attachment import MaskHandle, state_of
 from mfac.masks.masks import Masks
 from mfac.training.change import MaskChange, plot_log, write_log
-from mfac.training.checked import checked_masks, checked_optimizers, needs_fisher, seed_apart, was_skipped, will_skip
+from mfac.training.checked import (
+    checked_keys,
+    checked_masks,
+    checked_optimizers,
+    needs_fisher,
+    seed_apart,
+    was_skipped,
+    will_skip,
+)
 from mfac.training.context import ChangeContext
 from mfac.training.curvature import DAMPING, FisherSource
 from mfac.training.description import describe, difference
@@ -108,6 +116,7 @@ class MaskedTraining:
         if not isinstance(model, nn.Module):
             raise TypeError(f"Parameter `model` should be a torch.nn.Module. Found {type(model).__name__}.")
         self._optimizers = checked_optimizers(optimizer)
+        keep_state = checked_keys(keep_state)
         if not isinstance(recipe, Recipe):
             raise TypeError(
                 f"Parameter `recipe` should be a Recipe, as of mfac.recipes. Found {type(recipe).__name__}."
@@ -149,7 +158,7 @@ class MaskedTraining:
             for leaf in self._tensors.leaves(name):
                 yield leaf, mask
                 for optimizer in self._optimizers:
-                    for value in optimizer.state.get(leaf, {}).values():
+                    for value in state_of(optimizer, leaf).values():
                         if isinstance(value, Tensor) and value.shape == mask.shape:
                             yield value, mask
 
@@ -311,6 +320,9 @@ class MaskedTraining:
         self._progress.change(after, step, self._tensors.sizes)
         own, old = self._tensors.masks(after), self._tensors.masks(before)
         self._apply({name: mask for name, mask in own.items() if not torch.equal(mask, old[name])})
+        for optimizer in self._optimizers:
+            if isinstance(optimizer, LBFGS):  # whose history is of all weights in one vector
+                optimizer.state.clear()
 
     def _apply(self, masks: Mapping[str, Tensor]) -> None:
         for handle in self._handles:
@@ -345,6 +357,7 @@ class MaskedTraining:
             "shapes": {weight.name: list(weight.shape) for weight in self._tensors.weights},
             "progress": self._progress.state_dict(),
             "fisher": self._fishers.state_dict(),
+            "gradients": self._watcher.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -372,7 +385,7 @@ class MaskedTraining:
         progress = state["progress"]
         self._fishers.load_state_dict(state["fisher"])
         self._progress.load_state_dict(progress)
-        self._watcher.forget()
+        self._watcher.load_state_dict(state.get("gradients", {}))
         self._reported = self.changes[-1] if self.changes else None
         if self._undo is not None:  # the masks at the start may have dropped what the state's keep
             self._undo.restore()

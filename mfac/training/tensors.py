@@ -126,6 +126,12 @@ class MaskedTensors:
         Raises:
             ValueError: If a name has no mask in this training, or a shape is another.
         """
+        # `torch.nn.utils.prune` renames what it masks.
+        masks = (
+            {f"{name}_orig" if name not in self._like else name: mask for name, mask in masks.items()}
+            if any(f"{name}_orig" in self._like for name in masks)
+            else masks
+        )
         for name, mask in masks.items():
             if name not in self._like:
                 raise ValueError(
@@ -147,6 +153,12 @@ class MaskedTensors:
 def whole(tensor: Any) -> Tensor:
     """A tensor, or all of a DTensor that each process has a part of."""
     found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return found
+
+
+def local(tensor: Any) -> Tensor:
+    """A tensor, or what this process has of a DTensor."""
+    found: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -46,11 +46,21 @@ class Watcher:
         if self._recipe.watches:
             self._watch(own, memory)
         if early:  # the others' too, as their weights may have moved when it is their turn
-            for optimizer in self._optimizers:
+            for other, optimizer in enumerate(self._optimizers):
+                self._check_there(other)
                 own = {**self._scaled(optimizer), **own}
         if wanted:
             self._gradients.update({name: gradient.clone() for name, gradient in own.items()})
         return early
+
+    def _check_there(self, number: int) -> None:
+        """Refuses an optimizer without any gradient where weights are chosen by gradients."""
+        held = self._tensors.held_by(self._optimizers[number])
+        if held and not any(leaf.grad is not None for leaves in held.values() for leaf in leaves):
+            raise ValueError(
+                f"The first step should have gradients of all masked weights, by which they are chosen: take those of "
+                f"all optimizers before one steps. Found none of {list(held)[:3]}, of optimizer {number}."
+            )
 
     def dense(self) -> Tensor:
         """The gradients last taken.
@@ -62,9 +72,25 @@ class Watcher:
             RuntimeError: If the recipe has asked for none.
         """
         names = self._tensors.names
-        if any(name not in self._gradients for name in names):
-            raise RuntimeError("There are no gradients at this change: the recipe's `needs_gradient` is False for it.")
+        if missing := [name for name in names if name not in self._gradients]:
+            raise RuntimeError(
+                f"There are no gradients of {missing[:3]} at this change. Either the recipe's `needs_gradient` is "
+                "False for it, or no optimizer has these parameters any more, as after another was put in their place."
+            )
         return torch.cat([self._gradients[name] for name in names])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Gradients taken for a change to come, where one of several optimizers is ahead."""
+        return {name: gradient.clone() for name, gradient in self._gradients.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up those of another.
+
+        Args:
+            state: Of `state_dict`.
+        """
+        devices = {name: parameter.device for name, parameter in self._tensors.parameters.items()}
+        self._gradients = {name: gradient.to(devices[name], copy=True) for name, gradient in state.items()}
 
     def forget(self) -> None:
         """Frees the gradients."""

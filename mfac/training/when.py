@@ -49,6 +49,10 @@ class Every(When):
             raise ValueError("Parameter `end` should be given: there are changes without end.")
         return list(range(self.begin, self.end + 1, self.interval))
 
+    def number(self, step: int) -> int:
+        """Which of them a step is, from 0."""
+        return (step - self.begin) // self.interval
+
 
 class Slower(When):
     """Intervals that grow: each is used for an equal part of the way to the end.

@@ -121,4 +121,4 @@ class GMP(Recipe):
             final = self.cut.final(self.sparsity, context.weights, context.kept)
             memory["counts"] = self.counts(int(context.kept.sum()), final, context.kept.numel())
         counts = memory["counts"]
-        return self.cut(context, counts[self.when.events().index(context.step)], counts[-1])
+        return self.cut(context, counts[self.when.number(context.step)], counts[-1])
