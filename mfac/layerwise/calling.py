@@ -137,7 +137,8 @@ def check_batches(model: nn.Module, batches: Sequence[Any], call: Forward) -> No
         call: Runs the model on a batch.
 
     Raises:
-        ValueError: If it does not take a batch; the message has the batch's number.
+        ValueError: If it does not take a batch; the message has the batch's number. If it changes a
+            batch in place.
         AmbiguousItemError: If an item may be labels or an argument.
     """
     most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
@@ -150,12 +151,19 @@ def check_batches(model: nn.Module, batches: Sequence[Any], call: Forward) -> No
                 f"Parameter `data` should yield sequences of at most {most} tokens, which the model's positions allow. "
                 f"Found {length} in batch {number}."
             )
+    given = tree.tensors(batches[0])
+    versions = {path: x._version for path, x in given.items() if not x.is_inference()}
     try:
         call(inner_module(model), batches[0])
     except AmbiguousItemError:
         raise
     except Exception as error:
         raise ValueError(_not_taken(0, error)) from error
+    if any(given[path]._version != version for path, version in versions.items()):
+        raise ValueError(
+            "Parameter `model` should leave its batches as they are, as it runs on each again and again. Found that it "
+            "changes tensors of batch 0 in place: give a `forward` that passes copies."
+        )
 
 
 def by_number(model: nn.Module, batches: Sequence[Any], call: Forward) -> Callable[[int], Any]:

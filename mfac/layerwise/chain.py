@@ -168,18 +168,23 @@ class Chain:
 
         Raises:
             BrokenChainError: If blocks are given something else with them.
+            ValueError: If the model does not take the first batch.
         """
+        stand_ins = StandIns(self._modules, recorded)
         try:
-            stand_ins = StandIns(self._modules, recorded)
             with stand_ins.in_place(), Decisions() as decisions:
                 without = recorder.record(self._batches[0], first=True, decisions=decisions)
         except BrokenChainError:
             return None
+        except ValueError as error:  # of the model, on numbers that no block computes
+            if not stand_ins.invented or self._store.on_disk:
+                raise
+            raise BrokenChainError("the model takes numbers that blocks compute between them") from error
         if (differs := first_difference(recorded, without)) is not None:
             if self._store.on_disk:
                 return None
             raise BrokenChainError(f"what block {self.blocks[differs].name!r} is given depends on what blocks compute")
-        return None if decisions.found else stand_ins
+        return None if decisions.found or stand_ins.invented else stand_ins
 
     def run(self, number: int) -> Any:
         """Runs the present block on a batch; None where the batch skips it."""

@@ -33,6 +33,7 @@ class Checkpoint:
         names: Of all weights.
         data: The batches; those of the earlier run should be the same.
         processes: The first one writes, and all read.
+        about: What else an earlier run should have had, by the names of parameters.
 
     Raises:
         ValueError: If `folder` is a file.
@@ -45,6 +46,7 @@ class Checkpoint:
         names: Sequence[str],
         data: Sequence[Any],
         processes: Processes,
+        about: Mapping[str, str],
     ) -> None:
         self._processes = processes
         self._before: dict[Path, str] = {}
@@ -63,6 +65,7 @@ class Checkpoint:
             "quantize": None if settings.grid is None else asdict(settings.grid),
             "damping": str(settings.damping),
             "data": of_data(data),
+            **about,
         }
         self._needs_dense = bool(settings.heeding.outputs or settings.heeding.inputs)
 

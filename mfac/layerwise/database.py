@@ -28,12 +28,13 @@ from mfac.layerwise.calling import (
 )
 from mfac.layerwise.database_build import DatabaseBuild, DatabaseSettings
 from mfac.layerwise.database_files import LayerEntry, LevelEntry, read_index, read_level
+from mfac.layerwise.fingerprint import of_function, of_rest
 from mfac.layerwise.grid import Grid, GridValues
 from mfac.layerwise.hessian import DAMPING
 from mfac.layerwise.level import LevelKey, Levels, levels_by_weight
 from mfac.layerwise.solution import LayerSolver
 from mfac.layerwise.solver import SolverName, resolve_solver
-from mfac.layerwise.views import views_of
+from mfac.layerwise.views import check_weights, views_of
 from mfac.masks.patterns import Pattern, resolve_pattern
 from mfac.pruning.flops import counted_flops
 from mfac.pruning.targets import choose_targets
@@ -158,6 +159,7 @@ class LayerDatabase:
             raise ValueError(
                 f"Parameter `params` should select a weight whose inputs can be seen. Found {sorted(left_dense)}."
             )
+        check_weights(views)
         weights = describe_weights(model, {view.name: view.parameter for view in views})
         by_weight = levels_by_weight(levels, [view.name for view in views], quantize)
         for weight in weights:  # the patterns that levels name; that of all is checked with the rest
@@ -170,7 +172,9 @@ class LayerDatabase:
         with model_mode(model, "eval"), plainly_called(model), torch.no_grad():
             check_batches(model, batches, call)
             inner = inner_module(model)
-            run = DatabaseBuild(views, by_number(inner, batches, call), batches, settings, Path(folder), progress)
+            about = {"model beside its weights": of_rest(inner, views), "forward": of_function(call)}
+            runner = by_number(inner, batches, call)
+            run = DatabaseBuild(views, runner, batches, settings, Path(folder), progress, about)
             run.all(left_dense)
         return cls(folder)
 

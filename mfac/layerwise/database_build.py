@@ -64,6 +64,7 @@ class DatabaseBuild:
         settings: What is asked for.
         folder: That files are written to.
         progress: Called with a weight's name, how many are done, and how many there are.
+        about: What else an earlier build in the folder should have had.
 
     Raises:
         ValueError: If a level does not fit a weight, or the folder has another database.
@@ -77,7 +78,9 @@ class DatabaseBuild:
         settings: DatabaseSettings,
         folder: Path,
         progress: Callable[[str, int, int], None] | None,
+        about: Mapping[str, str],
     ) -> None:
+        self._about = about
         self.views, self._run, self.settings, self.folder = views, run, settings, folder
         self.batches, self._data = list(range(len(batches))), of_data(batches)
         self._progress = progress
@@ -205,4 +208,5 @@ class DatabaseBuild:
             "refit": settings.refit,
             "damping": str(settings.damping),
             "data": self._data,
+            **self._about,
         }

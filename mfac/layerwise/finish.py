@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from mfac.optim.mfac import MFAC
 _HELD_OUT = 8  # every so many batches are kept aside to check on
 _WARM_UP = 4  # steps at most
 _BYTES_A_WEIGHT = 2  # its mask, in `Masks` and where they are attached
-_BYTES_A_KEPT_WEIGHT = 28
-"""Beside its window: gradient 4, Adam's metric 12, place 8, update 4."""
+_BYTES_A_KEPT_WEIGHT = 60
+"""Beside its window: gradient 4, metric 12, place 8, update 4, and what a step makes, measured."""
 
 
 @dataclass(frozen=True)
@@ -236,12 +237,15 @@ def finish_with_fisher(
     of the gradients.
     """
     began = time.perf_counter()
-    held = list(batches[::_HELD_OUT]) if len(batches) > 1 else list(batches)
-    trained = [batch for number, batch in enumerate(batches) if number % _HELD_OUT] or list(batches)
+    numbered = list(enumerate(batches))
+    held = numbered[::_HELD_OUT]
+    trained = [one for one in numbered if one[0] % _HELD_OUT] or numbered
     named = named_parameters(model)
     were = {name: parameter.requires_grad for name, parameter in named.items()}
     start = {name: named[name].detach().clone() for name in masks}
+    gradients = {name: parameter.grad for name, parameter in named.items()}
     before = _mean_loss(model, held, loss_fn)
+    helped = False
     try:
         for name, parameter in named.items():
             parameter.requires_grad_(name in masks)
@@ -259,28 +263,53 @@ def finish_with_fisher(
             for step in range(steps):
                 optimizer.param_groups[0]["lr"] = settings.lr * min(1.0, (step + 1) / warm) * (1 - step / steps)
                 optimizer.zero_grad()
-                loss_fn(model, trained[step % len(trained)]).backward()
+                number, batch = trained[step % len(trained)]
+                loss = loss_fn(model, batch)
+                if step and not _is_finite(loss):
+                    _put_back(named, start)
+                    _checked(loss_fn(model, batch), number)  # raises if it is the data's, not the steps'
+                    break
+                _checked(loss, number).backward()
                 optimizer.step()
-        optimizer.zero_grad()
+        after = _mean_loss(model, held, loss_fn, after_steps=True)
+        helped = after < before
     finally:
         for name, parameter in named.items():
             parameter.requires_grad_(were[name])
-    after = _mean_loss(model, held, loss_fn)
-    if not after < before:
-        with torch.no_grad():
-            for name, weight in start.items():
-                named[name].copy_(weight)
+            parameter.grad = gradients[name]
+        if not helped:  # also where it was stopped
+            _put_back(named, start)
     return FinishResult(steps, before, after, time.perf_counter() - began)
 
 
 @torch.no_grad()
-def _mean_loss(model: nn.Module, batches: Sequence[Any], loss_fn: LossFunction) -> float:
+def _put_back(named: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> None:
+    for name, weight in start.items():
+        named[name].copy_(weight)
+
+
+@torch.no_grad()
+def _mean_loss(
+    model: nn.Module, batches: Sequence[tuple[int, Any]], loss_fn: LossFunction, after_steps: bool = False
+) -> float:
+    """Over batches with their numbers; infinite where steps, not data, led beyond all numbers."""
     total = 0.0
-    for number, batch in enumerate(batches):
+    for number, batch in batches:
         loss = loss_fn(model, batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise ValueError(f"Parameter `loss_fn` should return a scalar tensor. Found {loss!r}.")
-        if not bool(torch.isfinite(loss)):
-            raise ValueError(f"Parameter `loss_fn` should return a finite loss. Found {float(loss)} at batch {number}.")
-        total += float(loss)
+        if after_steps and not _is_finite(loss):
+            return math.inf
+        total += float(_checked(loss, number))
     return total / len(batches)
+
+
+def _is_finite(loss: Any) -> bool:
+    return isinstance(loss, Tensor) and bool(torch.isfinite(loss).all())
+
+
+def _checked(loss: Any, number: int) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise ValueError(f"Parameter `loss_fn` should return a scalar tensor. Found {loss!r} at batch {number}.")
+    if not _is_finite(loss):
+        found = float(loss.detach())
+        raise ValueError(f"Parameter `loss_fn` should return a finite loss. Found {found} at batch {number}.")
+    return loss

@@ -62,7 +62,7 @@ def heeding_of(
         is missing. A forward and a backward pass of all batches, without gradients of weights.
 
     Raises:
-        ValueError: If the loss is no scalar, or depends on no layer.
+        ValueError: If the loss is no scalar, not finite, or depends on no layer.
     """
     squares: dict[str, Tensor] = {}
     positions: dict[str, list[list[Tensor]]] = {}
@@ -95,13 +95,18 @@ def heeding_of(
     with _frozen(model), torch.enable_grad():
         handles = [one.module.register_forward_hook(hook_of(view)) for view in watched for one in view.layers]
         try:
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 for view in watched:
                     positions.setdefault(view.name, []).append([])
                 loss = loss_fn(model, batch)
                 if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
                     raise ValueError(
                         f"Parameter `loss_fn` should return a scalar that depends on the weights. Found {loss!r}."
+                    )
+                if not bool(torch.isfinite(loss)):
+                    raise ValueError(
+                        f"Parameter `loss_fn` should return a finite loss. Found {float(loss.detach())} at batch "
+                        f"{number}."
                     )
                 torch.autograd.grad(loss, [anchor])
         finally:

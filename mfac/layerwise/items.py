@@ -74,7 +74,7 @@ def by_name(model: nn.Module, batch: Any) -> Any:
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3) or not _takes_mask(model):
         return batch
     try:
-        masked = len(taken(model, batch)) == 2
+        masked = len(taken(model, batch)) >= 2
     except AmbiguousItemError:  # as labels it is refused for its shape
         return batch
     if not masked:

@@ -83,6 +83,10 @@ class MatrixPattern:
             return self.pattern.inputs
         return 1 if self.is_unstructured else 0
 
+    def may_part(self, column: int) -> bool:
+        """Whether no columns before one are decided together with it or with those after it."""
+        return self.align > 0 and column % self.channels % self.align == 0
+
     def choose(self, scores: Tensor) -> Tensor:
         """The entries to keep: those of the highest scores that the pattern allows.
 

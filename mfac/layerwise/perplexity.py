@@ -74,7 +74,15 @@ def evaluate_perplexity(model: nn.Module, batches: Iterable[Any], loss_fn: LossF
             if count == 0:
                 continue
             if loss_fn is None:
-                summed = _summed(logits_of(_call(model, batch, ids), ids, number), ids, counted, number)
+                try:
+                    output = _call(model, batch, ids)
+                except IndexError as error:  # of a table of tokens or positions
+                    raise ValueError(
+                        f"Parameter `batches` should yield ids of the model's vocabulary, in sequences that it takes. "
+                        f"Found {int(ids.min())} to {int(ids.max())} in sequences of {ids.shape[1]} in batch {number}, "
+                        f"at which the model raises: {error}."
+                    ) from error
+                summed = _summed(logits_of(output, ids, number), ids, counted, number)
             else:
                 summed = _scalar(loss_fn(model, batch)) * count
             if summed != summed:

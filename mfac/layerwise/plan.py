@@ -31,7 +31,7 @@ from mfac.pruning.targets import choose_targets
 _HELD: dict[str, tuple[float, float]] = {
     "magnitude": (2, 6.5),
     "wanda": (2, 7),
-    "sparsegpt": (3.5, 6.5),
+    "sparsegpt": (4, 7.5),
     "exact_obs": (5, 8),
     "alps": (7.5, 14),
 }

@@ -36,6 +36,7 @@ from mfac.layerwise.calling import (
 )
 from mfac.layerwise.chain import InMemory, NamedBlock, find_chains
 from mfac.layerwise.checkpoint import Checkpoint
+from mfac.layerwise.fingerprint import of_function, of_rest
 from mfac.layerwise.finish import (
     FinishResult,
     FisherFinish,
@@ -53,7 +54,7 @@ from mfac.layerwise.run import LayerwiseRun, Results, Settings
 from mfac.layerwise.solution import LayerSolver
 from mfac.layerwise.solver import SolverName, resolve_solver
 from mfac.layerwise.solvers.sweep import keep_zeros
-from mfac.layerwise.views import views_of
+from mfac.layerwise.views import check_weights, views_of
 from mfac.layerwise.weight_files import Source
 from mfac.layerwise.weights_on_disk import OUTSIDE, WeightsOnDisk
 from mfac.masks.patterns import Pattern, resolve_pattern
@@ -207,6 +208,7 @@ def prune_layerwise(
                 f"Parameter `params` should select a weight whose inputs can be seen. Found {sorted(left_dense)}."
             )
         selected = {view.name: view.parameter for view in views}
+        check_weights(views)
         described = describe_weights(model, selected)
         patterns = patterns_by_weight(resolved, described)
         shares = by_name(sparsity if isinstance(sparsity, Mapping) else {"*": sparsity}, list(selected))
@@ -251,11 +253,21 @@ def prune_layerwise(
         twice = finishing is not None and quantize is not None
         first = replace(settings, grid=None, heeding=replace(heeded, inputs={})) if twice else settings
 
+        about = (
+            {}
+            if checkpoint is None
+            else {
+                "model": of_rest(inner, views),
+                "forward": of_function(call),
+                "loss_fn": of_function(loss) if weigh_outputs or weigh_inputs or finishing is not None else "",
+            }
+        )
+
         def swept(settings: Settings, folder: Path | None) -> tuple[Results, Checkpoint | None]:
             saved = None
             with processes.together():
                 if folder is not None:
-                    saved = Checkpoint(folder, settings, list(selected), batches, processes)
+                    saved = Checkpoint(folder, settings, list(selected), batches, processes, about)
             hooks = finished(saved), saved.restore if saved is not None else lambda views, results: False
             return LayerwiseRun(views, run_batch, len(batches), settings, *hooks, processes, store).all(chains), saved
 

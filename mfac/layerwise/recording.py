@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mfac.layerwise import tree
@@ -180,12 +181,13 @@ class StandIns:
         modules: The blocks.
         recorded: Of the first batch, with outputs.
 
-    Raises:
-        BrokenChainError: If a block returns a tensor of another kind than its arguments.
+    Attributes:
+        invented: Whether a block returns a tensor of another kind than its arguments, in whose
+            place zeros stand: these say whether later blocks depend on it, for this batch alone.
     """
 
     def __init__(self, modules: Sequence[nn.Module], recorded: Recorded) -> None:
-        self._modules, self._outputs = modules, recorded.outputs
+        self._modules, self._outputs, self.invented = modules, recorded.outputs, False
         self._paths: list[dict[Path, Path]] = []  # of an output, which argument stands in
         for place, (arguments, output) in enumerate(zip(recorded.arguments, recorded.outputs, strict=True)):
             last = tree.tensors(recorded.outputs[place - 1]) if place else {}
@@ -193,9 +195,10 @@ class StandIns:
             paths = {}
             for path, wanted in tree.tensors(output).items():
                 alike = [where for where, x in leaves.items() if isinstance(x, Tensor) and _alike(x, wanted)]
-                if not alike:
-                    raise BrokenChainError("a block returns what it was not given")
-                paths[path] = alike[0]
+                if alike:
+                    paths[path] = alike[0]
+                else:
+                    self.invented = True
             self._paths.append(paths)
 
     @contextmanager
@@ -221,9 +224,13 @@ class StandIns:
         def forward(*positional: Any, **named: Any) -> Any:
             given = dict(tree.leaves((positional, named)))
             paths = self._paths[place]
-            return tree.replaced(
-                self._outputs[place], lambda path, x: given[paths[path]].clone() if path in paths else x
-            )
+
+            def leaf(path: Path, x: Any) -> Any:
+                if path in paths:
+                    return given[paths[path]].clone()
+                return torch.zeros_like(x) if isinstance(x, Tensor) else x
+
+            return tree.replaced(self._outputs[place], leaf)
 
         return forward
 

@@ -108,10 +108,17 @@ class LayerwiseRun:
             self._blocks(Segment(list(self.views), list(chains[0])))
             return self.results
         with self._processes.together():
-            segments = segments_of(self.views, chains, self._run)
+            segments = segments_of(self.views, chains, self._run, self.batches)
         for segment in segments:
             if segment.chain is None or not self._blocks(segment):
                 self._one_by_one(segment.views)
+        in_chains = [segment.chain[0].name for segment in segments if segment.chain is not None]
+        for chain in chains:
+            if chain and chain[0].name not in in_chains:
+                self.results.notes.append(
+                    f"The whole model was run again for each layer of {chain[0].name!r} and the like, as other layers "
+                    f"are called between its blocks."
+                )
         return self.results
 
     def _blocks(self, segment: Segment) -> bool:
@@ -164,7 +171,9 @@ class LayerwiseRun:
     ) -> list[Stage]:
         began = time.perf_counter()
         with self._processes.together():
-            stages = [stage.apart(self.settings.heeding.inputs) for stage in stages_of(run, views, like)]
+            # Of the blocks of a chain each process has its own batches, and the first.
+            batches = self.batches if run is self._run or self._processes.size == 1 else self.batches[:1]
+            stages = [stage.apart(self.settings.heeding.inputs) for stage in stages_of(run, views, like, batches)]
         self.results.seconds_forward += time.perf_counter() - began
         return stages
 
@@ -183,8 +192,8 @@ class LayerwiseRun:
             if not any(bool(grams[key].total.diagonal().any()) for key in stage.keys[view.name]):
                 raise ValueError(
                     f"Parameter `data` should reach every layer with inputs that are not all zero. Found only zeros at "
-                    f"{view.name!r}: leave it out of `params`, or give other data. What was solved before stays, and a "
-                    f"`checkpoint` goes on from there."
+                    f"{view.name!r}. If no layer before it has lost all of its weights, give other data, or begin with "
+                    f"a dense model and leave it out of `params`."
                 )
         samples = [sum(grams[key].count for key in dict.fromkeys(stage.keys[view.name])) for view in views]
         asked = self.settings

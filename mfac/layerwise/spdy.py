@@ -299,4 +299,11 @@ def _total(table: CostTable, profile: Profile) -> float:
 
 def _loss(model: nn.Module, loss_fn: LossFunction, batches: list[Any]) -> float:
     """The mean loss over the batches."""
-    return sum(float(loss_fn(model, batch)) for batch in batches) / len(batches)
+    total = 0.0
+    for batch in batches:
+        loss = loss_fn(model, batch)
+        if not isinstance(loss, float | int) and not (isinstance(loss, Tensor) and loss.numel() == 1):
+            found = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise TypeError(f"Parameter `loss_fn` should return a number or a scalar tensor. Found {found}.")
+        total += float(loss)
+    return total / len(batches)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from mfac.layerwise.identity import Identities
 from mfac.layerwise.views import LayerView
 
 _BYTES = 1 << 30  # of the matrices that one pass over the data sums up
+
+T = TypeVar("T")
 
 Key = tuple[int, object, int]
 """Of inputs: the number of their tensors, how each is unfolded, and the group of channels."""
@@ -112,34 +114,50 @@ class _Watch:
             handle.remove()
 
 
-def stages_of(run: Callable[[int], Any], views: Sequence[LayerView], like: Callable[[str], str | None]) -> list[Stage]:
-    """Stages of some weights in the order in which the first batch reaches them.
+def stages_of(
+    run: Callable[[int], Any],
+    views: Sequence[LayerView],
+    like: Callable[[str], str | None],
+    batches: Sequence[int] = (0,),
+) -> list[Stage]:
+    """Stages of some weights in the order in which batches reach them.
 
     Weights whose inputs are the same tensors are one stage, and so are weights that `like` gives
-    the same name, as those of experts. What the first batch does not reach is the last stage.
+    the same name, as those of experts. What no batch reaches is the last stage.
 
     Args:
         run: Runs a batch, by its number.
         views: The weights.
         like: A name that a parameter has in common with others of its kind; None for none.
+        batches: Those after the first run where earlier ones do not reach every weight.
 
     Returns:
         The stages.
     """
     identities = Identities()
-    calls: dict[str, list[tuple[int, ...]]] = {}  # for each call the numbers of its sources
+    calls: dict[str, list[tuple[tuple[int, int], ...]]] = {}  # for each call batch and number of its sources
+    of_batch: dict[str, list[tuple[tuple[int, int], ...]]] = {}  # the same of the batch that runs
     order: list[str] = []
+    reached: list[str] = []
 
     def record(view: LayerView, _: LayerView, sources: list[Tensor]) -> None:
         order.append(view.name)
         if all(x.numel() for x in sources):  # nothing is known of inputs without samples
-            calls.setdefault(view.name, []).append(tuple(identities.number(x) for x in sources))
+            of_batch.setdefault(view.name, []).append(tuple((now, identities.number(x)) for x in sources))
 
     with _Watch() as watch, torch.no_grad():
         for view in views:
             watch.add(view, record)
-        run(0)
-    numbers: dict[tuple[int, ...], int] = {}
+        for now in batches:
+            order, of_batch, identities = [], {}, Identities()
+            run(now)
+            calls = {**of_batch, **calls}
+            reached = merged(reached, order)
+            if len(calls) == len(views):
+                break
+    at_once = now == batches[0]
+    calls = {name: calls[name] for name in reached if name in calls}
+    numbers: dict[tuple[int, int], int] = {}
     keys: dict[str, list[Key]] = {}
     of_name = {view.name: view for view in views}
     for name, of_calls in calls.items():
@@ -159,13 +177,34 @@ def stages_of(run: Callable[[int], Any], views: Sequence[LayerView], like: Calla
         keys[view.name] = [(-1 - number, view.name, index) for index in range(len(view.shapes))]
         common = like(view.name)
         groups.setdefault(common if common is not None else "unseen", []).append(view)
-    regular = not unseen and len(order) == len(views)
+    regular = at_once and not unseen and len(order) == len(views)
     places = {name: place for place, name in enumerate(order)}
     stages = []
     for group in groups.values():
         last = max(group, key=lambda view: places[view.name]) if regular else None
         stages.append(Stage(group, {view.name: keys[view.name] for view in group}, last))
     return stages
+
+
+def merged(order: Sequence[T], more: Sequence[T]) -> list[T]:
+    """An order of what batches have called so far, and of what another one calls.
+
+    Args:
+        order: Each once.
+        more: The calls of a batch, some again and again.
+
+    Returns:
+        Each once. What is new comes after what the batch has called before it.
+    """
+    found = list(order)
+    after = 0
+    for one in dict.fromkeys(more):
+        if one in found:
+            after = max(after, found.index(one) + 1)
+        else:
+            found.insert(after, one)
+            after += 1
+    return found
 
 
 def merged_stages(run: Callable[[int], Any], views: Sequence[LayerView]) -> Iterator[Stage]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -169,17 +169,31 @@ class ConvolutionView(LayerView):
 class TransposedView(ConvolutionView):
     """A transposed convolution: patches of the input spread out by the stride, kernel mirrored."""
 
+    def __init__(self, name: str, module: nn.Module, parameter: nn.Parameter) -> None:
+        super().__init__(name, module, parameter)
+        self._output_padding: Sequence[int] = module.output_padding  # type: ignore[assignment]
+
     @property
     def unfolding(self) -> object:
-        """Its geometry."""
-        return (super().unfolding, self.module.output_padding)
+        """Its inputs are unfolded by what each call asks for."""
+        return self.name
+
+    def sources(self, arguments: Arguments) -> list[Tensor]:
+        """The input, for every group; `rows` then are those of the output size that is asked for."""
+        m: Any = self.module
+        positional, named = arguments
+        size = positional[1] if len(positional) > 1 else named.get("output_size")
+        self._output_padding = m._output_padding(
+            _first_input(arguments), size, m.stride, m.padding, m.kernel_size, len(m.kernel_size), m.dilation
+        )
+        return super().sources(arguments)
 
     def _unfolded(self, x: Tensor, m: Any) -> Tensor:
         spatial = x.shape[2:]
         spread = x.new_zeros(*x.shape[:2], *[(n - 1) * s + 1 for n, s in zip(spatial, m.stride, strict=True)])
         spread[(slice(None), slice(None), *[slice(None, None, s) for s in m.stride])] = x
         padding: list[int] = []
-        for k, d, p, o in zip(m.kernel_size, m.dilation, m.padding, m.output_padding, strict=True):
+        for k, d, p, o in zip(m.kernel_size, m.dilation, m.padding, self._output_padding, strict=True):
             padding = [d * (k - 1) - p, d * (k - 1) - p + o, *padding]
         ones = tuple(1 for _ in m.kernel_size)
         patches = _patches(functional.pad(spread, padding), m.kernel_size, ones, m.dilation)
@@ -290,8 +304,13 @@ def views_of(model: nn.Module, names: list[str]) -> tuple[list[LayerView], list[
         else:
             unlike.add(name)
 
+    unseen: list[Unseen] = []
     for _, layer in named_layers(model):
-        if isinstance(layer, nn.MultiheadAttention):
+        parameter = parameter_behind(layer, "weight") if weight_names(layer) == ["weight"] else None
+        if parameter is not None and id(parameter) in ids and (why := _why_unseen(layer)) is not None:
+            unseen.append(Unseen(ids[id(parameter)], why))
+            unlike.add(ids[id(parameter)])
+        elif isinstance(layer, nn.MultiheadAttention):
             own = [*weight_names(layer), "out_proj.weight"]
             projections.add(layer.out_proj)
             for key in own:
@@ -299,13 +318,45 @@ def views_of(model: nn.Module, names: list[str]) -> tuple[list[LayerView], list[
                 parameter = parameter_behind(holder, key.rsplit(".", 1)[-1])
                 if parameter is not None:
                     add(AttentionOutputView if key == "out_proj.weight" else AttentionInputView, layer, parameter)
-        elif weight_names(layer) == ["weight"]:
-            parameter = parameter_behind(layer, "weight")
-            if parameter is not None and layer not in projections:
-                add(_view_of, layer, parameter)
-    unseen = [Unseen(name, "has inputs that no call of a layer shows") for name in ids.values() if name not in views]
-    unseen += [Unseen(name, "is shared by layers that use it in different ways") for name in sorted(unlike)]
+        elif parameter is not None and layer not in projections:
+            add(_view_of, layer, parameter)
+    told = {one.name for one in unseen}
+    unseen += [
+        Unseen(name, "has inputs that no call of a layer shows")
+        for name in ids.values()
+        if name not in views and name not in told
+    ]
+    unseen += [
+        Unseen(name, "is shared by layers that use it in different ways") for name in sorted(unlike) if name not in told
+    ]
     return [view for name, view in views.items() if name not in unlike], unseen
+
+
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _why_unseen(layer: nn.Module) -> str | None:
+    """Why the inputs of a layer's weight are not those that it is called with; None if they are."""
+    kind = next((plain for plain in _PLAIN if isinstance(layer, plain)), None)
+    if kind is not None and type(layer).forward is not kind.forward:
+        return f"is of a {type(layer).__name__}, whose `forward` is not that of {kind.__name__}"
+    if "weight_orig" in layer._parameters and "weight_mask" in layer._buffers:
+        return "has a mask of torch.nn.utils.prune, which `prune.remove` makes part of the weight"
+    return None
+
+
+def check_weights(views: Sequence[LayerView]) -> None:
+    """Refuses weights that are not finite; those on disk are not looked at.
+
+    Args:
+        views: Of the weights.
+
+    Raises:
+        ValueError: If one has a NaN or infinity, by name.
+    """
+    for view in views:
+        if not view.parameter.is_meta and not bool(torch.isfinite(view.parameter).all()):
+            raise ValueError(f"Parameter `model` should have finite weights. Found others in {view.name!r}.")
 
 
 def _alike(view: LayerView, other: LayerView) -> bool:

@@ -26,8 +26,8 @@ def sparsegpt(hessian: Hessian, weight: Tensor, pattern: MatrixPattern, grid: Gr
     w_j + Σ_{i<j} (w - q)_i R_ij / R_jj. The published sweep does the same with U = R⁻¹, the factor
     of H⁻¹ = UᵀU; no inverse is needed here. In every block of 128 columns the weights of the least
     w²R_jj² drop, a share of each block that makes the count of the whole matrix exact; of N:M
-    groups the weights are chosen when the sweep reaches them. Other patterns choose all at once,
-    by w²/(H⁻¹)_jj, and then sweep.
+    groups the weights are chosen when the sweep reaches them. Other patterns, and those whose units
+    a group of the grid would cut in two, choose all at once, by w²/(H⁻¹)_jj, and then sweep.
 
     Args:
         hessian: Of the inputs.
@@ -41,7 +41,8 @@ def sparsegpt(hessian: Hessian, weight: Tensor, pattern: MatrixPattern, grid: Gr
     Source: SparseGPT (Frantar, Alistarh 2023, 2301.00774) and GPTQ (2210.17323). Numbered
     differences: (1) R in place of U. (2) The mask's count is exact in the whole matrix.
     """
-    if pattern.align == 0:
+    begins = [begin for begin, _ in grid.bounds(weight.shape[1])] if grid is not None else []
+    if not all(pattern.may_part(begin) for begin in [0, *begins]):
         scores = weight.square() / hessian.inverse.diagonal()
         return sweep(hessian, weight, pattern, grid, pattern.choose(scores.masked_fill(hessian.dead, 0)))
     return sweep(hessian, weight, pattern, grid, None)
