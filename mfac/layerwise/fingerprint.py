@@ -51,7 +51,7 @@ def of_rest(model: nn.Module, views: Sequence[LayerView]) -> str:
 
 
 def of_function(function: Callable[..., Any]) -> str:
-    """Name of a function, and of one without a name of its own what it does, and with which values."""
+    """Name of a function; of one without a name of its own what it does, and with which values."""
     if isinstance(function, partial):
         given = _of_object((function.args, sorted(function.keywords.items())))
         return f"partial {of_function(function.func)} {hashlib.sha256(given).hexdigest()[:16]}"

@@ -179,7 +179,7 @@ class TransposedView(ConvolutionView):
         return self.name
 
     def sources(self, arguments: Arguments) -> list[Tensor]:
-        """The input, for every group; `rows` then are those of the output size that is asked for."""
+        """The input, for every group; `rows` are those of the output size that is asked for."""
         m: Any = self.module
         positional, named = arguments
         size = positional[1] if len(positional) > 1 else named.get("output_size")

@@ -31,7 +31,7 @@ def true_errors(dense: nn.Module, pruned: nn.Module, report: Any, batches: Seque
             whole = twin(*given, **named)
             bias = module.bias
             if bias is not None:
-                shape = [1, -1, *[1] * (whole.dim() - 2)] if isinstance(module, nn.modules.conv._ConvNd) else [-1]
+                shape = [1, -1, *[1] * (whole.dim() - 2)] if hasattr(module, "stride") else [-1]
                 whole, output = whole - bias.view(shape), output - bias.view(shape)
             lost[name][0] += (whole - output).square().sum()
             lost[name][1] += whole.square().sum()
