@@ -46,6 +46,6 @@ def test_a_run_takes_the_memory_that_its_plan_says(samples: int, settings: dict[
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert run.returncode == 0, run.stderr
     measured, planned = map(int, run.stdout.split())
-    # What a solver holds depends on its way through the layer; what a layer keeps of one batch is not
-    # in the plan. docs/guides/layerwise.md says "up to a third".
+    # What a solver holds depends on its way through the layer; what a layer keeps of one batch is
+    # not in the plan. docs/guides/layerwise.md says "up to a third".
     assert planned / 1.5 <= measured <= 1.33 * planned, (measured, planned)
