@@ -117,7 +117,7 @@ def language_loss(model: nn.Module, batch: Any, run: Callable[[nn.Module, Any], 
 
 
 def check_loss(loss_fn: LossFunction, model: nn.Module, batch: Any, assumed: bool) -> None:
-    """Refuses a loss that a finish could not use, before any weight is solved.
+    """Refuses a loss that cannot be used, before any weight is solved.
 
     Args:
         loss_fn: The loss.
@@ -134,8 +134,8 @@ def check_loss(loss_fn: LossFunction, model: nn.Module, batch: Any, assumed: boo
         if not assumed:
             raise
         raise ValueError(
-            "Parameter `loss_fn` should be given with `finish`, where the model is no language model and batches are "
-            f"no tokens. Found None, and {type(error).__name__}: {error}"
+            "Parameter `loss_fn` should be given with `finish`, `weigh_inputs` or `weigh_outputs`, where the model is "
+            f"no language model or batches are no tokens. Found None, and {type(error).__name__}: {error}"
         ) from error
 
 

@@ -187,6 +187,8 @@ def prune_layerwise(
                 "needs all of them in memory. Found 'global'."
             )
         finishing = checked_finish(finish, weights is not None)
+        if loss_fn is not None and not callable(loss_fn):
+            raise TypeError(f"Parameter `loss_fn` should be a function or None. Found {loss_fn!r}.")
         if (weigh_outputs or weigh_inputs) and weights is not None:
             name = "weigh_outputs" if weigh_outputs else "weigh_inputs"
             raise ValueError(f"Parameter `{name}` should be False with `weights`: it runs the whole model.")
@@ -242,7 +244,7 @@ def prune_layerwise(
                 else by_loss(free, run_batch, every, sparsity, damping, processes)
             )
         loss = loss_fn if loss_fn is not None else partial(language_loss, run=call)
-        if finishing is not None:
+        if finishing is not None or weigh_outputs or weigh_inputs:
             with processes.together():
                 check_loss(loss, inner, batches[0], loss_fn is None)
         heeded = Heeding()

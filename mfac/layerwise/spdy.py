@@ -100,6 +100,7 @@ def spdy_search(
         The best profile of all that were scored. The budget holds, but for the rounding of the sum.
 
     Raises:
+        TypeError: If `loss_fn` is no function, or returns no number.
         ValueError: If layers or levels are unknown, even the cheapest levels cost more than the
             budget, or no stitched model has a finite loss. The model is as it was then, as it is if
             a loss raises.
@@ -133,6 +134,8 @@ def spdy_search(
     check_number("budget", budget, least=0)
     for name, count in (("starts", starts), ("failures", failures), ("cache_bytes", cache_bytes)):
         check_count(name, count)
+    if not callable(loss_fn):
+        raise TypeError(f"Parameter `loss_fn` should be a function. Found {loss_fn!r}.")
     batches = listed_batches(data)
     table = _table(database, costs, model, loss_fn, batches)
     measured = _restricted(database.errors, table)

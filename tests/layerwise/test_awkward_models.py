@@ -348,3 +348,20 @@ def test_ids_mask_and_labels_in_a_tuple_are_those_of_a_dict():
     assert mfac.evaluate_perplexity(model, [(ids, mask, ids)]) == expected
     with pytest.raises(ValueError, match=r"Found 0 to 99 in sequences of 3 in batch 1"):
         mfac.evaluate_perplexity(model, [ids, torch.tensor([[0, 99, 1]])])
+
+
+@pytest.mark.parametrize("options", [{"finish": "fisher"}, {"weigh_inputs": True}, {"weigh_outputs": True}])
+def test_what_needs_a_loss_and_has_none_says_so(options: dict[str, Any]):
+    model = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12))
+    with pytest.raises(ValueError, match=r"`loss_fn` should be given with .*Found None, and"):
+        mfac.prune_layerwise(model, rows(), **options)
+    with pytest.raises(TypeError, match=r"`loss_fn` should be a function or None. Found 3"):
+        mfac.prune_layerwise(model, rows(), loss_fn=3, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("loss_fn", "found"), [(3, "Found 3"), (lambda model, batch: model(batch), "Found shape")])
+def test_a_search_wants_a_loss_that_is_a_number(loss_fn: Any, found: str, tmp_path: Path):
+    model = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12))
+    database = mfac.LayerDatabase.build(model, rows(), folder=tmp_path, levels=[0.5])
+    with pytest.raises(TypeError, match=f"`loss_fn` should .*{found}"):
+        mfac.spdy_search(database, "bytes", 1e9, loss_fn, rows(), model=model)
