@@ -1,7 +1,7 @@
 # make demo | demo-lm | test | kernels | gpu-check | bench | lint | docs | wheel | figures: each sets up what it
 # needs in .venv first. make clean removes it all.
-# TORCH chooses the torch that is installed there; FULL=1 is the long demo, QUICK=1 the short one of
-# demo-lm; CUDA=1 a wheel with CUDA.
+# TORCH chooses the torch that is installed there; FULL=1 is the long demo or demo-lm, QUICK=1 the
+# short demo-lm; CUDA=1 a wheel with CUDA.
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 FULL ?=
@@ -17,7 +17,7 @@ demo: .venv/installed
 
 # A language model of 135 million parameters, layer by layer.
 demo-lm: .venv/tokenizers
-	$(BIN)/python -m demo.language $(if $(QUICK),--quick)
+	$(BIN)/python -m demo.language $(if $(QUICK),--quick) $(if $(FULL),--full)
 
 test: .venv/installed
 	$(BIN)/python -m pytest

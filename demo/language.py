@@ -3,9 +3,9 @@
 SmolLM2-135M is compressed anew for each row of the table, and its perplexity on news and on
 Wikipedia is taken each time. Nothing is trained, and the texts it is evaluated on are others than
 those it is calibrated on. "sparsegpt" rows take most of their time for running the blocks on the
-calibration data; "alps" takes several times as long, which is why one row alone is by it. `--quick`
-leaves out the 2:4 pattern and "alps". `--blocks 2` is a try with the first two blocks, which
-predict nothing.
+calibration data. Half of the sequences are evaluated. `--full` evaluates all, and adds "alps" and a
+finish along the loss, which take several times as long. `--quick` evaluates a fifth, and leaves out
+the 2:4 pattern. `--blocks 2` is a try with the first two blocks, which predict nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from demo.sequences import calibration, evaluation
 from demo.smollm import LAYERS, PACKAGE, SmolLM, load_smollm
 
 SHARE = 0.5  # of zeros, where a row has any
-QUICK = 5  # the part of the sequences that a quick run evaluates, one in so many
+EVERY = {"quick": 5, "plain": 2, "full": 1}  # every so many sequences are evaluated
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Way:
         name: As it is printed.
         arguments: Of `mfac.prune_layerwise`; none for a row that takes no calibration.
         magnitude: Whether the smallest weights are set to zero instead.
-        quick: Whether a quick run has the row.
+        length: The shortest run that has the row: "quick", "plain" or "full".
     """
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     magnitude: bool = False
-    quick: bool = True
+    length: Literal["quick", "plain", "full"] = "quick"
 
 
 WAYS = (
@@ -57,8 +57,9 @@ WAYS = (
     Way("sparsegpt, 50 %", {"sparsity": SHARE, "method": "sparsegpt"}),
     Way("4 bits", {"sparsity": 0.0, "method": "sparsegpt", "quantize": mfac.Grid(bits=4), "weigh_inputs": True}),
     Way("50 % and 4 bits", {"sparsity": SHARE, "method": "sparsegpt", "quantize": mfac.Grid(bits=4)}),
-    Way("2:4", {"pattern": "2:4", "method": "sparsegpt"}, quick=False),
-    Way("alps, 50 %", {"sparsity": SHARE, "method": "alps"}, quick=False),
+    Way("2:4", {"pattern": "2:4", "method": "sparsegpt"}, length="plain"),
+    Way("alps, 50 %", {"sparsity": SHARE, "method": "alps"}, length="full"),
+    Way("finish, 50 %", {"sparsity": SHARE, "method": "sparsegpt", "finish": "fisher"}, length="full"),
 )
 
 
@@ -81,7 +82,9 @@ class Compressed:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo.language", description="A language model, layer by layer.")
-    parser.add_argument("--quick", action="store_true", help="without 2:4 and alps; a fifth of the evaluation")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--quick", action="store_true", help="without 2:4; a fifth of the evaluation")
+    either.add_argument("--full", action="store_true", help="with alps, a finish, and all of the evaluation")
     parser.add_argument("--blocks", type=int, default=LAYERS, help="only the first so many blocks of the model: a try")
     parser.add_argument("--sequences", type=int, default=128, help="to calibrate on, of 256 tokens each")
     arguments = parser.parse_args(argv)
@@ -93,9 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     model.model.layers = model.model.layers[: arguments.blocks]
-    ways = [way for way in WAYS if way.quick or not arguments.quick]
-    if arguments.quick:
-        texts = {kind: batches[::QUICK] for kind, batches in texts.items()}
+    length = "quick" if arguments.quick else "full" if arguments.full else "plain"
+    lengths = list(EVERY)[: list(EVERY).index(length) + 1]
+    ways = [way for way in WAYS if way.length in lengths]
+    texts = {kind: batches[:: EVERY[length]] for kind, batches in texts.items()}
     describe(model, calibrating, texts)
     results = [compress(model, way, calibrating, texts) for way in ways]
     heading("The table")

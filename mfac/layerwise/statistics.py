@@ -196,6 +196,8 @@ def merged(order: Sequence[T], more: Sequence[T]) -> list[T]:
     Returns:
         Each once. What is new comes after what the batch has called before it.
     """
+    if set(order).issuperset(more):
+        return list(order)
     found = list(order)
     after = 0
     for one in dict.fromkeys(more):

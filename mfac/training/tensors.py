@@ -114,6 +114,11 @@ class MaskedTensors:
         pieces = flat.split(list(self.sizes.values()))
         return {weight.name: piece.view(weight.shape) for weight, piece in zip(self.weights, pieces, strict=True)}
 
+    def _own_name(self, name: str) -> str:
+        """A parameter's name, also after `torch.nn.utils.prune` has renamed it."""
+        renamed = f"{name}_orig"
+        return renamed if renamed in self._like and name not in self._like else name
+
     def joined_masks(self, masks: Mapping[str, Tensor]) -> Tensor:
         """Masks of some parameters, and True for all others, as one vector [d] bool.
 
@@ -126,12 +131,7 @@ class MaskedTensors:
         Raises:
             ValueError: If a name has no mask in this training, or a shape is another.
         """
-        # `torch.nn.utils.prune` renames what it masks.
-        masks = (
-            {f"{name}_orig" if name not in self._like else name: mask for name, mask in masks.items()}
-            if any(f"{name}_orig" in self._like for name in masks)
-            else masks
-        )
+        masks = {self._own_name(name): mask for name, mask in masks.items()}
         for name, mask in masks.items():
             if name not in self._like:
                 raise ValueError(
