@@ -17,14 +17,19 @@ FINE_TUNING = 0.1
 """What all rates are multiplied by where a trained network is trained on."""
 
 
+def trained_and_ends(model: nn.Module) -> tuple[list[nn.Parameter], set[int]]:
+    """The parameters that train, and the ids of embeddings and of the last matrix, the head."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return trained, embeddings | {id(p) for p in [q for q in trained if q.dim() == 2][-1:]}
+
+
 class MuonAndAdamW(Optimizer):
     """Muon for hidden matrices, AdamW for the rest, as Muon's authors use it; one learning rate."""
 
     def __init__(self, model: nn.Module, lr: float) -> None:
-        embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-        trained = [p for p in model.parameters() if p.requires_grad]
-        heads = {id(p) for p in [q for q in trained if q.dim() == 2][-1:]}
-        hidden = [p for p in trained if p.dim() == 2 and id(p) not in embeddings | heads]
+        trained, ends = trained_and_ends(model)
+        hidden = [p for p in trained if p.dim() == 2 and id(p) not in ends]
         others = [p for p in trained if all(p is not q for q in hidden)]
         self.parts: list[Optimizer] = [AdamW(others, lr=lr, weight_decay=0.01)]
         self.parts.append(Muon(hidden, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
@@ -55,6 +60,11 @@ class Method:
         parameters: Any = [p for p in model.parameters() if p.requires_grad]
         if by is not None:
             parameters = mfac.group_parameters(model, by)
+        if options.pop("ends_apart", False):
+            trained, ends = trained_and_ends(model)
+            apart = [p for p in trained if id(p) in ends]
+            hidden = [p for p in trained if id(p) not in ends]
+            parameters = [{"params": hidden}, {"params": apart, "orthogonal": False}]
         return self.make(parameters, lr=lr, **options)
 
 
@@ -68,6 +78,7 @@ METHODS: dict[str, Method] = {
     "AdamW": Method(AdamW, _ADAM_RATES),
     "Muon": Method(MuonAndAdamW, (3e-3, 1e-2, 3e-2, 1e-1)),
     "MFAC": ours(),
+    "MFAC, ends apart": ours(ends_apart=True),
     "adam": ours(rule="adam"),
     "adam, not grafted": ours(rule="adam", grafting=0.0),
     "adam, centred": ours(rule="adam", centred=True),
