@@ -29,13 +29,7 @@ def of_data(batches: Iterable[Any]) -> str:
     """Of all that is in batches and where in a batch it stands."""
     digest = hashlib.sha256()
     for batch in batches:
-        for path, leaf in tree.leaves(batch):
-            digest.update(repr(path).encode())
-            if isinstance(leaf, Tensor):
-                digest.update(repr(tuple(leaf.shape)).encode())
-                _add(digest, leaf)
-            else:
-                digest.update(_of_object(leaf))
+        _add_leaves(digest, batch)
     return digest.hexdigest()
 
 
@@ -72,8 +66,14 @@ def of_function(function: Callable[..., Any]) -> str:
 
 
 def _of_object(value: Any) -> bytes:
-    """Bytes that tell values apart; of what cannot be pickled its type alone."""
+    """Bytes that tell values apart."""
     digest = hashlib.sha256()
+    _add_leaves(digest, value)
+    return digest.digest()
+
+
+def _add_leaves(digest: Any, value: Any) -> None:
+    """Adds all that is in a value and where it stands; of what cannot be pickled its type alone."""
     for path, leaf in tree.leaves(value):
         digest.update(repr(path).encode())
         if isinstance(leaf, Tensor):
@@ -84,7 +84,6 @@ def _of_object(value: Any) -> bytes:
             digest.update(pickle.dumps(leaf))
         except (pickle.PicklingError, TypeError, AttributeError, RuntimeError):
             digest.update(type(leaf).__qualname__.encode())
-    return digest.digest()
 
 
 def _add(digest: Any, tensor: Tensor) -> None:

@@ -141,13 +141,19 @@ class GroupWindow:
             self.average = None  # what it was is not taken up again later
         elif self.average is None:
             self.average = torch.zeros_like(self._flat)
+        self._start_metric()
+        wanted = [compensated and parameter.dtype in NARROW for parameter in self.columns.parameters]
+        known = zip(self.compensations, wanted, strict=True)
+        self.compensations = [compensation if keep else None for compensation, keep in known]
+        if wanted != [compensation is not None for compensation in self.compensations]:
+            for i, piece in enumerate(self.columns.weights()):  # under masks a copy, not to be made in each step
+                if wanted[i] and self.compensations[i] is None:
+                    self.compensations[i] = compensation_for(piece)
+
+    def _start_metric(self) -> None:
         if self.rule.metric and self.metric is None:
-            self.metric = AdamMetric(self.columns.slices, *self._place)
-        for i, piece in enumerate(self.columns.weights()):
-            if piece.dtype not in NARROW or not compensated:
-                self.compensations[i] = None
-            elif self.compensations[i] is None:
-                self.compensations[i] = compensation_for(piece)
+            place = self.window.vector_dtype, self.window.device
+            self.metric = AdamMetric(self.columns.slices, self.window.dim, *place)
 
     @property
     def momentum(self) -> Tensor | None:
@@ -189,15 +195,9 @@ class GroupWindow:
 
     def see(self) -> None:
         """Takes the gradient that was read into the metric's coordinates; no state has changed."""
-        if self.rule.metric and self.metric is None:
-            self.metric = AdamMetric(self.columns.slices, *self._place)
+        self._start_metric()
         if self.metric is not None:
             self.metric.see_(self._flat, *self._of_metric, self._has)
-
-    @property
-    def _place(self) -> tuple[int, torch.dtype, torch.device]:
-        """d, and the dtype and device of vectors."""
-        return self.window.dim, self.window.vector_dtype, self.window.device
 
     @property
     def _of_metric(self) -> tuple[float, float]:
