@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from typing import Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+
+from mfac.gradients.naming import named_parameters
 
 Mode = Literal["auto", "eval", "train"]
 """The model's mode while it computes gradients; "auto": "eval", or "train" if the loss needs it."""
@@ -36,3 +38,25 @@ def model_mode(model: nn.Module, mode: Literal["eval", "train"]) -> Generator[No
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def gradients_of(model: nn.Module, names: Collection[str]) -> Generator[None]:
+    """Some parameters alone ask for gradients; afterwards those that did before.
+
+    Args:
+        model: The model.
+        names: Of parameters; none for gradients of activations alone.
+
+    Yields:
+        Nothing.
+    """
+    named = named_parameters(model)
+    were = {name: parameter.requires_grad for name, parameter in named.items()}
+    for name, parameter in named.items():
+        parameter.requires_grad_(name in names)
+    try:
+        yield
+    finally:
+        for name, parameter in named.items():
+            parameter.requires_grad_(were[name])

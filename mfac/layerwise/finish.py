@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from mfac.core.checks.numbers import check_count, check_number
 from mfac.gradients.backward import LossFunction
+from mfac.gradients.modes import gradients_of
 from mfac.gradients.naming import named_parameters
 from mfac.layerwise.items import by_name
 from mfac.layerwise.perplexity import logits_of, tokens_of
@@ -188,7 +189,6 @@ def bytes_of_finish(
         Bytes. One forward pass.
     """
     named = named_parameters(model)
-    were = {name: parameter.requires_grad for name, parameter in named.items()}
     own = {p.untyped_storage().data_ptr() for p in named.values()}
     held: dict[int, int] = {}
 
@@ -198,14 +198,9 @@ def bytes_of_finish(
             held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    try:
-        for name, parameter in named.items():
-            parameter.requires_grad_(name in names)
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss_fn(model, batch)
-    finally:
-        for name, parameter in named.items():
-            parameter.requires_grad_(were[name])
+    counted = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with gradients_of(model, names), torch.enable_grad(), counted:
+        loss_fn(model, batch)
     moved = sum(named[name].numel() for name in names)
     twice = sum(2 * named[name].numel() * named[name].element_size() for name in names)  # gradients; weights to go back
     return sum(held.values()) + twice + moved * _BYTES_A_WEIGHT + int(kept_share * moved) * settings.bytes_a_kept_weight
@@ -241,25 +236,22 @@ def finish_with_fisher(
     held = numbered[::_HELD_OUT]
     trained = [one for one in numbered if one[0] % _HELD_OUT] or numbered
     named = named_parameters(model)
-    were = {name: parameter.requires_grad for name, parameter in named.items()}
     start = {name: named[name].detach().clone() for name in masks}
     gradients = {name: parameter.grad for name, parameter in named.items()}
     before = _mean_loss(model, held, loss_fn)
     helped = False
+    steps = len(trained) * settings.epochs
+    warm = max(1, min(_WARM_UP, steps // 4))
+    optimizer = MFAC(
+        [named[name] for name in masks],
+        lr=settings.lr,
+        rank=settings.rank,
+        rule="adam",
+        window_dtype=torch.bfloat16,
+        rounding="compensated",
+    )
     try:
-        for name, parameter in named.items():
-            parameter.requires_grad_(name in masks)
-        optimizer = MFAC(
-            [named[name] for name in masks],
-            lr=settings.lr,
-            rank=settings.rank,
-            rule="adam",
-            window_dtype=torch.bfloat16,
-            rounding="compensated",
-        )
-        steps = len(trained) * settings.epochs
-        warm = max(1, min(_WARM_UP, steps // 4))
-        with Masks(dict(masks)).attach(model, optimizer), torch.enable_grad():
+        with gradients_of(model, masks), Masks(dict(masks)).attach(model, optimizer), torch.enable_grad():
             for step in range(steps):
                 optimizer.param_groups[0]["lr"] = settings.lr * min(1.0, (step + 1) / warm) * (1 - step / steps)
                 optimizer.zero_grad()
@@ -275,7 +267,6 @@ def finish_with_fisher(
         helped = after < before
     finally:
         for name, parameter in named.items():
-            parameter.requires_grad_(were[name])
             parameter.grad = gradients[name]
         if not helped:  # also where it was stopped
             _put_back(named, start)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mfac.gradients.naming import named_parameters
+from mfac.gradients.modes import gradients_of
 from mfac.layerwise.views import ConvolutionView, LayerView, LinearView
 
 _LEAST = 1e-2
@@ -92,7 +91,7 @@ def heeding_of(
         return hook
 
     watched = [view for view in views if isinstance(view, LinearView | ConvolutionView)]
-    with _frozen(model), torch.enable_grad():
+    with gradients_of(model, ()), torch.enable_grad():
         handles = [one.module.register_forward_hook(hook_of(view)) for view in watched for one in view.layers]
         try:
             for number, batch in enumerate(batches):
@@ -116,20 +115,6 @@ def heeding_of(
         {view.name: _by_matrix(view, squares[view.name]) for view in views if view.name in squares},
         {view.name: _mean_one(positions[view.name]) for view in watched if inputs and isinstance(view, LinearView)},
     )
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Generator[None]:
-    """No parameter asks for a gradient meanwhile."""
-    named = named_parameters(model)
-    were = {name: parameter.requires_grad for name, parameter in named.items()}
-    for parameter in named.values():
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for name, parameter in named.items():
-            parameter.requires_grad_(were[name])
 
 
 def _by_matrix(view: LayerView, squares: Tensor) -> list[Tensor]:
