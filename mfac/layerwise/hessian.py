@@ -15,6 +15,8 @@ RAISED = 10.0
 """What the damping is multiplied by where a factorisation fails."""
 MOST_RAISED = 1.0
 """Up to how many times the mean of the diagonal the damping is raised."""
+_PANEL = 256
+"""Columns of a factor that are computed at a time."""
 
 
 class NotPositiveDefiniteError(ArithmeticError):
@@ -61,7 +63,8 @@ class Hessian:
             )
         self.gram = gram.double()
         diagonal = self.gram.diagonal()
-        if not bool(torch.isfinite(self.gram).all()):
+        # A sum is one pass; it alone may overflow, or be infinite minus infinite, which is not finite.
+        if not bool(torch.isfinite(self.gram.sum())) and not bool(torch.isfinite(self.gram).all()):
             raise ValueError("Parameter `hessian` should be finite. Found entries that are not.")
         if bool((diagonal < 0).any()):
             raise ValueError("Parameter `hessian` should have a diagonal that is not negative. Found one that is.")
@@ -91,12 +94,9 @@ class Hessian:
         1/R_jj² is (H⁻¹)_jj once all columns before j are decided.
         """
         while True:
-            backwards = self.gram.flip(0, 1)
-            backwards.diagonal().add_(self.damping).masked_fill_(self.dead.flip(0), 1.0)
-            lower, failed = torch.linalg.cholesky_ex(backwards)
-            del backwards
-            if not bool(failed):
-                return lower.flip(0, 1)
+            diagonal = (self.gram.diagonal() + self.damping).masked_fill(self.dead, 1.0)
+            if (factor := upper_cholesky(self.gram, diagonal)) is not None:
+                return factor
             self._raise_damping()
 
     @cached_property
@@ -132,3 +132,33 @@ class Hessian:
                 f"overflow or a matrix that is not of the form XᵀX are the usual reasons."
             )
         self.damping = min(self._most, self.damping * RAISED)
+
+
+def upper_cholesky(matrix: Tensor, diagonal: Tensor) -> Tensor | None:
+    """R, upper triangular with a positive diagonal, R Rᵀ = a symmetric matrix; O(n³/3).
+
+    Panels of columns are computed from right to left. Nearly all of the work is products of
+    matrices, which run at twice the speed of LAPACK's factorisation on the CPUs that were tried.
+
+    Args:
+        matrix: [n, n] float64; its upper triangle counts, without the diagonal.
+        diagonal: What stands on the diagonal in its place, [n].
+
+    Returns:
+        R; None where the matrix is not positive definite.
+    """
+    n = matrix.shape[0]
+    width = _PANEL if n > 2 * _PANEL else max(1, n)
+    factor = matrix.new_zeros(n, n)
+    for end in range(n, 0, -width):
+        begin = max(0, end - width)
+        panel = torch.addmm(matrix[:end, begin:end], factor[:end, end:], factor[begin:end, end:].T, alpha=-1)
+        panel[begin:].diagonal().add_(diagonal[begin:end] - matrix.diagonal()[begin:end])
+        lower, failed = torch.linalg.cholesky_ex(panel[begin:].flip(0, 1))
+        if bool(failed):
+            return None
+        square = lower.flip(0, 1)
+        factor[begin:end, begin:end] = square
+        if begin:
+            factor[:begin, begin:end] = torch.linalg.solve_triangular(square, panel[:begin].T, upper=True).T
+    return factor

@@ -7,7 +7,7 @@ import torch
 
 import mfac
 from mfac.core.selection import highest
-from mfac.layerwise.hessian import Hessian
+from mfac.layerwise.hessian import Hessian, upper_cholesky
 from mfac.layerwise.matrix_pattern import MatrixPattern
 from mfac.layerwise.solver import SOLVERS
 from mfac.layerwise.solvers.blocks import block_order
@@ -166,6 +166,23 @@ def test_damping_is_raised_and_said() -> None:
     gram[0, 1] = gram[1, 0] = 3.0
     with pytest.raises(mfac.NotPositiveDefiniteError, match="positive definite at a damping of 1"):
         _ = Hessian(gram, 1e-3).upper_factor
+
+
+@pytest.mark.parametrize("columns", [1, 200, 513, 900])
+def test_a_factor_by_panels_is_that_of_lapack(columns: int) -> None:
+    hessian, _ = correlated(1, columns, seed=columns)
+    hessian[:, columns // 3] = hessian[columns // 3] = 0  # dead
+    found = Hessian(hessian, mfac.relative(0.01)) if columns > 1 else Hessian(hessian + 1)
+    matrix = found.matrix
+    factor = found.upper_factor
+    assert torch.equal(factor, factor.triu()) and bool((factor.diagonal() > 0).all())
+    torch.testing.assert_close(factor @ factor.T, matrix, rtol=1e-12, atol=1e-12)
+    if columns > 2:  # each entry of the upper triangle counts, in whichever panel it lies
+        for row in (0, columns - 2):
+            broken = matrix.clone()
+            broken[row, row + 1] = broken[row + 1, row] = 2 * float(matrix.diagonal().max())
+            assert upper_cholesky(broken, broken.diagonal()) is None
+    assert upper_cholesky(torch.empty(0, 0, dtype=torch.float64), torch.empty(0, dtype=torch.float64)) is not None
 
 
 def test_highest_is_exact_where_scores_are_equal() -> None:

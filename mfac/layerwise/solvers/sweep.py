@@ -79,16 +79,16 @@ def sweep(
         The solution.
     """
     factor, rows = hessian.upper_factor, weight.shape[0]
-    solved = weight.masked_fill(hessian.dead, 0).contiguous()
-    start = solved.clone()
-    chosen = torch.ones_like(solved, dtype=torch.bool) if kept is None else kept.clone()
-    carried = torch.zeros_like(solved)  # (W - Q)R of the columns decided
+    start = weight.masked_fill(hessian.dead, 0).contiguous()
+    solved = torch.empty_like(start)
+    chosen = torch.ones_like(start, dtype=torch.bool) if kept is None else kept.clone()
+    carried = torch.zeros_like(start)  # (W - Q)R of the columns decided
     fitted: list[tuple[Tensor, Tensor]] = []
     edges = grid.bounds(weight.shape[1]) if grid is not None else []
     done = 0
     for begin, end in _within(pattern.cuts(WIDTH), edges):
         block = slice(begin, end)
-        part, errors = solved[:, block].contiguous(), carried[:, block].contiguous()
+        part, errors = start[:, block].clone(memory_format=torch.contiguous_format), carried[:, block].contiguous()
         square = factor[block, block].contiguous()
         here = chosen[:, block].contiguous()
         keep, group = pattern.nm if kept is None and pattern.nm is not None else (0, 0)
