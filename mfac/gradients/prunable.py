@@ -28,6 +28,7 @@ class PrunableWeight:
             axis the input channels are.
         layer: The class of the layer that holds the weight.
         groups: Of the layer's channels, as of a grouped convolution.
+        stacked: Whether it is a stack of matrices, each of which has inputs of its own.
     """
 
     name: str
@@ -35,6 +36,7 @@ class PrunableWeight:
     layout: Layout | None
     layer: str
     groups: int = 1
+    stacked: bool = False
 
     @property
     def size(self) -> int:
@@ -83,16 +85,20 @@ def layout_of(module: nn.Module, shape: torch.Size) -> Layout:
     return (shape[0], shape[1], math.prod(shape[2:]))  # [out, in], or [out, in / groups, ...]
 
 
-def describe_weights(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> list[PrunableWeight]:
+def describe_weights(
+    model: nn.Module, selected: Mapping[str, nn.Parameter], known: Mapping[str, Layout] | None = None
+) -> list[PrunableWeight]:
     """What is known of each selected parameter, by the first layer that holds it.
 
     Args:
         model: Where the layers are.
         selected: Name to parameter.
+        known: The layouts of weights, or stacks of weights, that no layer says.
 
     Returns:
         A description of each, in order.
     """
+    known = known if known is not None else {}
     layouts: dict[int, tuple[Layout, int]] = {}
     holders: dict[int, str] = {}
     for module in model.modules():
@@ -106,9 +112,10 @@ def describe_weights(model: nn.Module, selected: Mapping[str, nn.Parameter]) -> 
         PrunableWeight(
             name,
             parameter.shape,
-            layouts[id(parameter)][0] if id(parameter) in layouts else None,
+            known[name] if name in known else layouts[id(parameter)][0] if id(parameter) in layouts else None,
             holders.get(id(parameter), ""),
-            layouts[id(parameter)][1] if id(parameter) in layouts else 1,
+            layouts[id(parameter)][1] if id(parameter) in layouts and name not in known else 1,
+            name in known,
         )
         for name, parameter in selected.items()
     ]

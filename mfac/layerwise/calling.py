@@ -200,8 +200,9 @@ def _not_taken(number: int, error: Exception) -> str:
 def plainly_called(model: nn.Module) -> Generator[None]:
     """Models keep no keys and values of earlier calls, and call each of their layers.
 
-    Models of transformers have caches unless told otherwise. torch's encoders pass layers by in
-    evaluation, and pack padded inputs into nested tensors, where their fast path is allowed.
+    Models of transformers have caches unless told otherwise, and multiply experts in groups, where
+    "eager" goes through them one by one. torch's encoders pass layers by in evaluation, and pack
+    padded inputs into nested tensors, where their fast path is allowed.
 
     Args:
         model: The model.
@@ -212,14 +213,20 @@ def plainly_called(model: nn.Module) -> Generator[None]:
     configs = {
         id(config): config for module in model.modules() if (config := getattr(module, "config", None)) is not None
     }
-    had = {key: config.use_cache for key, config in configs.items() if hasattr(config, "use_cache")}
-    for key in had:  # decoders have a copy of their own
-        configs[key].use_cache = False
+    plain = {"use_cache": False, "_experts_implementation": "eager"}
+    had = {  # decoders have a copy of their own
+        (key, name): value
+        for key, config in configs.items()
+        for name in plain
+        if (value := getattr(config, name, None)) is not None
+    }
+    for key, name in had:
+        setattr(configs[key], name, plain[name])
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for key, value in had.items():
-            configs[key].use_cache = value
+        for (key, name), value in had.items():
+            setattr(configs[key], name, value)

@@ -16,7 +16,6 @@ from mfac.gradients.examples import call_with
 from mfac.gradients.modes import model_mode
 from mfac.gradients.naming import inner_module, named_parameters
 from mfac.gradients.parameters import Selection
-from mfac.gradients.prunable import describe_weights
 from mfac.layerwise.calling import (
     Forward,
     by_number,
@@ -26,6 +25,7 @@ from mfac.layerwise.calling import (
     patterns_by_weight,
     plainly_called,
 )
+from mfac.layerwise.chosen import choose_views
 from mfac.layerwise.database_build import DatabaseBuild, DatabaseSettings
 from mfac.layerwise.database_files import LayerEntry, LevelEntry, read_index, read_level
 from mfac.layerwise.fingerprint import of_function, of_rest
@@ -34,10 +34,9 @@ from mfac.layerwise.hessian import DAMPING
 from mfac.layerwise.level import LevelKey, Levels, levels_by_weight
 from mfac.layerwise.solution import LayerSolver
 from mfac.layerwise.solver import SolverName, resolve_solver
-from mfac.layerwise.views import check_weights, views_of
+from mfac.layerwise.views import check_weights
 from mfac.masks.patterns import Pattern, resolve_pattern
 from mfac.pruning.flops import counted_flops
-from mfac.pruning.targets import choose_targets
 
 CostTable = Mapping[str, Mapping[LevelKey, float]]
 """{weight: {level: cost}}."""
@@ -152,23 +151,18 @@ class LayerDatabase:
         check_damping(damping)
         if quantize is not None and not isinstance(quantize, Grid):
             raise TypeError(f"Parameter `quantize` should be a mfac.Grid or None. Found {type(quantize).__name__}.")
-        targets = choose_targets(model, params, "ignore", frozen=True)
-        views, unseen = views_of(model, list(targets.vector.names))
-        left_dense = {**targets.left_dense, **{one.name: one.why for one in unseen}}
-        if not views:
-            raise ValueError(
-                f"Parameter `params` should select a weight whose inputs can be seen. Found {sorted(left_dense)}."
-            )
+        batches = listed_batches(data)
+        call = forward if forward is not None else call_model
+        chosen = choose_views(model, params, batches, call)
+        views, left_dense = chosen.views, chosen.left_dense
         check_weights(views)
-        weights = describe_weights(model, {view.name: view.parameter for view in views})
+        weights = chosen.described(model)
         by_weight = levels_by_weight(levels, [view.name for view in views], quantize)
         for weight in weights:  # the patterns that levels name; that of all is checked with the rest
             for level in by_weight[weight.name]:
                 if level.pattern is not None:
                     patterns_by_weight(resolve_pattern(level.pattern), [weight])
         settings = DatabaseSettings(solver, by_weight, patterns_by_weight(resolved, weights), refit, damping)
-        batches = listed_batches(data)
-        call = forward if forward is not None else call_model
         with model_mode(model, "eval"), plainly_called(model), torch.no_grad():
             check_batches(model, batches, call)
             inner = inner_module(model)

@@ -20,11 +20,12 @@ from mfac.layerwise.hessians import Hessians
 from mfac.layerwise.level import Level
 from mfac.layerwise.matrix_pattern import MatrixPattern
 from mfac.layerwise.processes import Processes
-from mfac.layerwise.run import NO_SAMPLES, matrix_patterns
+from mfac.layerwise.run import NO_SAMPLES, has_inputs, is_seen, matrix_patterns
 from mfac.layerwise.solution import LayerSolution, LayerSolver
 from mfac.layerwise.solver import solved
 from mfac.layerwise.solvers.exact_obs import check_obs_pattern, exact_obs, mask_of_order, obs_on_mask, obs_order
-from mfac.layerwise.statistics import merged_stages
+from mfac.layerwise.stage_solver import untouched
+from mfac.layerwise.statistics import Key, merged_stages
 from mfac.layerwise.views import LayerView
 from mfac.masks.patterns import Pattern, Unstructured, resolve_pattern
 
@@ -102,22 +103,29 @@ class DatabaseBuild:
         unseen = {}
         waiting = [view for view in self.views if view.name not in self._done]
         for stage, grams in Processes().grams(self._run, merged_stages(self._run, waiting), self.batches):
-            seen = [view for view in stage.views if all(key in grams for key in stage.keys[view.name])]
+            seen = [view for view in stage.views if is_seen(view, stage, grams)]
             unseen.update({view.name: NO_SAMPLES for view in stage.views if view not in seen})
-            uses = (key for view in seen for key in stage.keys[view.name])
+            keys_of: dict[str, list[Key | None]] = {}
+            for view in seen:
+                keys_of[view.name] = [
+                    key if has_inputs(key, grams) or not view.partial else None for key in stage.keys[view.name]
+                ]
+            uses = (key for of_view in keys_of.values() for key in of_view if key is not None)
             hessians = Hessians(grams, self.settings.damping, uses)
             for view in seen:
-                keys = stage.keys[view.name]
-                self._solve(view, list(map(hessians.take, keys)), [grams[key] for key in dict.fromkeys(keys)])
+                keys = [key for key in keys_of[view.name] if key is not None]
+                of_matrices = [None if key is None else hessians.take(key) for key in keys_of[view.name]]
+                self._solve(view, of_matrices, [grams[key] for key in dict.fromkeys(keys)])
                 for key in keys:
                     if hessians.release(key):
                         del grams[key]
         layers = {view.name: read_about(self._paths[view.name]) for view in self.views if view.name in self._done}
         write_index(self.folder, layers, {**left_dense, **unseen}, self._asked)
 
-    def _solve(self, view: LayerView, hessians: list[Hessian], grams: list[Gram]) -> None:
+    def _solve(self, view: LayerView, hessians: list[Hessian | None], grams: list[Gram]) -> None:
+        """All levels of a weight; of its matrices those without samples stay dense in each."""
         matrices = view.matrices()
-        whole = sum(float(h.error(w).sum()) for h, w in zip(hessians, matrices, strict=True))
+        whole = sum(float(h.error(w).sum()) for h, w in zip(hessians, matrices, strict=True) if h is not None)
         orders: dict[tuple[int, object], tuple[Tensor, Tensor]] = {}
         weight = view.parameter.detach()
         levels = []
@@ -128,9 +136,15 @@ class DatabaseBuild:
             patterns = matrix_patterns(view, self.settings.pattern(view.name, level), level.sparsity)
             found = [
                 self._solved(hessian, matrix, pattern, level.grid, orders, number)
+                if hessian is not None
+                else untouched(matrix, level.grid, weight.dtype).solution
                 for number, (hessian, matrix, pattern) in enumerate(zip(hessians, matrices, patterns, strict=True))
             ]
-            lost = sum(float(h.error(s.weight - w).sum()) for h, w, s in zip(hessians, matrices, found, strict=True))
+            lost = sum(
+                float(h.error(s.weight - w).sum())
+                for h, w, s in zip(hessians, matrices, found, strict=True)
+                if h is not None
+            )
             levels.append(
                 SolvedLevel(
                     level.key,
@@ -144,7 +158,7 @@ class DatabaseBuild:
         about = {
             "asked": self._asked,
             "samples": sum(gram.count for gram in grams),
-            "damping": max(hessian.damping for hessian in hessians),
+            "damping": max(hessian.damping for hessian in hessians if hessian is not None),
             "matrices": len(matrices),
         }
         write_layer(self._paths[view.name], levels, about)

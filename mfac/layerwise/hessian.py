@@ -63,7 +63,7 @@ class Hessian:
             )
         self.gram = gram.double()
         diagonal = self.gram.diagonal()
-        # A sum is one pass; it alone may overflow, or be infinite minus infinite, which is not finite.
+        # A sum is one pass. It may overflow where no entry does, and then all are looked at.
         if not bool(torch.isfinite(self.gram.sum())) and not bool(torch.isfinite(self.gram).all()):
             raise ValueError("Parameter `hessian` should be finite. Found entries that are not.")
         if bool((diagonal < 0).any()):

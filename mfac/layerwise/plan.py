@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,14 +20,14 @@ from mfac.gradients.parameters import Selection
 from mfac.layerwise import tree
 from mfac.layerwise.calling import Forward, by_number, call_model, check_batches, listed_batches, plainly_called
 from mfac.layerwise.chain import NamedBlock, find_chains
+from mfac.layerwise.chosen import choose_views
 from mfac.layerwise.finish import FisherFinish, bytes_of_finish, check_loss, checked_finish, language_loss
 from mfac.layerwise.gram import AT_ONCE
 from mfac.layerwise.order import segments_of
 from mfac.layerwise.solution import LayerSolver
 from mfac.layerwise.solver import SolverName, resolve_solver
-from mfac.layerwise.statistics import EnoughError
-from mfac.layerwise.views import LayerView, views_of
-from mfac.pruning.targets import choose_targets
+from mfac.layerwise.statistics import EnoughError, like_experts
+from mfac.layerwise.views import LayerView
 
 _HELD: dict[str, tuple[float, float]] = {
     "magnitude": (2, 6.5),
@@ -48,7 +49,8 @@ class LayerwisePlan:
         chains: For each chain of blocks the names of its blocks; activations are kept between them.
         batches: How many.
         activation_bytes: Inputs of one block for all batches; 0 without a chain.
-        hessian_bytes: The Hessian with what is made of it, of the layer that takes most, float64.
+        hessian_bytes: The Hessian with what is made of it, of the layer that takes most, and those of
+            the experts that are solved with it, float64.
         solver_bytes: What the solver holds of the weights of that layer, float64.
         finish_bytes: What `finish` takes when the rest is done; 0 without.
         passes: How many passes of all data through the whole model, parts of passes added up.
@@ -128,8 +130,16 @@ def planned(
         # For each block the way to each of its stages and the way through.
         passes += 2.5
     hessians, weights = _HELD.get(method, _HELD["sparsegpt"])
+    together: Counter[str] = Counter()  # sums of inputs that are there at once, as those of all experts
+    for view in views:
+        together[like_experts(view.name) or view.name] += sum(8 * columns**2 for _, columns in view.shapes)
     takes = [
-        (int(8 * hessians * columns**2) + 4 * AT_ONCE * columns, int(8 * weights * rows * columns))
+        (
+            int(8 * (hessians - 1) * columns**2)
+            + together[like_experts(view.name) or view.name]
+            + 4 * AT_ONCE * columns,
+            int(8 * weights * rows * columns),
+        )
         for view in views
         for rows, columns in view.shapes
     ]
@@ -205,11 +215,10 @@ def plan_layerwise(
     resolve_solver(method)
     name = method if isinstance(method, str) else ""
     finishing = checked_finish(finish)
-    targets = choose_targets(model, params, "ignore", frozen=True)
-    views, unseen = views_of(model, list(targets.vector.names))
-    left_dense = {**targets.left_dense, **{one.name: one.why for one in unseen}}
     batches = listed_batches(data)
     call = forward if forward is not None else call_model
+    chosen = choose_views(model, params, batches, call)
+    views, left_dense = chosen.views, chosen.left_dense
     inner = inner_module(model)
     with model_mode(model, "eval"), plainly_called(model):
         check_batches(model, batches, call)

@@ -21,7 +21,6 @@ from mfac.gradients.backward import LossFunction
 from mfac.gradients.modes import model_mode
 from mfac.gradients.naming import inner_module
 from mfac.gradients.parameters import Selection
-from mfac.gradients.prunable import describe_weights
 from mfac.layerwise import tree
 from mfac.layerwise.allocation import AllocationName, by_loss, by_name, by_shape, check_allocation
 from mfac.layerwise.calling import (
@@ -36,6 +35,7 @@ from mfac.layerwise.calling import (
 )
 from mfac.layerwise.chain import InMemory, NamedBlock, find_chains
 from mfac.layerwise.checkpoint import Checkpoint
+from mfac.layerwise.chosen import choose_views
 from mfac.layerwise.fingerprint import of_function, of_rest
 from mfac.layerwise.finish import (
     FinishResult,
@@ -54,11 +54,10 @@ from mfac.layerwise.run import LayerwiseRun, Results, Settings
 from mfac.layerwise.solution import LayerSolver
 from mfac.layerwise.solver import SolverName, resolve_solver
 from mfac.layerwise.solvers.sweep import keep_zeros
-from mfac.layerwise.views import check_weights, views_of
+from mfac.layerwise.views import check_weights
 from mfac.layerwise.weight_files import Source
 from mfac.layerwise.weights_on_disk import OUTSIDE, WeightsOnDisk
 from mfac.masks.patterns import Pattern, resolve_pattern
-from mfac.pruning.targets import choose_targets
 
 
 def prune_layerwise(
@@ -195,10 +194,10 @@ def prune_layerwise(
         for key, share in sparsity.items() if isinstance(sparsity, Mapping) else (("", sparsity),):
             check_number(f"sparsity[{key!r}]" if key else "sparsity", share, least=0, below=1)
         on_disk = not (weights is None and output is None)
-        targets = choose_targets(model, params, "ignore", frozen=True, on_disk=on_disk)
-        views, unseen = views_of(model, list(targets.vector.names))
-        left_dense = {**targets.left_dense, **{one.name: one.why for one in unseen}}
         batches = listed_batches(data)
+        call = forward if forward is not None else call_model
+        chosen = choose_views(model, params, batches, call, on_disk)
+        views, left_dense = chosen.views, chosen.left_dense
         chains = find_chains(model, views, blocks)
         store = where_weights_are(model, chains, batches[0], weights, output, processes)
         if isinstance(store, WeightsOnDisk):
@@ -211,10 +210,9 @@ def prune_layerwise(
             )
         selected = {view.name: view.parameter for view in views}
         check_weights(views)
-        described = describe_weights(model, selected)
+        described = [one for one in chosen.described(model) if one.name in selected]
         patterns = patterns_by_weight(resolved, described)
         shares = by_name(sparsity if isinstance(sparsity, Mapping) else {"*": sparsity}, list(selected))
-        call = forward if forward is not None else call_model
     processes.check_batches(len(batches))
 
     def finished(saved: Checkpoint | None) -> Callable[[Any, Results], None]:
@@ -296,6 +294,7 @@ def prune_layerwise(
         seconds_forward=results.seconds_forward,
         notes=results.notes,
         finish=finished_with,
+        layouts={name: layout for name, layout in chosen.layouts.items() if name in results.masks},
     )
     solved = [weight for weight in described if weight.name in results.masks]
     if isinstance(store, WeightsOnDisk):

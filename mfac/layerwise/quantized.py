@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from mfac.gradients.naming import named_buffers, named_parameters
+from mfac.layerwise.chosen import all_views
 from mfac.layerwise.grid import Grid, GridValues
+from mfac.layerwise.product_view import Multiplied
 from mfac.layerwise.report import LayerwiseReport
-from mfac.layerwise.views import LayerView, views_of
+from mfac.layerwise.views import LayerView
 from mfac.masks.packing import pack_bits, unpack_bits
 from mfac.masks.storage import read_tensors, write_tensors
 
@@ -51,7 +53,11 @@ def save_quantized(path: str | os.PathLike[str], model: nn.Module, report: Layer
     rounded = {name: layer.grids for name, layer in report.layers.items() if layer.grids}
     if not rounded:
         raise ValueError("Parameter `report` should be of a run with `quantize`. Found no weight that was rounded.")
-    views = _views(model, {name: list(report.masks[name].shape) for name in rounded}, "report")
+    layouts = {name: layout for name, layout in report.layouts.items() if name in rounded}
+    turned = {
+        name: inner != 1 or inputs != report.masks[name].shape[-1] for name, (_, inputs, inner) in layouts.items()
+    }
+    views = _views(model, {name: list(report.masks[name].shape) for name in rounded}, turned, "report")
     tensors: dict[str, Tensor] = {}
     grids: dict[str, object] = {}
     for view in views:
@@ -75,6 +81,7 @@ def save_quantized(path: str | os.PathLike[str], model: nn.Module, report: Layer
         tensors[f"{name}|plain"] = value.detach().clone()
     about = {"grids": grids, "matrices": {view.name: [list(shape) for shape in view.shapes] for view in views}}
     about["shapes"] = {view.name: list(view.parameter.shape) for view in views}
+    about["turned"] = turned
     return write_tensors(path, _KIND, tensors, about)
 
 
@@ -106,7 +113,7 @@ def load_quantized_(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
     """
     tensors, about = read_tensors(path, _KIND)
     grids: Mapping[str, Mapping[str, object]] = about["grids"]
-    views = _views(model, about["shapes"], "file")
+    views = _views(model, about["shapes"], about.get("turned", {}), "file")
     for view in views:
         if (found := [list(shape) for shape in view.shapes]) != about["matrices"][view.name]:
             raise ValueError(
@@ -135,8 +142,10 @@ def load_quantized_(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
     return masks
 
 
-def _views(model: nn.Module, shapes: Mapping[str, list[int]], source: str) -> list[LayerView]:
-    """Views of the weights of these names, whose shapes they have to have."""
+def _views(
+    model: nn.Module, shapes: Mapping[str, list[int]], turned: Mapping[str, bool], source: str
+) -> list[LayerView]:
+    """Views of the weights of these names, whose shapes they have to have; `turned`: of no layer."""
     named = named_parameters(model)
     for name, shape in shapes.items():
         found = list(named[name].shape) if name in named else None
@@ -145,7 +154,7 @@ def _views(model: nn.Module, shapes: Mapping[str, list[int]], source: str) -> li
                 f"Parameter `model` should have a weight {name!r} of shape {shape}, as the {source} has. "
                 f"Found {'none' if found is None else found}."
             )
-    views, unseen = views_of(model, list(shapes))
+    views, unseen = all_views(model, list(shapes), {name: Multiplied(way, True) for name, way in turned.items()})
     if unseen:
         raise ValueError(
             f"Parameter `model` should have {unseen[0].name!r} as the weight of a layer, as the {source} has. "

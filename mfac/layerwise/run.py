@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,8 +20,8 @@ from mfac.layerwise.order import Segment, segments_of
 from mfac.layerwise.processes import Processes
 from mfac.layerwise.report import LayerResult
 from mfac.layerwise.solution import LayerSolver
-from mfac.layerwise.stage_solver import MatrixTask, SolvedMatrix, StageSolver
-from mfac.layerwise.statistics import Key, Stage, stages_of
+from mfac.layerwise.stage_solver import MatrixTask, SolvedMatrix, StageSolver, untouched
+from mfac.layerwise.statistics import Key, Stage, like_experts, stages_of
 from mfac.layerwise.views import LayerView
 from mfac.masks.patterns import Pattern
 
@@ -142,7 +141,7 @@ class LayerwiseRun:
         for block in segment.chain:
             views = [view for view in segment.views if block.holds(view)]
             with self._store.held(block, self.results.masks):
-                self._stages(chain.run, views, _like_experts)
+                self._stages(chain.run, views, like_experts)
                 began = time.perf_counter()
                 with self._processes.together():
                     chain.advance()
@@ -185,17 +184,19 @@ class LayerwiseRun:
             began = time.perf_counter()
 
     def _solve(self, stage: Stage, grams: dict[Key, Gram]) -> None:
-        views = [view for view in stage.views if all(key in grams for key in stage.keys[view.name])]
+        views = [view for view in stage.views if is_seen(view, stage, grams)]
         unseen = [view.name for view in stage.views if view not in views]
         self.results.left_dense.update(dict.fromkeys(unseen, NO_SAMPLES))
         for view in views:
-            if not any(bool(grams[key].total.diagonal().any()) for key in stage.keys[view.name]):
+            if not any(has_inputs(key, grams) for key in stage.keys[view.name]):
                 raise ValueError(
                     f"Parameter `data` should reach every layer with inputs that are not all zero. Found only zeros at "
                     f"{view.name!r}. If no layer before it has lost all of its weights, give other data, or begin with "
                     f"a dense model and leave it out of `params`."
                 )
-        samples = [sum(grams[key].count for key in dict.fromkeys(stage.keys[view.name])) for view in views]
+        samples = [
+            sum(grams[key].count for key in dict.fromkeys(stage.keys[view.name]) if key in grams) for view in views
+        ]
         asked = self.settings
         tasks = []
         for view in views:
@@ -203,11 +204,35 @@ class LayerwiseRun:
             pairs = zip(stage.keys[view.name], patterns, strict=True)
             outputs = asked.heeding.outputs.get(view.name, [None] * len(view.shapes))
             tasks.append(
-                [MatrixTask(view, number, *pair, outputs[number]) for number, pair in enumerate(pairs)],
+                [
+                    MatrixTask(view, number, key, pattern, outputs[number])
+                    for number, (key, pattern) in enumerate(pairs)
+                    if not view.partial or has_inputs(key, grams)
+                ],
             )
+        numbers = [[task.number for task in of_view] for of_view in tasks]
         solver = StageSolver(self._processes, asked.solver, asked.refit, asked.grid, asked.damping)
-        for view, count, found in zip(views, samples, solver.solve(tasks, grams), strict=True):
-            self._put(view, found, count)
+        for view, count, places, found in zip(views, samples, numbers, solver.solve(tasks, grams), strict=True):
+            self._put(view, self._with_unseen(view, places, found), count)
+
+    def _with_unseen(
+        self, view: LayerView, places: Sequence[int], found: Sequence[SolvedMatrix]
+    ) -> Sequence[SolvedMatrix]:
+        """All matrices of a weight, with those that no sample reached as they are."""
+        if len(places) == len(view.shapes):
+            return found
+        solved, matrices = dict(zip(places, found, strict=True)), view.matrices()
+        unseen = [number for number in range(len(matrices)) if number not in solved]
+        stays = "are rounded to the nearest step" if self.settings.grid is not None else "stay dense"
+        self.results.notes.append(
+            f"Of the {len(matrices)} matrices of {view.name!r} {len(unseen)} saw no sample of the calibration data and "
+            f"{stays}: {', '.join(map(str, unseen[:20]))}{', ...' if len(unseen) > 20 else ''}."
+        )
+        dtype = view.parameter.dtype
+        return [
+            solved[number] if number in solved else untouched(matrix, self.settings.grid, dtype)
+            for number, matrix in enumerate(matrices)
+        ]
 
     def _put(self, view: LayerView, found: Sequence[SolvedMatrix], samples: int) -> None:
         """Writes a solution into its weight, and notes it."""
@@ -229,6 +254,19 @@ class LayerwiseRun:
             sum(one.seconds for one in found),
             tuple(one.solution.grid for one in found if one.solution.grid is not None),
         )
+
+
+def is_seen(view: LayerView, stage: Stage, grams: Mapping[Key, Gram]) -> bool:
+    """Whether there are inputs of all matrices of a weight, or of some, where that is enough."""
+    keys = stage.keys[view.name]
+    if view.partial:
+        return any(has_inputs(key, grams) for key in keys)
+    return all(key in grams for key in keys)
+
+
+def has_inputs(key: Key, grams: Mapping[Key, Gram]) -> bool:
+    """Whether inputs are there and not all zero, as those of experts without a token may be."""
+    return key in grams and bool(grams[key].total.diagonal().any())
 
 
 def _shared(segment: Segment) -> str | None:
@@ -253,12 +291,3 @@ def matrix_patterns(view: LayerView, pattern: Pattern, sparsity: float) -> list[
         seen += rows * columns
         found.append(of_matrix)
     return found
-
-
-def _like_experts(name: str) -> str | None:
-    """A name without the number of an expert; None for what is no expert's."""
-    parts = name.split(".")
-    for place, (part, after) in enumerate(pairwise(parts)):
-        if "expert" in part.lower() and after.isdecimal():
-            return ".".join([*parts[: place + 1], "*", *parts[place + 2 :]])
-    return None

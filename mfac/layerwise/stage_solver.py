@@ -55,7 +55,7 @@ class SolvedMatrix:
     """What was found of a matrix.
 
     Attributes:
-        solution: Weights and mask; by several processes the weights are of the parameter's dtype.
+        solution: Weights, of the parameter's dtype, and mask.
         whole: tr(WHWᵀ), without damping.
         lost: tr(δHδᵀ), without damping.
         damping: λ that was taken.
@@ -123,7 +123,7 @@ class StageSolver:
     def _solved(self, task: MatrixTask, hessian: Hessian, weight: Tensor) -> SolvedMatrix:
         began = time.perf_counter()
         solution = self._weighted(task, hessian, weight, self._refit, self._grid)
-        return _measured(hessian, weight, solution, began)
+        return _measured(hessian, weight, solution, began, task.view.parameter.dtype)
 
     def _weighted(
         self, task: MatrixTask, hessian: Hessian, weight: Tensor, refit: bool, grid: Grid | None
@@ -144,7 +144,7 @@ class StageSolver:
         mine = self._own(tasks, owners, grams)
         hessians = Hessians(grams, self._damping, (task.key for task in every if self._by_rows(task)))
         for of_view in tasks:
-            matrices: list[Tensor] = []
+            matrices: Sequence[Tensor] = ()
             found = []
             for task in of_view:
                 place = (task.view.name, task.number)
@@ -190,7 +190,7 @@ class StageSolver:
             own = [[task for task in of_view if owners.get((task.view.name, task.number)) == rank] for of_view in tasks]
             hessians = Hessians(grams, self._damping, (task.key for of_view in own for task in of_view))
             for of_view in own:
-                matrices = of_view[0].view.matrices() if of_view else []
+                matrices = of_view[0].view.matrices() if of_view else ()
                 for task in of_view:
                     began = time.perf_counter()
                     hessian, weight = hessians.take(task.key), matrices[task.number]
@@ -260,15 +260,33 @@ class StageSolver:
         return LayerSolution(weight, kept, GridValues(self._grid, *values))
 
 
+def untouched(weight: Tensor, grid: Grid | None, dtype: torch.dtype) -> SolvedMatrix:
+    """A matrix without samples: dense, and with a grid rounded to the nearest of its steps.
+
+    Args:
+        weight: [rows, columns] float64.
+        grid: Steps, or None.
+        dtype: Of the parameter.
+
+    Returns:
+        The matrix, without an error.
+    """
+    kept = torch.ones_like(weight, dtype=torch.bool)
+    found = LayerSolution(weight, kept)
+    if grid is not None:
+        values = grid.fit(weight)
+        found = LayerSolution(values.weights(values.integers(weight)), kept, values)
+    return SolvedMatrix(LayerSolution(found.weight.to(dtype), kept, found.grid), 0.0, 0.0, 0.0, 1.0, 0, 0.0)
+
+
 def _measured(
-    hessian: Hessian, weight: Tensor, solution: LayerSolution, began: float, dtype: torch.dtype | None = None
+    hessian: Hessian, weight: Tensor, solution: LayerSolution, began: float, dtype: torch.dtype
 ) -> SolvedMatrix:
     """A solution with its errors, and then rounded to a dtype."""
     whole = float(hessian.error(weight).sum())
     lost = float(hessian.error(solution.weight - weight).sum())
-    rounded = solution if dtype is None else LayerSolution(solution.weight.to(dtype), solution.kept, solution.grid)
     return SolvedMatrix(
-        rounded,
+        LayerSolution(solution.weight.to(dtype), solution.kept, solution.grid),
         whole,
         lost,
         hessian.damping,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from mfac.layerwise.gram import Gram, GramOfRows, NotFiniteError
 from mfac.layerwise.heeding import Positions, weighted_rows
 from mfac.layerwise.identity import Identities
+from mfac.layerwise.product_view import HeardConvolutionView, ProductView
+from mfac.layerwise.products import Product, Products
 from mfac.layerwise.views import LayerView
 
 _BYTES = 1 << 30  # of the matrices that one pass over the data sums up
@@ -87,31 +90,48 @@ class Sums:
     parted: set[str] = field(default_factory=set)
 
 
-@dataclass
-class _Watch:
-    handles: list[Any] = field(default_factory=list)
+_Function = Callable[[LayerView, LayerView, Mapping[int, Tensor]], None]
 
-    def add(self, view: LayerView, function: Callable[[LayerView, LayerView, list[Tensor]], None]) -> None:
-        """Calls a function with a weight, the layer of it that is called, and the sources there."""
 
-        def hook_of(layer: LayerView) -> Callable[..., None]:
-            def hook(_: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-                sources = layer.sources((positional, named))
-                with torch.inference_mode(False), torch.no_grad():  # sums go on where a model's own mode ends
-                    if sources:
-                        function(view, layer, sources)
+class _Watch(ExitStack):
+    """Calls a function with a weight, the layer of it that is called, and the sources there.
 
-            return hook
+    Sources are by the number of the matrix; a product has those of the matrices in it.
 
-        for layer in view.layers:
-            self.handles.append(layer.module.register_forward_pre_hook(hook_of(layer), with_kwargs=True))
+    Args:
+        views: The weights.
+        function: The function.
+    """
+
+    def __init__(self, views: Sequence[LayerView], function: _Function) -> None:
+        super().__init__()
+        self._views, self._function = views, function
 
     def __enter__(self) -> _Watch:
+        super().__enter__()
+        multiplied = {view.name: view for view in self._views if isinstance(view, ProductView | HeardConvolutionView)}
+        for view in self._views:
+            for layer in view.layers if view.name not in multiplied else ():
+                hook = self._hook_of(view, layer)
+                self.callback(layer.module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        if multiplied:
+            weights = {name: view.parameter for name, view in multiplied.items()}
+            self.enter_context(Products(weights, lambda product: self._tell_of(multiplied[product.name], product)))
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
+    def _hook_of(self, view: LayerView, layer: LayerView) -> Callable[..., None]:
+        def hook(_: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+            self._tell(view, layer, dict(enumerate(layer.sources((positional, named)))))
+
+        return hook
+
+    def _tell_of(self, view: ProductView | HeardConvolutionView, product: Product) -> None:
+        self._tell(view, view, view.heard(product))
+
+    def _tell(self, view: LayerView, layer: LayerView, sources: Mapping[int, Tensor]) -> None:
+        with torch.inference_mode(False), torch.no_grad():  # sums go on where a model's own mode ends
+            if sources:
+                self._function(view, layer, sources)
 
 
 def stages_of(
@@ -140,14 +160,16 @@ def stages_of(
     order: list[str] = []
     reached: list[str] = []
 
-    def record(view: LayerView, _: LayerView, sources: list[Tensor]) -> None:
+    def record(view: LayerView, _: LayerView, sources: Mapping[int, Tensor]) -> None:
         order.append(view.name)
-        if all(x.numel() for x in sources):  # nothing is known of inputs without samples
-            of_batch.setdefault(view.name, []).append(tuple((now, identities.number(x)) for x in sources))
+        given = list(sources.values())
+        if view.partial:  # its matrices share inputs with nothing, and not all need to be there
+            if view.name not in of_batch and any(x.numel() for x in given):
+                of_batch[view.name] = [((now, identities.number(given[0])),) * len(view.shapes)]
+        elif all(x.numel() for x in given):  # nothing is known of inputs without samples
+            of_batch.setdefault(view.name, []).append(tuple((now, identities.number(x)) for x in given))
 
-    with _Watch() as watch, torch.no_grad():
-        for view in views:
-            watch.add(view, record)
+    with _Watch(views, record), torch.no_grad():
         for now in batches:
             order, of_batch, identities = [], {}, Identities()
             run(now)
@@ -177,13 +199,22 @@ def stages_of(
         keys[view.name] = [(-1 - number, view.name, index) for index in range(len(view.shapes))]
         common = like(view.name)
         groups.setdefault(common if common is not None else "unseen", []).append(view)
-    regular = at_once and not unseen and len(order) == len(views)
+    regular = at_once and not unseen and len(order) == len(views) and not any(view.partial for view in views)
     places = {name: place for place, name in enumerate(order)}
     stages = []
     for group in groups.values():
         last = max(group, key=lambda view: places[view.name]) if regular else None
         stages.append(Stage(group, {view.name: keys[view.name] for view in group}, last))
     return stages
+
+
+def like_experts(name: str) -> str | None:
+    """A name without the number of an expert; None for what is no expert's."""
+    parts = name.split(".")
+    for place, (part, after) in enumerate(pairwise(parts)):
+        if "expert" in part.lower() and after.isdecimal():
+            return ".".join([*parts[: place + 1], "*", *parts[place + 2 :]])
+    return None
 
 
 def merged(order: Sequence[T], more: Sequence[T]) -> list[T]:
@@ -279,10 +310,11 @@ def grams_of(
     identities = Identities()
     given: dict[tuple[str, int], list[int]] = {}  # in this batch, by matrix: its inputs in each call
 
-    def add(view: LayerView, layer: LayerView, sources: list[Tensor]) -> None:
+    def add(view: LayerView, layer: LayerView, sources: Mapping[int, Tensor]) -> None:
         weights = _weights_of(heeded, view, now, calls[view.name])
         calls[view.name] += 1
-        for place, (key, source) in enumerate(zip(stage.keys[view.name], sources, strict=True)):
+        for place, source in sources.items():
+            key = stage.keys[view.name][place]
             if not source.numel():
                 continue
             if matrices[key] > 1:
@@ -302,9 +334,7 @@ def grams_of(
         if stage.last is not None and all(calls[one.name] for one in stage.views):
             raise EnoughError
 
-    with _Watch() as watch:
-        for view in stage.views:
-            watch.add(view, add)
+    with _Watch(stage.views, add):
         for number in batches:
             now = number
             calls.clear()

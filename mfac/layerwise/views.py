@@ -35,8 +35,12 @@ class LayerView(ABC):
         parameter: The weight.
         shapes: Rows and columns of each matrix.
         positions: Of the kernel.
+        partial: Whether matrices that no sample reaches leave the others as they are.
+        by_product: Whether products tell of its inputs, and not calls of its module.
         others: The same weight in other layers that share it, each with inputs of its own.
     """
+
+    partial = by_product = False
 
     def __init__(self, name: str, module: nn.Module, parameter: nn.Parameter) -> None:
         self.name, self.module, self.parameter = name, module, parameter
@@ -70,17 +74,17 @@ class LayerView(ABC):
         """What distinguishes two views whose inputs are the same tensor."""
         return None
 
-    def matrices(self) -> list[Tensor]:
+    def matrices(self) -> Sequence[Tensor]:
         """The weight as matrices, float64 copies."""
         flat = self.parameter.detach().reshape(-1).double()
         return [flat[index.to(flat.device)] for index in self.index]
 
     @torch.no_grad()
-    def write(self, matrices: list[Tensor]) -> None:
+    def write(self, matrices: Sequence[Tensor]) -> None:
         """Puts matrices back into the weight, in its own dtype and memory format."""
         self.parameter.copy_(self.assembled(matrices, self.parameter.dtype))
 
-    def assembled(self, matrices: list[Tensor], dtype: torch.dtype) -> Tensor:
+    def assembled(self, matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """Matrices as one tensor of the weight's shape."""
         flat = torch.zeros(self.parameter.numel(), dtype=dtype, device=self.parameter.device)
         for index, matrix in zip(self.index, matrices, strict=True):
@@ -116,7 +120,7 @@ class LinearView(LayerView):
 
     def rows(self, number: int, source: Tensor) -> Iterator[Tensor]:
         """All but the last dimension together."""
-        yield from source.reshape(-1, source.shape[-1]).split(_pieces(source.shape[-1]))
+        yield from source.reshape(-1, source.shape[-1]).split(pieces(source.shape[-1]))
 
 
 class ConvolutionView(LayerView):
@@ -157,13 +161,13 @@ class ConvolutionView(LayerView):
         channels = source.shape[1] // self.groups
         part = source[:, number * channels : (number + 1) * channels]
         places = math.prod(source.shape[2:])
-        for piece in part.split(max(1, _pieces(channels * self.positions) // max(1, places))):
+        for piece in part.split(max(1, pieces(channels * self.positions) // max(1, places))):
             yield self._unfolded(piece, m)
 
     def _unfolded(self, x: Tensor, m: Any) -> Tensor:
         mode = "constant" if m.padding_mode == "zeros" else m.padding_mode
         padding = list(m._reversed_padding_repeated_twice)
-        return _patches(functional.pad(x, padding, mode=mode), m.kernel_size, m.stride, m.dilation)
+        return patches_of(functional.pad(x, padding, mode=mode), m.kernel_size, m.stride, m.dilation)
 
 
 class TransposedView(ConvolutionView):
@@ -196,7 +200,7 @@ class TransposedView(ConvolutionView):
         for k, d, p, o in zip(m.kernel_size, m.dilation, m.padding, self._output_padding, strict=True):
             padding = [d * (k - 1) - p, d * (k - 1) - p + o, *padding]
         ones = tuple(1 for _ in m.kernel_size)
-        patches = _patches(functional.pad(spread, padding), m.kernel_size, ones, m.dilation)
+        patches = patches_of(functional.pad(spread, padding), m.kernel_size, ones, m.dilation)
         return patches.view(len(patches), self.positions, -1).flip(1).reshape(len(patches), -1)
 
 
@@ -223,7 +227,7 @@ class AttentionInputView(LayerView):
 
     def rows(self, number: int, source: Tensor) -> Iterator[Tensor]:
         """All but the last dimension together."""
-        yield from source.reshape(-1, source.shape[-1]).split(_pieces(source.shape[-1]))
+        yield from source.reshape(-1, source.shape[-1]).split(pieces(source.shape[-1]))
 
 
 class AttentionOutputView(LayerView):
@@ -266,7 +270,7 @@ class AttentionOutputView(LayerView):
 
     def rows(self, number: int, source: Tensor) -> Iterator[Tensor]:
         """All but the last dimension together."""
-        yield from source.reshape(-1, source.shape[-1]).split(_pieces(source.shape[-1]))
+        yield from source.reshape(-1, source.shape[-1]).split(pieces(source.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -307,7 +311,7 @@ def views_of(model: nn.Module, names: list[str]) -> tuple[list[LayerView], list[
     unseen: list[Unseen] = []
     for _, layer in named_layers(model):
         parameter = parameter_behind(layer, "weight") if weight_names(layer) == ["weight"] else None
-        if parameter is not None and id(parameter) in ids and (why := _why_unseen(layer)) is not None:
+        if parameter is not None and id(parameter) in ids and (why := why_unseen(layer)) is not None:
             unseen.append(Unseen(ids[id(parameter)], why))
             unlike.add(ids[id(parameter)])
         elif isinstance(layer, nn.MultiheadAttention):
@@ -335,7 +339,7 @@ def views_of(model: nn.Module, names: list[str]) -> tuple[list[LayerView], list[
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def _why_unseen(layer: nn.Module) -> str | None:
+def why_unseen(layer: nn.Module) -> str | None:
     """Why the inputs of a layer's weight are not those that it is called with; None if they are."""
     kind = next((plain for plain in _PLAIN if isinstance(layer, plain)), None)
     if kind is not None and type(layer).forward is not kind.forward:
@@ -373,11 +377,12 @@ def _view_of(name: str, layer: nn.Module, parameter: nn.Parameter) -> LayerView:
     return LinearView(name, layer, parameter)
 
 
-def _pieces(columns: int) -> int:
+def pieces(columns: int) -> int:
+    """How many rows of so many columns fit into memory at a time."""
     return max(1, _CHUNK_BYTES // (4 * max(1, columns)))
 
 
-def _patches(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
+def patches_of(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
     """Patches [samples · output positions, kernel positions · channels] of padded inputs."""
     outs = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)]
     pieces = []

@@ -42,6 +42,8 @@ class PruningReport(ReportData):
         broken_units: How many units of the pattern were not as it has them when pruning ended,
             where there were any: weights that were zero before break up units.
         measured: The last result of `measure`.
+        layouts: How patterns see weights that no known layer tells of, as stacks of experts, by
+            name: (outer, inputs, inner).
     """
 
     @torch.no_grad()

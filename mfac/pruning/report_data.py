@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from mfac.gradients.prunable import Layout
 from mfac.pruning.measurement import Measurement
 
 
@@ -49,6 +50,7 @@ class ReportData:
     kept_zeros: dict[str, int] = field(default_factory=dict)
     broken_units: dict[str, int] = field(default_factory=dict)
     measured: Measurement | None = None
+    layouts: dict[str, Layout] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:

@@ -73,6 +73,7 @@ def choose_targets(
     frozen: bool = False,
     on_disk: bool = False,
     passes_over: Callable[[str], str | None] = lambda name: None,
+    known: Collection[str] = (),
 ) -> Targets:
     """Finds what there is to prune, before anything is computed.
 
@@ -84,6 +85,7 @@ def choose_targets(
         frozen: Whether frozen weights are like any others, as where no gradient is asked for.
         on_disk: Whether weights on the meta device are, too, as where files have their numbers.
         passes_over: By name, why a pattern has no use for a weight: "it ..."; None where it has.
+        known: Names of weights that are like those of known layers, though their modules are not.
 
     Returns:
         The targets.
@@ -97,7 +99,7 @@ def choose_targets(
     named = named_parameters(model)
     computed = _computed_weights(model)
     reasons = {name: Reason(why) for name in named if (why := passes_over(name)) is not None}
-    reasons |= {name: why for name, why in _reasons(model, named, frozen).items() if name not in reasons}
+    reasons |= {name: why for name, why in _reasons(model, named, frozen, known).items() if name not in reasons}
     if params is None:
         if computed:
             name, remedy = next(iter(computed.items()))
@@ -248,12 +250,14 @@ def _parts_of_weights(model: nn.Module) -> dict[int, str]:
     return parts
 
 
-def _reasons(model: nn.Module, named: Mapping[str, nn.Parameter], frozen_too: bool) -> dict[str, Reason]:
+def _reasons(
+    model: nn.Module, named: Mapping[str, nn.Parameter], frozen_too: bool, like_known: Collection[str]
+) -> dict[str, Reason]:
     """Why each parameter is not pruned by default; pruned parameters have no entry."""
     names = {id(parameter): name for name, parameter in named.items()}
     tables: dict[object, str] = {}
     kinds: dict[str, str] = {}
-    known: set[str] = set()
+    known = set(like_known)
     for layer_name, layer in named_layers(model):
         for name in weight_names(layer):
             if (parameter := parameter_behind(layer, name)) is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mfac.gradients.naming import named_parameters
-from mfac.gradients.prunable import describe_weights
+from mfac.gradients.prunable import Layout, describe_weights
 from mfac.masks.located import locate
 from mfac.masks.patterns import Pattern, pattern_of_text, resolve_pattern
 from mfac.pruning.report import PruningReport
@@ -67,7 +67,7 @@ def verify(
     else:
         known = None if report.pattern is None else pattern_of_text(report.pattern, model)
     if known is not None and pruned:
-        proved += _check_pattern(known, report.broken_units, model, report.masks, pruned)
+        proved += _check_pattern(known, report.broken_units, model, report.masks, pruned, report.layouts)
     if report.dense_zeros is not None:
         _check_dense(model, report.dense_zeros)
         proved.append(f"{len(report.dense_zeros)} tensors that were left dense have no new zeros")
@@ -117,10 +117,15 @@ def _check_sparsity(report: PruningReport, pruned: dict[str, nn.Parameter], zero
 
 
 def _check_pattern(
-    pattern: Pattern, allowed: Mapping[str, int], model: nn.Module, masks: Mapping[str, Tensor], pruned: _Located
+    pattern: Pattern,
+    allowed: Mapping[str, int],
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    pruned: _Located,
+    layouts: Mapping[str, Layout],
 ) -> list[str]:
     """Says what was proved; units that earlier zeros had broken up may be as they were."""
-    weights = describe_weights(model, pruned)
+    weights = describe_weights(model, pruned, layouts)
     pattern.check(weights)
     kept = torch.cat([masks[weight.name].reshape(-1).cpu() for weight in weights])
     proved = []

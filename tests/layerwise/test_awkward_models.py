@@ -166,15 +166,55 @@ class Normed(nn.Linear):
         return super().forward(functional.normalize(x, dim=-1))
 
 
-def test_layers_with_a_forward_of_their_own_stay_dense_and_are_named():
+class Same(nn.Conv2d):
+    """Padding by the input's size, as of networks that come from TensorFlow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = ((-n % s) + k - s for n, k, s in zip(x.shape[-2:], self.kernel_size, self.stride, strict=True))
+        x = functional.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+        return functional.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups, dilation=self.dilation)
+
+
+class Squared(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight.square(), self.bias)
+
+
+def test_layers_with_a_forward_of_their_own_are_solved_by_their_products():
     torch.manual_seed(0)
     model = nn.Sequential(Causal(4, 8, 3), nn.ReLU(), nn.Conv1d(8, 6, 3), nn.Flatten(), Normed(36, 5), nn.Linear(5, 5))
-    before = copy.deepcopy(model)
     report = check(model, [torch.randn(9, 4, 8)])
-    assert set(report.layers) == {"2.weight", "5.weight"}
-    assert report.left_dense["0.weight"] == "is of a Causal, whose `forward` is not that of Conv1d"
-    assert "Normed" in report.left_dense["4.weight"]
+    assert list(report.layers) == ["0.weight", "2.weight", "4.weight", "5.weight"]
+    nested = nn.Sequential(Same(3, 8, 3, 2), nn.Tanh(), Same(8, 8, (3, 2), groups=2), Same(8, 4, 3, 1, "same"))
+    report = check(nested, [torch.randn(4, 3, 9, 8), torch.randn(2, 3, 6, 7)])
+    assert list(report.layers) == ["0.weight", "2.weight", "3.weight"]
+
+
+def test_layers_that_compute_with_another_weight_stay_dense_and_are_named():
+    torch.manual_seed(0)
+    model = nn.Sequential(Squared(6, 6), nn.Linear(6, 6))
+    before = copy.deepcopy(model)
+    report = check(model, [torch.randn(50, 6)])
+    assert report.left_dense["0.weight"] == "is of a Squared, whose `forward` is not that of Linear"
     assert torch.equal(model[0].weight, before[0].weight)
+
+
+@pytest.mark.parametrize("padding", [1, (2, 1), "same", "valid"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolutions_that_are_heard_are_those_that_are_called(padding: int | tuple[int, int] | str, groups: int):
+    class Other(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    batches = [torch.randn(6, 4, 8, 7), torch.randn(4, 9, 9)]
+    called = nn.Sequential(nn.Conv2d(4, 6, (3, 2), padding=padding, dilation=(1, 2), groups=groups))
+    heard = nn.Sequential(Other(4, 6, (3, 2), padding=padding, dilation=(1, 2), groups=groups))
+    heard.load_state_dict(called.state_dict())
+    wanted, found = (mfac.prune_layerwise(model, batches, method="sparsegpt") for model in (called, heard))
+    assert torch.equal(found.masks["0.weight"], wanted.masks["0.weight"])
+    assert torch.equal(heard[0].weight, called[0].weight)
+    assert found.layers["0.weight"].samples == wanted.layers["0.weight"].samples
 
 
 def test_weights_under_a_mask_of_torch_prune_stay_and_are_named():

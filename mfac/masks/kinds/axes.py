@@ -19,11 +19,13 @@ def as_matrix(weight: PrunableWeight) -> Tensor:
     Returns:
         Row-major numbers of the entries, [out, inputs, positions]. The outputs of a grouped layer
         are those of all its groups, its inputs those of one; a transposed convolution's and a
-        Hugging Face Conv1D's are put in this order.
+        Hugging Face Conv1D's are put in this order, and a stack of matrices one after the other.
     """
     shape, layout = weight.shape, weight.layout
     assert layout is not None
     index = torch.arange(weight.size)
+    if weight.stacked:
+        return index.view(layout).transpose(1, 2).reshape(-1, layout[1], 1)
     if layout == (shape[0], shape[1], math.prod(shape[2:])):  # [out, in], [out, in / groups, ...]
         return index.view(layout)
     if len(shape) == 2:  # [in, out]
