@@ -49,8 +49,8 @@ class LayerwisePlan:
         chains: For each chain of blocks the names of its blocks; activations are kept between them.
         batches: How many.
         activation_bytes: Inputs of one block for all batches; 0 without a chain.
-        hessian_bytes: The Hessian with what is made of it, of the layer that takes most, and those of
-            the experts that are solved with it, float64.
+        hessian_bytes: The Hessian with what is made of it, of the layer that takes most, and those
+            of the experts that are solved with it, float64.
         solver_bytes: What the solver holds of the weights of that layer, float64.
         finish_bytes: What `finish` takes when the rest is done; 0 without.
         passes: How many passes of all data through the whole model, parts of passes added up.

@@ -145,7 +145,7 @@ def load_quantized_(path: str | os.PathLike[str], model: nn.Module) -> dict[str,
 def _views(
     model: nn.Module, shapes: Mapping[str, list[int]], turned: Mapping[str, bool], source: str
 ) -> list[LayerView]:
-    """Views of the weights of these names, whose shapes they have to have; `turned`: of no layer."""
+    """Views of the weights of these names, in these shapes; `turned` is of those of no layer."""
     named = named_parameters(model)
     for name, shape in shapes.items():
         found = list(named[name].shape) if name in named else None

@@ -282,11 +282,12 @@ def untouched(weight: Tensor, grid: Grid | None, dtype: torch.dtype) -> SolvedMa
 def _measured(
     hessian: Hessian, weight: Tensor, solution: LayerSolution, began: float, dtype: torch.dtype
 ) -> SolvedMatrix:
-    """A solution with its errors, and then rounded to a dtype."""
+    """A solution as a parameter of a dtype has it, with its errors."""
+    written = solution.weight.to(dtype)
     whole = float(hessian.error(weight).sum())
-    lost = float(hessian.error(solution.weight - weight).sum())
+    lost = float(hessian.error(written.double() - weight).sum())
     return SolvedMatrix(
-        LayerSolution(solution.weight.to(dtype), solution.kept, solution.grid),
+        LayerSolution(written, solution.kept, solution.grid),
         whole,
         lost,
         hessian.damping,

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from mfac.gradients.naming import named_layers, named_parameters
 from mfac.gradients.prunable import PrunableWeight, is_transformers_conv1d, layout_of, parameter_behind, weight_names
+from mfac.gradients.vector import memory_of
 from mfac.masks.kinds.axes import as_matrix
 
 _CHUNK_BYTES = 64 << 20  # of unfolded inputs at a time
@@ -292,13 +293,13 @@ def views_of(model: nn.Module, names: list[str]) -> tuple[list[LayerView], list[
         Views in the order of the layers, and the weights that have none.
     """
     named = named_parameters(model)
-    ids = {id(named[name]): name for name in names}
+    ids = {memory_of(named[name]): name for name in names}
     views: dict[str, LayerView] = {}
     unlike: set[str] = set()
     projections: set[nn.Module] = set()  # of attention, which torch computes without calling them
 
     def add(kind: Callable[[str, Any, nn.Parameter], LayerView], layer: nn.Module, parameter: nn.Parameter) -> None:
-        if (name := ids.get(id(parameter))) is None:
+        if (name := ids.get(memory_of(parameter))) is None:
             return
         view = kind(name, layer, parameter)
         if name not in views:
@@ -311,9 +312,9 @@ def views_of(model: nn.Module, names: list[str]) -> tuple[list[LayerView], list[
     unseen: list[Unseen] = []
     for _, layer in named_layers(model):
         parameter = parameter_behind(layer, "weight") if weight_names(layer) == ["weight"] else None
-        if parameter is not None and id(parameter) in ids and (why := why_unseen(layer)) is not None:
-            unseen.append(Unseen(ids[id(parameter)], why))
-            unlike.add(ids[id(parameter)])
+        if parameter is not None and memory_of(parameter) in ids and (why := why_unseen(layer)) is not None:
+            unseen.append(Unseen(ids[memory_of(parameter)], why))
+            unlike.add(ids[memory_of(parameter)])
         elif isinstance(layer, nn.MultiheadAttention):
             own = [*weight_names(layer), "out_proj.weight"]
             projections.add(layer.out_proj)

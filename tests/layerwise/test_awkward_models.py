@@ -405,3 +405,38 @@ def test_a_search_wants_a_loss_that_is_a_number(loss_fn: Any, found: str, tmp_pa
     database = mfac.LayerDatabase.build(model, rows(), folder=tmp_path, levels=[0.5])
     with pytest.raises(TypeError, match=f"`loss_fn` should .*{found}"):
         mfac.spdy_search(database, "bytes", 1e9, loss_fn, rows(), model=model)
+
+
+def test_parameters_of_two_names_over_one_memory_are_one_weight():
+    torch.manual_seed(0)
+
+    class Twice(nn.Module):
+        def __init__(self, tied: bool) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(12, 12), nn.Linear(12, 12)
+            if tied:
+                self.b.weight = self.a.weight
+            else:
+                self.b.weight = nn.Parameter(self.a.weight.detach())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(x)))
+
+    tied = Twice(True)
+    other = Twice(False)
+    other.load_state_dict(tied.state_dict())
+    wanted, found = (mfac.prune_layerwise(model, rows(), **PLAIN) for model in (tied, other))
+    assert found.layers["a.weight"].samples == wanted.layers["a.weight"].samples
+    assert torch.equal(other.a.weight, tied.a.weight) and torch.equal(other.b.weight, tied.a.weight)
+
+
+def test_errors_are_those_of_the_weights_as_they_are_written():
+    torch.manual_seed(0)
+    x = torch.randn(400, 16)
+    layer = nn.Linear(16, 8, bias=False).bfloat16()
+    dense = copy.deepcopy(layer)
+    report = mfac.prune_layerwise(layer, [x.bfloat16()], sparsity=0.02, method="sparsegpt")
+    rows_ = x.bfloat16().double()
+    change = rows_ @ (layer.weight - dense.weight).detach().double().T
+    wanted = float(change.square().sum() / (rows_ @ dense.weight.detach().double().T).square().sum())
+    assert report.layers["weight"].error == pytest.approx(wanted, rel=1e-3)

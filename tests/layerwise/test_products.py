@@ -1,4 +1,4 @@
-"""Weights that modules multiply with inputs themselves, beside the same weights in linear layers."""
+"""Weights that modules multiply with inputs themselves, beside the same weights in layers."""
 
 from __future__ import annotations
 
