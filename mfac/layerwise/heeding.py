@@ -57,8 +57,8 @@ def heeding_of(
         inputs: Whether weights of positions are wanted, which linear layers alone have.
 
     Returns:
-        Both; what torch computes without calling a layer, as the projections inside of attention,
-        is missing. A forward and a backward pass of all batches, without gradients of weights.
+        Both; what is computed without calling a layer, as the projections inside of attention and
+        stacks of experts, is missing. A forward and a backward pass of all batches, without gradients of weights.
 
     Raises:
         ValueError: If the loss is no scalar, not finite, or depends on no layer.
@@ -98,7 +98,8 @@ def heeding_of(
                 for view in watched:
                     positions.setdefault(view.name, []).append([])
                 loss = loss_fn(model, batch)
-                if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                heard = isinstance(loss, Tensor) and not loss.requires_grad and any(view.by_product for view in views)
+                if not isinstance(loss, Tensor) or loss.numel() != 1 or not (loss.requires_grad or heard):
                     raise ValueError(
                         f"Parameter `loss_fn` should return a scalar that depends on the weights. Found {loss!r}."
                     )
@@ -107,7 +108,8 @@ def heeding_of(
                         f"Parameter `loss_fn` should return a finite loss. Found {float(loss.detach())} at batch "
                         f"{number}."
                     )
-                torch.autograd.grad(loss, [anchor])
+                if not heard:  # nothing is known of products, which may be all that the loss depends on
+                    torch.autograd.grad(loss, [anchor])
         finally:
             for handle in handles:
                 handle.remove()

@@ -92,6 +92,46 @@ class Mixture(nn.Module):
         return x
 
 
+class Stack(nn.Module):
+    """The experts of a mixture as two stacks of matrices [in, out]."""
+
+    is_transposed = True
+
+    def __init__(self, width: int, experts: int) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(experts, width, 6) * width**-0.5)
+        self.down = nn.Parameter(torch.randn(experts, 6, width) * 6**-0.5)
+
+    def forward(self, x: Tensor, chosen: Tensor) -> Tensor:
+        out = x.clone()
+        for number in chosen.unique():
+            mine = chosen == number
+            out[mine] = out[mine] + torch.tanh(x[mine] @ self.up[number]) @ self.down[number]
+        return out
+
+
+class Stacks(nn.Module):
+    """Blocks of a router and such experts."""
+
+    class Block(nn.Module):
+        def __init__(self, width: int, experts: int) -> None:
+            super().__init__()
+            self.router = nn.Linear(width, experts)
+            self.experts = Stack(width, experts)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.experts(x, self.router(x).argmax(-1))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block(8, 3) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
 class Broken(nn.Module):
     """Blocks between which something else happens, so that none takes what the last returns."""
 
@@ -152,6 +192,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "encoder": (encoder, lambda: {"src": torch.randn(8, 7, 16)}),
     "language": (Language, lambda: torch.randint(0, 19, (8, 9))),
     "mixture": (Mixture, lambda: torch.randn(40, 8)),
+    "stacks": (Stacks, lambda: torch.randn(40, 8)),
     "broken chain": (Broken, lambda: torch.randn(40, 6)),
     "carried": (Carried, lambda: torch.randn(40, 6)),
     "mlp": (

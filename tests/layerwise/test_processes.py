@@ -20,7 +20,7 @@ from tests.layerwise.networks import NETWORKS
 
 pytestmark = pytest.mark.cpu_only("processes that speak gloo")
 
-KINDS = ["encoder", "language", "convolutional", "mixture", "mlp"]
+KINDS = ["encoder", "language", "convolutional", "mixture", "stacks", "mlp"]
 CASES: dict[str, dict[str, Any]] = {
     "alps": {"method": "alps"},
     "sparsegpt": {"method": "sparsegpt"},

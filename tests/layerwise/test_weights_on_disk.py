@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.cpu_only("files of the CPU's weights")
 
-KINDS = ["encoder", "language", "mixture", "carried", "convolutional"]
+KINDS = ["encoder", "language", "mixture", "stacks", "carried", "convolutional"]
 
 
 def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
