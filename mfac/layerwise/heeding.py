@@ -58,7 +58,8 @@ def heeding_of(
 
     Returns:
         Both; what is computed without calling a layer, as the projections inside of attention and
-        stacks of experts, is missing. A forward and a backward pass of all batches, without gradients of weights.
+        stacks of experts, is missing. A forward and a backward pass of all batches, without
+        gradients of weights.
 
     Raises:
         ValueError: If the loss is no scalar, not finite, or depends on no layer.
