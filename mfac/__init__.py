@@ -22,6 +22,7 @@ from mfac.layerwise.finish import FisherFinish
 from mfac.layerwise.grid import Grid
 from mfac.layerwise.hessian import NotPositiveDefiniteError
 from mfac.layerwise.level import Level
+from mfac.layerwise.on_meta import parameters_on_meta
 from mfac.layerwise.perplexity import evaluate_perplexity
 from mfac.layerwise.plan import LayerwisePlan, plan_layerwise
 from mfac.layerwise.prune_layerwise import prune_layerwise
@@ -110,6 +111,7 @@ __all__ = [
     "lightning_callback",
     "load_compact_",
     "load_quantized_",
+    "parameters_on_meta",
     "plain_state_dict",
     "plan",
     "plan_layerwise",

@@ -84,7 +84,7 @@ class WeightsOnDisk(InMemory):
             if parameter.device.type != "meta":
                 raise ValueError(
                     f"Parameter `model` should have all its parameters on the meta device with `weights`. Found "
-                    f"{name!r} on {parameter.device}: make the model under torch.device('meta')."
+                    f"{name!r} on {parameter.device}: make the model within mfac.parameters_on_meta()."
                 )
         self._source = WeightFiles(weights)
         self._states = self._of_model()
@@ -260,7 +260,7 @@ class WeightsOnDisk(InMemory):
         if unmade:
             raise ValueError(
                 f"Parameter `model` should have buffers on the CPU that are in no file of `weights`. Found {unmade} on "
-                f"the meta device: make the model with its buffers on the CPU and only its parameters on meta."
+                f"the meta device: make the model within mfac.parameters_on_meta(), in place of torch.device('meta')."
             )
         for name, parameter in named_parameters(self._model).items():
             found = [one for one in names[name] if one in held]

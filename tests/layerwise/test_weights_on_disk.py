@@ -178,6 +178,27 @@ class Turned(nn.Module):
         return x
 
 
+def test_parameters_on_meta_leave_tables_and_ties(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, batches = Turned(), [torch.randn(20, 6) for _ in range(3)]
+    source = saved(model, tmp_path / "dense", 1, False)
+    with mfac.parameters_on_meta():
+        empty = Turned()
+        tied = NETWORKS["language"][0]()
+        attention, lazy = nn.MultiheadAttention(4, 2), nn.LazyLinear(3)
+        assert isinstance(nn.Linear(4, 4, bias=False).bias, type(None))
+    assert not nn.Linear(2, 2).weight.is_meta  # as before
+    assert tied.head.weight is tied.embed.weight
+    assert isinstance(lazy.weight, nn.parameter.UninitializedParameter)
+    assert all(p.is_meta and p.requires_grad for made in (empty, tied, attention) for p in made.parameters())
+    assert torch.equal(empty.table, model.table)
+    report = mfac.prune_layerwise(empty.eval(), batches, weights=source, output=tmp_path / "sparse", method="sparsegpt")
+    mfac.prune_layerwise(model.eval(), batches, method="sparsegpt", allocation="uniform")
+    state = loaded(tmp_path / "sparse")
+    for name in report.masks:
+        assert torch.equal(state[name], model.get_parameter(name))
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = Turned(), [torch.randn(20, 6)]
@@ -201,7 +222,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         (placed, {"weights": source}, "`output` should be given together with `weights`"),
         (placed, {"output": out}, "`weights` should be given together with `output`"),
         (flat, {"weights": source, "output": out}, "one list of like blocks.*Found 0 lists"),
-        (Turned, {"weights": source, "output": out}, r"buffers on the CPU.*'table'"),
+        (Turned, {"weights": source, "output": out}, r"buffers on the CPU.*'table'.*parameters_on_meta"),
         (placed, {"weights": tmp_path / "none", "output": out}, "files of safetensors"),
         (placed, {"weights": tmp_path / "no.safetensors", "output": out}, "files that are there"),
         (placed, {"weights": source, "output": source}, "another folder"),
