@@ -94,9 +94,10 @@ def by_loss(
         hessians = Hessians(grams, damping, (key for view in seen for key in stage.keys[view.name]))
         for view in seen:
             keys = stage.keys[view.name]
-            pairs = list(zip(map(hessians.take, keys), view.matrices(), strict=True))
-            whole = sum(float(hessian.error(matrix).sum()) for hessian, matrix in pairs)
-            parts = [(w.square() / hessian.inverse.diagonal()).flatten() for hessian, w in pairs]
+            rows = [grams[key].count / grams[keys[0]].count for key in keys]  # as multiples of the first matrix's
+            each = list(zip(map(hessians.take, keys), view.matrices(), rows, strict=True))
+            whole = sum(float(hessian.error(matrix).sum()) * share for hessian, matrix, share in each)
+            parts = [(w.square() / hessian.inverse.diagonal()).flatten() * share for hessian, w, share in each]
             scores[view.name] = (torch.cat(parts) / max(whole, torch.finfo(torch.float64).tiny)).float()
             for key in keys:
                 hessians.release(key)

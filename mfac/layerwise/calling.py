@@ -146,7 +146,7 @@ def check_batches(model: nn.Module, batches: Sequence[Any], call: Forward) -> No
         tokens = batch.get("input_ids") if isinstance(batch, Mapping) else batch
         tokens = tokens[0] if isinstance(tokens, tuple | list) and tokens else tokens
         length = tokens.shape[1] if isinstance(tokens, Tensor) and tokens.dim() == 2 else 0
-        if isinstance(most, int) and length > most:
+        if isinstance(most, int) and length > most > 0:  # -1 where any length is taken
             raise ValueError(
                 f"Parameter `data` should yield sequences of at most {most} tokens, which the model's positions allow. "
                 f"Found {length} in batch {number}."

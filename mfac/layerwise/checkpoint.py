@@ -50,6 +50,7 @@ class Checkpoint:
     ) -> None:
         self._processes = processes
         self._before: dict[Path, str] = {}
+        self._noted = 0  # how many notes are of what was written before
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"Parameter `checkpoint` should be a folder. Found a file at {str(folder)!r}.")
@@ -88,6 +89,8 @@ class Checkpoint:
         left = {view.name: results.left_dense[view.name] for view in views if view.name in results.left_dense}
         path = self._path(views)
         about = {"asked": self._asked, "layers": layers, "left": left, "before": self._before[path]}
+        about["notes"] = results.notes[self._noted :]
+        self._noted = len(results.notes)
         write_tensors(path, _KIND, tensors, about)
 
     @torch.no_grad()
@@ -168,6 +171,8 @@ class Checkpoint:
                 layer = replace(layer, grids=tuple(grids))
             results.layers[view.name] = layer
         results.left_dense.update(about["left"])
+        results.notes += [note for note in about.get("notes", ()) if note not in results.notes]
+        self._noted = len(results.notes)
 
     def _check_model(
         self, path: Path, views: Sequence[LayerView], tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]

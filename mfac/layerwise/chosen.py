@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
 from mfac.gradients.modes import model_mode
-from mfac.gradients.naming import named_layers, named_parameters
+from mfac.gradients.naming import inner_module, named_layers, named_parameters
 from mfac.gradients.parameters import Selection
-from mfac.gradients.prunable import Layout, PrunableWeight, describe_weights
-from mfac.layerwise.calling import Forward, check_batches, plainly_called
-from mfac.layerwise.product_view import HeardConvolutionView, Multiplied, ProductView, candidates, is_expert, multiplied
+from mfac.gradients.prunable import Layout, PrunableWeight, describe_weights, weight_names
+from mfac.gradients.vector import memory_of
+from mfac.layerwise.calling import Forward, by_number, check_batches, plainly_called
+from mfac.layerwise.product_view import (
+    Heard,
+    HeardConvolutionView,
+    Multiplied,
+    ProductView,
+    candidates,
+    is_expert,
+    listen,
+)
 from mfac.layerwise.views import LayerView, Unseen, views_of
 from mfac.pruning.targets import choose_targets
 
@@ -41,12 +54,12 @@ class Chosen:
 def choose_views(
     model: nn.Module, params: Selection, batches: Sequence[Any], call: Forward, on_disk: bool = False
 ) -> Chosen:
-    """Finds the weights; where modules multiply with weights themselves, on the first batch.
+    """Finds the weights, and how the model multiplies inputs with them, on the first batch.
 
     Args:
         model: The model.
         params: As for `prune`.
-        batches: All; the first is run if there may be such modules, as stacks of experts.
+        batches: All; the first is run, and again where a layer is not called by it.
         call: Runs the model on a batch.
         on_disk: Whether weights are in files; then `is_transposed`, as modules of transformers have
             it, says how a stack of experts lies.
@@ -56,21 +69,17 @@ def choose_views(
 
     Raises:
         TypeError: If a parameter is not real floating-point.
-        ValueError: If nothing is left to solve, or the model does not take the first batch.
+        ValueError: If nothing is left to solve, or as `check_batches` says.
     """
     named = named_parameters(model)
-    if on_disk:
-        known = _said_to_be(model, named)
-    else:
-        known = {}
-        weights = candidates(model, named, params is not None)
-        if weights:
-            with model_mode(model, "eval"), plainly_called(model), torch.no_grad():
-                known = multiplied(model, weights, lambda: check_batches(model, batches[:1], call))
+    heard = Heard(_said_to_be(model, named)) if on_disk else _heard(model, named, params is not None, batches, call)
+    known = heard.known
     by_default = {name for name, one in known.items() if one.by_default}
     targets = choose_targets(model, params, "ignore", frozen=True, on_disk=on_disk, known=by_default)
     views, unseen = all_views(model, list(targets.vector.names), known)
     left_dense = {**targets.left_dense, **{one.name: one.why for one in unseen}}
+    told = [name for name in heard.reasons if name in heard.by_default or name in targets.vector.names]
+    left_dense |= {name: heard.reasons[name] for name in told if name in left_dense}
     layouts = {
         view.name: known[view.name].layout(view.parameter.shape) for view in views if isinstance(view, ProductView)
     }
@@ -79,6 +88,41 @@ def choose_views(
             f"Parameter `params` should select a weight whose inputs can be seen. Found {sorted(left_dense)}."
         )
     return Chosen(views, left_dense, layouts)
+
+
+def _heard(
+    model: nn.Module, named: Mapping[str, nn.Parameter], every: bool, batches: Sequence[Any], call: Forward
+) -> Heard:
+    """What batches tell of weights whose inputs no call of their layer shows."""
+    layers, names = _layers_by_weight(model, named), {id(p): name for name, p in named.items()}
+    called: set[nn.Module] = set()
+    run = by_number(inner_module(model), batches, call)
+    later = (partial(run, number) for number in range(1, len(batches)))
+    with ExitStack() as stack:
+        for context in (model_mode(model, "eval"), plainly_called(model), torch.no_grad()):
+            stack.enter_context(context)
+        for layer, _ in layers:
+            stack.callback(layer.register_forward_pre_hook(lambda module, _: called.add(module)).remove)
+        checked = partial(check_batches, model, batches, call)
+        heard = listen(model, candidates(model, named, every), chain([checked], later))
+        by_parents = {names[id(weight)]: weight for layer, weight in layers if layer not in called}
+        if by_parents:
+            of_parents = listen(model, by_parents, [partial(run, 0)])
+            heard.add(Heard(of_parents.known))
+    return heard
+
+
+def _layers_by_weight(model: nn.Module, named: Mapping[str, nn.Parameter]) -> list[tuple[nn.Module, nn.Parameter]]:
+    """Layers whose calls tell of their weights, without weights that several of them share."""
+    inside = {layer.out_proj for _, layer in named_layers(model) if isinstance(layer, nn.MultiheadAttention)}
+    own = {id(parameter) for parameter in named.values()}
+    found = []
+    for _, layer in named_layers(model):
+        weight = layer._parameters.get("weight")
+        if weight is not None and layer not in inside and weight_names(layer) == ["weight"] and id(weight) in own:
+            found.append((layer, weight))
+    count = Counter(id(weight) for _, weight in found)
+    return [(layer, weight) for layer, weight in found if count[id(weight)] == 1]
 
 
 def all_views(
@@ -97,8 +141,11 @@ def all_views(
     views, unseen = views_of(model, [name for name in names if name not in known])
     named = named_parameters(model)
     for name in (name for name in known if name in names):
+        place = memory_of(named[name])
         layers = [
-            layer for _, layer in named_layers(model) if any(p is named[name] for p in layer._parameters.values())
+            layer
+            for _, layer in named_layers(model)
+            if any(p is not None and memory_of(p) == place for p in layer._parameters.values())
         ]
         first, *others = (_by_product(name, layer, named[name], known[name]) for layer in layers)
         first.others += others

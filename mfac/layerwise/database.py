@@ -20,7 +20,6 @@ from mfac.layerwise.calling import (
     Forward,
     by_number,
     call_model,
-    check_batches,
     listed_batches,
     patterns_by_weight,
     plainly_called,
@@ -164,7 +163,6 @@ class LayerDatabase:
                     patterns_by_weight(resolve_pattern(level.pattern), [weight])
         settings = DatabaseSettings(solver, by_weight, patterns_by_weight(resolved, weights), refit, damping)
         with model_mode(model, "eval"), plainly_called(model), torch.no_grad():
-            check_batches(model, batches, call)
             inner = inner_module(model)
             about = {"model beside its weights": of_rest(inner, views), "forward": of_function(call)}
             runner = by_number(inner, batches, call)

@@ -13,7 +13,6 @@ from torch import Tensor
 from mfac.curvature.damping import Damping
 from mfac.layerwise.database_files import SolvedLevel, layer_path, read_about, write_index, write_layer
 from mfac.layerwise.fingerprint import of_data, of_function, of_weights
-from mfac.layerwise.gram import Gram
 from mfac.layerwise.grid import Grid
 from mfac.layerwise.hessian import Hessian
 from mfac.layerwise.hessians import Hessians
@@ -115,17 +114,24 @@ class DatabaseBuild:
             for view in seen:
                 keys = [key for key in keys_of[view.name] if key is not None]
                 of_matrices = [None if key is None else hessians.take(key) for key in keys_of[view.name]]
-                self._solve(view, of_matrices, [grams[key] for key in dict.fromkeys(keys)])
+                counts = [0 if key is None else grams[key].count for key in keys_of[view.name]]
+                self._solve(view, of_matrices, counts, sum(grams[key].count for key in dict.fromkeys(keys)))
                 for key in keys:
                     if hessians.release(key):
                         del grams[key]
         layers = {view.name: read_about(self._paths[view.name]) for view in self.views if view.name in self._done}
         write_index(self.folder, layers, {**left_dense, **unseen}, self._asked)
 
-    def _solve(self, view: LayerView, hessians: list[Hessian | None], grams: list[Gram]) -> None:
+    def _solve(self, view: LayerView, hessians: list[Hessian | None], counts: list[int], samples: int) -> None:
         """All levels of a weight; of its matrices those without samples stay dense in each."""
         matrices = view.matrices()
-        whole = sum(float(h.error(w).sum()) for h, w in zip(hessians, matrices, strict=True) if h is not None)
+        every = sum(counts) / len([count for count in counts if count])  # rows of a matrix, in the mean
+        shares = [count / every for count in counts]
+        whole = sum(
+            share * float(h.error(w).sum())
+            for h, w, share in zip(hessians, matrices, shares, strict=True)
+            if h is not None
+        )
         orders: dict[tuple[int, object], tuple[Tensor, Tensor]] = {}
         weight = view.parameter.detach()
         levels = []
@@ -141,8 +147,8 @@ class DatabaseBuild:
                 for number, (hessian, matrix, pattern) in enumerate(zip(hessians, matrices, patterns, strict=True))
             ]
             lost = sum(
-                float(h.error(s.weight - w).sum())
-                for h, w, s in zip(hessians, matrices, found, strict=True)
+                share * float(h.error(s.weight.to(weight.dtype).double() - w).sum())
+                for h, w, s, share in zip(hessians, matrices, found, shares, strict=True)
                 if h is not None
             )
             levels.append(
@@ -157,7 +163,7 @@ class DatabaseBuild:
             )
         about = {
             "asked": self._asked,
-            "samples": sum(gram.count for gram in grams),
+            "samples": samples,
             "damping": max(hessian.damping for hessian in hessians if hessian is not None),
             "matrices": len(matrices),
         }

@@ -91,7 +91,7 @@ def heeding_of(
 
         return hook
 
-    watched = [view for view in views if isinstance(view, LinearView | ConvolutionView)]
+    watched = [view for view in views if isinstance(view, LinearView | ConvolutionView) and not view.by_product]
     with gradients_of(model, ()), torch.enable_grad():
         handles = [one.module.register_forward_hook(hook_of(view)) for view in watched for one in view.layers]
         try:

@@ -18,7 +18,7 @@ from mfac.gradients.modes import model_mode
 from mfac.gradients.naming import inner_module
 from mfac.gradients.parameters import Selection
 from mfac.layerwise import tree
-from mfac.layerwise.calling import Forward, by_number, call_model, check_batches, listed_batches, plainly_called
+from mfac.layerwise.calling import Forward, by_number, call_model, listed_batches, plainly_called
 from mfac.layerwise.chain import NamedBlock, find_chains
 from mfac.layerwise.chosen import choose_views
 from mfac.layerwise.finish import FisherFinish, bytes_of_finish, check_loss, checked_finish, language_loss
@@ -221,7 +221,6 @@ def plan_layerwise(
     views, left_dense = chosen.views, chosen.left_dense
     inner = inner_module(model)
     with model_mode(model, "eval"), plainly_called(model):
-        check_batches(model, batches, call)
         chains = find_chains(model, views, blocks)
         finish_bytes = 0
         if finishing is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from mfac.gradients.naming import named_layers
 from mfac.gradients.prunable import Layout, weight_names
+from mfac.gradients.vector import memory_of
 from mfac.layerwise.products import Product, Products
 from mfac.layerwise.views import Arguments, ConvolutionView, LayerView, patches_of, pieces, why_unseen
 
@@ -34,6 +36,21 @@ class Multiplied:
         """How patterns see the parameter along its input channels."""
         stack = shape[0] if len(shape) == 3 else 1
         return (stack, shape[-2], shape[-1]) if self.turned else (stack * shape[-2], shape[-1], 1)
+
+
+class OtherUseError(ValueError):
+    """A weight that is used in another way than in the batches that were listened to.
+
+    Args:
+        name: Of the weight.
+        what: How it is used, too.
+    """
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(
+            f"Parameter `model` should multiply inputs with {name!r} in the same way in every batch. Found that "
+            f"{what}, too: leave it out of `params`."
+        )
 
 
 class ProductView(LayerView):
@@ -82,13 +99,10 @@ class ProductView(LayerView):
             The inputs.
 
         Raises:
-            ValueError: If the transposed weight takes part.
+            OtherUseError: If the transposed weight takes part.
         """
         if product.turned != self.turned:
-            raise ValueError(
-                f"Parameter `model` should multiply inputs with {self.name!r} in the same way in every batch. Found "
-                f"that its transpose takes part in a product, too: leave it out of `params`."
-            )
+            raise OtherUseError(self.name, "its transpose takes part in a product")
         return product.inputs
 
     def rows(self, number: int, source: Tensor) -> Iterator[Tensor]:
@@ -123,9 +137,21 @@ class HeardConvolutionView(ConvolutionView):
         return self.name
 
     def heard(self, product: Product) -> Mapping[int, Tensor]:
-        """The input for every group; `rows` are those of the geometry of this call."""
+        """The input for every group; `rows` are those of the geometry of this call.
+
+        Args:
+            product: Of this weight.
+
+        Returns:
+            By group.
+
+        Raises:
+            OtherUseError: If the call has another number of groups than the layer.
+        """
         assert product.geometry is not None
-        self._geometry = product.geometry
+        if product.geometry[3] != self.groups:
+            raise OtherUseError(self.name, f"it is used with {product.geometry[3]} groups")
+        self._geometry = product.geometry[:3]
         x = product.inputs[0]
         batched = x if x.dim() == self.parameter.dim() else x[None]
         return dict.fromkeys(range(self.groups), batched)
@@ -173,19 +199,19 @@ def candidates(model: nn.Module, named: Mapping[str, nn.Parameter], every: bool)
 
     Returns:
         By name: those of layers with a `forward` of their own, stacks of experts, and with `every`
-        all of two or three dimensions that are of no known layer.
+        all of two or three dimensions that are of no known layer. Of names that share a memory the
+        first.
     """
     names = {id(parameter): name for name, parameter in named.items()}
+    taken = {memory_of(p) for _, layer in named_layers(model) for p in _known(layer)}
     found = {}
-    known = {id(p) for _, layer in named_layers(model) for p in _known(layer)}
     for layer_name, layer in named_layers(model):
-        for key, parameter in layer._parameters.items():
-            if parameter is None or id(parameter) in known or id(parameter) not in names:
+        for key, parameter in _held(layer):
+            if id(parameter) not in names or memory_of(parameter) in taken:
                 continue
             own = key in weight_names(layer)
-            if not (own or parameter.dim() in (2, 3)) or parameter.is_meta or not _is_plain(parameter):
-                continue
-            if own or every or is_expert(f"{layer_name}.{key}", layer, parameter):
+            if own or (every and parameter.dim() in (2, 3)) or is_expert(f"{layer_name}.{key}", layer, parameter):
+                taken.add(memory_of(parameter))
                 found[names[id(parameter)]] = parameter
     return found
 
@@ -196,38 +222,79 @@ def is_expert(name: str, layer: nn.Module, parameter: Tensor) -> bool:
     return parameter.dim() == 3 and parameter.shape[0] > 1 and ("expert" in said or "moe" in said)
 
 
-def multiplied(
-    model: nn.Module, weights: Mapping[str, nn.Parameter], run: Callable[[], object]
-) -> dict[str, Multiplied]:
+@dataclass
+class Heard:
+    """What the products of some batches tell.
+
+    Attributes:
+        known: What is known of weights, by name, in the order of the first products.
+        reasons: Why nothing is known of others: "it ...".
+        by_default: Names of these that are pruned where inputs can be seen.
+    """
+
+    known: dict[str, Multiplied] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    by_default: set[str] = field(default_factory=set)
+
+    def add(self, other: Heard) -> None:
+        """Takes along what was heard of other weights."""
+        self.known |= other.known
+        self.reasons |= other.reasons
+        self.by_default |= other.by_default
+
+
+def listen(model: nn.Module, weights: Mapping[str, nn.Parameter], runs: Iterable[Callable[[], object]]) -> Heard:
     """Which weights are multiplied with inputs, and how.
 
     Args:
         model: Where they are.
         weights: By name.
-        run: Runs the model, so that products are seen.
+        runs: Each runs the model; those after the first one until every weight was used.
 
     Returns:
-        By name, in the order of the first products; without those that are used in other ways, too.
+        What was heard.
     """
-    turned: dict[str, set[tuple[bool, bool]]] = {}
-    others: set[str] = set()
+    holders = {id(p): (f"{name}.{key}", layer) for name, layer in named_layers(model) for key, p in _held(layer)}
+    heard = Heard()
+    plain, convolutions = {}, set()
+    for name, weight in weights.items():
+        where, layer = holders[id(weight)]
+        own = where.rsplit(".", 1)[-1] in weight_names(layer)
+        if own or is_expert(where, layer, weight):
+            heard.by_default.add(name)
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and own:
+            convolutions.add(name)
+        if is_plain(weight, name in convolutions):
+            plain[name] = weight
+        else:
+            heard.reasons[name] = "is no contiguous floating-point tensor, whose products could be told"
+    ways: dict[str, set[tuple[bool, bool]]] = {}
 
     def note(product: Product) -> None:
-        turned.setdefault(product.name, set()).add((product.turned, product.geometry is not None))
+        groups = getattr(holders[id(weights[product.name])][1], "groups", 1)
+        if product.geometry is not None and product.geometry[3] != groups:
+            heard.reasons[product.name] = f"is used with {product.geometry[3]} groups, where its layer says {groups}"
+        ways.setdefault(product.name, set()).add((product.turned, product.geometry is not None))
 
-    with Products(weights, note, lambda name, function: others.add(name)):
-        run()
-    holders = {id(p): (f"{name}.{key}", layer) for name, layer in named_layers(model) for key, p in _held(layer)}
-    found = {}
-    for name, ways in turned.items():
-        if name in others or len(ways) > 1:
-            continue
-        where, layer = holders[id(weights[name])]
-        own = where.rsplit(".", 1)[-1] in weight_names(layer)
-        way, convolution = next(iter(ways))
-        if own or not convolution:
-            found[name] = Multiplied(way, own or is_expert(where, layer, weights[name]), convolution)
-    return found
+    def reject(name: str, function: str) -> None:
+        heard.reasons.setdefault(name, f"is not multiplied with inputs as it is, but given to torch's {function!r}")
+
+    constants = [p for p in model.parameters() if not any(p is weight for weight in plain.values())]
+    listening = Products(plain, note, reject, convolutions, [*constants, *model.buffers()])
+    with listening if plain else nullcontext():
+        for run in runs:
+            run()
+            if all(name in ways or name in heard.reasons for name in plain):
+                break
+    for name in plain:
+        if len(ways.get(name, ())) > 1:
+            heard.reasons[name] = "is multiplied with inputs as it is, and transposed, too"
+        elif name not in ways:
+            heard.reasons.setdefault(name, "is multiplied with no inputs that calls of torch's functions show")
+    for name, (way, *_) in ways.items():
+        if name not in heard.reasons:
+            heard.known[name] = Multiplied(*way[:1], name in heard.by_default, way[1])
+    return heard
 
 
 def _held(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -244,5 +311,15 @@ def _known(layer: nn.Module) -> list[nn.Parameter]:
     return [parameter for key, parameter in _held(layer) if key in own]
 
 
-def _is_plain(parameter: Tensor) -> bool:
-    return type(parameter) is nn.Parameter and parameter.layout == torch.strided and parameter.is_contiguous()
+def is_plain(parameter: Tensor, convolution: bool = False) -> bool:
+    """Whether a parameter is one of torch's own, in memory, real, and dense as it should be."""
+    if type(parameter) is not nn.Parameter or parameter.is_meta or parameter.layout != torch.strided:
+        return False
+    dense = parameter.is_contiguous() or (convolution and not parameter.is_contiguous() and _is_permuted(parameter))
+    return parameter.is_floating_point() and dense
+
+
+def _is_permuted(parameter: Tensor) -> bool:
+    """Whether a tensor is contiguous but for the order of its dimensions, as channels last."""
+    order = sorted(range(parameter.dim()), key=parameter.stride, reverse=True)
+    return parameter.permute(order).is_contiguous()

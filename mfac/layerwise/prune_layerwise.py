@@ -229,7 +229,8 @@ def prune_layerwise(
     with model_mode(model, "eval"), plainly_called(model), torch.no_grad(), ExitStack() as stack:
         with processes.together():
             stack.enter_context(store)
-            check_batches(model, batches, up_to(chains[0][0], call) if store.on_disk else call)
+            if store.on_disk:
+                check_batches(model, batches, up_to(chains[0][0], call))
 
         run_batch = by_number(inner, batches, call)
         free = [view for view in views if patterns[view.name].sparsity is None]

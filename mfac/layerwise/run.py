@@ -194,6 +194,7 @@ class LayerwiseRun:
                     f"{view.name!r}. If no layer before it has lost all of its weights, give other data, or begin with "
                     f"a dense model and leave it out of `params`."
                 )
+        counts = [[grams[key].count if key in grams else 0 for key in stage.keys[view.name]] for view in views]
         samples = [
             sum(grams[key].count for key in dict.fromkeys(stage.keys[view.name]) if key in grams) for view in views
         ]
@@ -212,8 +213,9 @@ class LayerwiseRun:
             )
         numbers = [[task.number for task in of_view] for of_view in tasks]
         solver = StageSolver(self._processes, asked.solver, asked.refit, asked.grid, asked.damping)
-        for view, count, places, found in zip(views, samples, numbers, solver.solve(tasks, grams), strict=True):
-            self._put(view, self._with_unseen(view, places, found), count)
+        solved = solver.solve(tasks, grams)
+        for view, count, rows, places, found in zip(views, samples, counts, numbers, solved, strict=True):
+            self._put(view, self._with_unseen(view, places, found), count, rows)
 
     def _with_unseen(
         self, view: LayerView, places: Sequence[int], found: Sequence[SolvedMatrix]
@@ -234,8 +236,8 @@ class LayerwiseRun:
             for number, matrix in enumerate(matrices)
         ]
 
-    def _put(self, view: LayerView, found: Sequence[SolvedMatrix], samples: int) -> None:
-        """Writes a solution into its weight, and notes it."""
+    def _put(self, view: LayerView, found: Sequence[SolvedMatrix], samples: int, counts: Sequence[int]) -> None:
+        """Writes a solution into its weight, and notes it; `counts` are the rows of each matrix."""
         view.write([one.solution.weight for one in found])
         self.results.masks[view.name] = view.assembled([one.solution.kept for one in found], torch.bool)
         worst = max(found, key=lambda one: one.raised)
@@ -244,7 +246,8 @@ class LayerwiseRun:
                 f"The damping of {view.name!r} was raised {worst.raised:g}-fold to {worst.damping:.3g}, "
                 f"as its Hessian had no factor."
             )
-        whole, lost = sum(one.whole for one in found), sum(one.lost for one in found)
+        pairs = list(zip(found, counts, strict=True))  # of sums over rows, not of means
+        whole, lost = (sum(getattr(one, what) * count for one, count in pairs) for what in ("whole", "lost"))
         self.results.layers[view.name] = LayerResult(
             lost / whole if whole > 0 else 0.0,
             max(one.damping for one in found),

@@ -15,7 +15,7 @@ from torch import Tensor
 from mfac.layerwise.gram import Gram, GramOfRows, NotFiniteError
 from mfac.layerwise.heeding import Positions, weighted_rows
 from mfac.layerwise.identity import Identities
-from mfac.layerwise.product_view import HeardConvolutionView, ProductView
+from mfac.layerwise.product_view import HeardConvolutionView, OtherUseError, ProductView
 from mfac.layerwise.products import Product, Products
 from mfac.layerwise.views import LayerView
 
@@ -116,7 +116,12 @@ class _Watch(ExitStack):
                 self.callback(layer.module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         if multiplied:
             weights = {name: view.parameter for name, view in multiplied.items()}
-            self.enter_context(Products(weights, lambda product: self._tell_of(multiplied[product.name], product)))
+            convolutions = [name for name, view in multiplied.items() if isinstance(view, HeardConvolutionView)]
+            self.enter_context(
+                Products(
+                    weights, lambda product: self._tell_of(multiplied[product.name], product), _refuse, convolutions
+                )
+            )
         return self
 
     def _hook_of(self, view: LayerView, layer: LayerView) -> Callable[..., None]:
@@ -132,6 +137,10 @@ class _Watch(ExitStack):
         with torch.inference_mode(False), torch.no_grad():  # sums go on where a model's own mode ends
             if sources:
                 self._function(view, layer, sources)
+
+
+def _refuse(name: str, function: str) -> None:
+    raise OtherUseError(name, f"it is given to torch's {function!r}")
 
 
 def stages_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,7 @@ class Stacked(nn.Module):
         out = torch.zeros_like(flat)
         for number in goes.unique():
             mine = goes == number
-            a, b = self.w_up[number].chunk(2, 0)
-            inner = torch.cat([functional.linear(flat[mine], a), functional.linear(flat[mine], b)], 1)
+            inner = functional.linear(flat[mine].to(self.w_up), weight=self.w_up[number])
             out[mine] = functional.linear(torch.relu(inner), self.w_down[number])
         return out
 
@@ -128,11 +128,11 @@ class Chain(nn.Module):
 
     def __init__(self, blocks: list[nn.Module]) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(nn.ModuleDict({"experts": block}) for block in blocks)
+        self.blocks = nn.ModuleList(nn.Sequential(OrderedDict(experts=block)) for block in blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = block["experts"](x)  # type: ignore[index]
+            x = block(x)
         return x
 
 
@@ -146,7 +146,7 @@ def pair(kind: type[Stacked]) -> tuple[Chain, Chain, list[Tensor]]:
 
 def by_expert(stacked: Chain, block: int, name: str, tensor: Tensor | None = None) -> list[Tensor]:
     """The matrices [out, in] of a stack."""
-    holder: Any = stacked.blocks[block]["experts"]  # type: ignore[index]
+    holder: Any = stacked.blocks[block].experts
     stack = getattr(holder, f"w_{name}").detach() if tensor is None else tensor
     return list(stack.mT if holder.turned else stack)
 
@@ -165,14 +165,13 @@ def test_stacks_of_experts_are_solved_as_layers_are(kind: type[Stacked], pattern
     assert set(plan.weights) == set(found.masks)
     assert [layer.samples for layer in found.layers.values()] == [
         sum(wanted.layers[f"blocks.{block}.experts.{name}.{number}.weight"].samples for number in seen(kind))
-        * (2 if kind is Stacked and name == "up" else 1)  # which is multiplied half by half
         for block in (0, 1)
         for name in ("up", "down")  # as they are solved: in the order of use
     ]
     assert list(found.layers) == [f"blocks.{block}.experts.w_{name}" for block in (0, 1) for name in ("up", "down")]
     for block in (0, 1):
         for name in ("up", "down"):
-            layers: Any = getattr(listed.blocks[block]["experts"], name)  # type: ignore[index]
+            layers: Any = getattr(listed.blocks[block].experts, name)
             masks = by_expert(stacked, block, name, found.masks[f"blocks.{block}.experts.w_{name}"])
             pairs = zip(by_expert(stacked, block, name), layers, masks, strict=True)
             for number, (matrix, layer, mask) in enumerate(pairs):
@@ -278,7 +277,8 @@ def test_a_product_tells_which_matrix_and_which_way() -> None:
         (lambda: stack[0] @ x.T, False, [0]),
         (lambda: torch.randn(2, 4) @ stack[0], True, [0]),
         (lambda: torch.addmm(torch.zeros(2, 4), x, stack[1].T), False, [1]),
-        (lambda: functional.linear(x, stack[1, 1:3]), False, [1]),
+        (lambda: torch.addmm(mat1=x, mat2=stack[1].T, input=torch.zeros(2, 4)), False, [1]),
+        (lambda: torch.matmul(other=stack[1].T, input=x), False, [1]),
         (lambda: x @ stack.mT, False, [0, 1, 2]),
         (lambda: torch.matmul(stack[1:], x.T), False, [1, 2]),
         (lambda: torch.einsum("td,efd->tef", x, stack), False, [0, 1, 2]),
@@ -291,9 +291,16 @@ def test_a_product_tells_which_matrix_and_which_way() -> None:
             assert [(one.name, one.turned, list(one.inputs)) for one in found] == [("stack", turned, numbers)]
         assert not others
         _ = functional.linear(x[:, :3], stack[0][:, :3])  # of some inputs alone
+        _ = functional.linear(x, stack[0, :2])  # of some outputs, whose others may have other inputs
+        _ = stack[1] @ stack[0].T
+        _ = x.to(stack), x.type_as(stack[0]), stack.new_zeros(3), torch.isfinite(stack)
         _ = stack[0] * 2
         _ = torch.einsum("td,efd->tf", x, stack)  # a sum over the stack
-    assert others == [("stack", "linear"), ("stack", "mul"), ("stack", "einsum")]
+        _ = torch.einsum("td,efd->ef", x, stack)  # and over the inputs
+        _ = torch.vmap(lambda one: functional.linear(one, stack[0]))(x)
+        _ = stack.double()
+    names = ["linear", "linear", "__matmul__", "mul", "einsum", "einsum", "linear", "double"]
+    assert others == [("stack", name.replace("__matmul__", "matmul")) for name in names]
 
 
 def test_a_transpose_in_a_later_batch_is_refused() -> None:
@@ -308,3 +315,239 @@ def test_a_transpose_in_a_later_batch_is_refused() -> None:
     one = torch.ones(5, 4) + torch.rand(5, 4)
     with pytest.raises(ValueError, match="in the same way in every batch"):
         mfac.prune_layerwise(Both(), [one, -one])
+
+
+def errors_of(model: nn.Module, dense: nn.Module, batches: list[Tensor], weight: str, inputs: Tensor) -> float:
+    """The change of what a weight makes of inputs, relative to it."""
+    one, other = (made.get_parameter(weight).detach().double() for made in (model, dense))
+    inputs = inputs.double()
+    return float((inputs @ (one - other).T).square().sum() / (inputs @ other.T).square().sum())
+
+
+class Broadcast(nn.Linear):
+    """A batch of inputs times a matrix with a dimension of one before it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.matmul(x, self.weight.T[None])
+
+
+def test_a_matrix_that_is_broadcast_sees_the_whole_batch() -> None:
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(1, 20, 16) * 0.01, torch.randn(7, 20, 16) @ torch.randn(16, 16)])
+    model = nn.Sequential(Broadcast(16, 12, bias=False))
+    dense = copy.deepcopy(model)
+    report = mfac.prune_layerwise(model, [x])
+    assert report.layers["0.weight"].samples == 160
+    wanted = errors_of(model, dense, [x], "0.weight", x.reshape(-1, 16))
+    assert report.layers["0.weight"].error == pytest.approx(wanted, rel=1e-4)
+
+
+class Halves(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.weight.chunk(2)
+        return functional.linear(x[:, :8], first) + functional.linear(x[:, 8:], second)
+
+
+class Rotated(nn.Linear):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("rotation", torch.linalg.qr(torch.randn(inputs, inputs))[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x[:, : self.in_features], self.weight @ self.rotation)
+
+
+class Regularised(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        self.penalty = (self.weight @ self.weight.T).sum()
+        return functional.linear(x[:, : self.in_features], self.weight)
+
+
+class Mapped(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(lambda row: functional.linear(row, self.weight))(x[:, : self.in_features])
+
+
+@pytest.mark.parametrize(
+    ("kind", "function"), [(Halves, "linear"), (Rotated, "matmul"), (Regularised, "matmul"), (Mapped, "linear")]
+)
+def test_what_is_not_inputs_times_the_weight_stays_dense(kind: type[nn.Linear], function: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(8, 8), nn.ReLU(), nn.Linear(4 if kind is Halves else 8, 3))
+    report = mfac.prune_layerwise(model, [torch.randn(60, 16)])
+    assert list(report.layers) == ["2.weight"]
+    assert report.left_dense["0.weight"] == (
+        f"is not multiplied with inputs as it is, but given to torch's {function!r}"
+    )
+
+
+def test_names_over_one_memory_are_one_stack() -> None:
+    class Block(nn.Module):
+        def __init__(self, experts: nn.Parameter) -> None:
+            super().__init__()
+            self.experts, self.last = experts, nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.last(torch.relu(x @ self.experts[0]) + torch.tanh(-x @ self.experts[1]))
+
+    reports = []
+    for alias in (False, True):
+        torch.manual_seed(0)
+        shared = nn.Parameter(torch.randn(2, 8, 8) / 3)
+        blocks = [Block(shared), Block(nn.Parameter(shared.data) if alias else shared)]
+        reports.append(mfac.prune_layerwise(nn.Sequential(*blocks), [torch.randn(100, 8)], method="sparsegpt"))
+    for one in reports:
+        assert one.layers["0.experts"].samples == 400
+        assert list(one.layers) == ["0.experts", "0.last.weight", "1.last.weight"]
+    assert torch.equal(reports[0].masks["0.experts"], reports[1].masks["0.experts"])
+
+
+def test_matrices_count_by_their_samples() -> None:
+    class Uneven(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.Parameter(torch.randn(2, 8, 32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x[:-20] @ self.experts[0].T, x[-20:] @ self.experts[1].T])
+
+    torch.manual_seed(0)
+    x = torch.randn(1020, 32)
+    x[:-20] = x[:-20] @ torch.randn(32, 32) / 6
+    for allocation in ("uniform", "global"):
+        model = Uneven()
+        before = model(x).detach()
+        report = mfac.prune_layerwise(model, [x], method="sparsegpt", allocation=allocation)  # type: ignore[arg-type]
+        change = float((model(x).detach() - before).square().sum() / before.square().sum())
+        assert report.layers["experts"].error == pytest.approx(change, rel=1e-4)
+
+
+def test_parameters_in_one_flat_memory_are_told_apart() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.Parameter(torch.randn(3, 8, 8) / 3)
+            self.more_experts = nn.Parameter(torch.randn(2, 8, 8) / 3)
+            self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            x = sum(functional.linear(x, self.experts[number]) for number in range(3))  # type: ignore[assignment]
+            return self.last(torch.tanh(x) @ self.more_experts[1] + x @ self.more_experts[0])
+
+    torch.manual_seed(0)
+    model, x = Flat(), [torch.randn(100, 8)]
+    flat = copy.deepcopy(model)
+    memory, begin = torch.cat([p.detach().flatten() for p in flat.parameters()]), 0
+    for parameter in flat.parameters():
+        parameter.data = memory[begin : begin + parameter.numel()].view_as(parameter)
+        begin += parameter.numel()
+    wanted, found = (mfac.prune_layerwise(one, x, method="sparsegpt") for one in (model, flat))
+    assert list(found.layers) == list(wanted.layers) and len(found.layers) == 4
+    for name, mask in wanted.masks.items():
+        assert torch.equal(found.masks[name], mask)
+
+
+class OwnForward(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias)
+
+
+def test_weights_that_later_batches_use_first_are_heard() -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList(OwnForward(8, 8) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.experts[len(x) % 3](x)
+
+    report = mfac.prune_layerwise(Routed(), [torch.randn(count, 8) for count in (30, 31, 32)])
+    assert len(report.layers) == 3
+
+
+def test_weights_that_parents_use_without_a_call_are_heard() -> None:
+    class Parent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+            self.conv = nn.Conv1d(8, 8, 3, groups=8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = functional.linear(x, self.qkv.weight, self.qkv.bias).chunk(3, -1)
+            x = functional.conv1d((q * k.sigmoid() + v).mT, self.conv.weight, padding=1, groups=8).mT
+            return functional.linear(x, self.out.weight)
+
+    class Called(Parent):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).chunk(3, -1)
+            x = functional.pad((q * k.sigmoid() + v).mT, (1, 1))
+            return functional.linear(self.conv(x).mT - self.conv.bias, self.out.weight)
+
+    torch.manual_seed(0)
+    used, called, batches = Parent(), Called(), [torch.randn(4, 9, 8) for _ in range(2)]
+    called.load_state_dict(used.state_dict())
+    found, wanted = (mfac.prune_layerwise(model, batches, method="sparsegpt") for model in (used, called))
+    assert list(found.layers) == ["qkv.weight", "conv.weight", "out.weight"]
+    for name, mask in wanted.masks.items():
+        assert torch.equal(found.masks[name], mask)
+        torch.testing.assert_close(used.get_parameter(name), called.get_parameter(name), rtol=1e-4, atol=1e-5)
+
+
+def test_notes_are_those_of_a_run_that_was_never_stopped(tmp_path: Path) -> None:
+    _, stacked, batches = pair(Stacked)
+    whole = mfac.prune_layerwise(copy.deepcopy(stacked), batches, method="sparsegpt")
+
+    def stop(name: str, done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    arguments: dict[str, Any] = {"method": "sparsegpt", "checkpoint": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        mfac.prune_layerwise(copy.deepcopy(stacked), batches, progress=stop, **arguments)
+    again = mfac.prune_layerwise(copy.deepcopy(stacked), batches, **arguments)
+    assert again.notes == whole.notes and len(whole.notes) == 4
+
+
+def test_outputs_of_convolutions_that_are_heard_are_not_weighed() -> None:
+    class Turning(nn.Conv1d):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            return functional.conv1d(x, self.weight, self.bias).flip(1), x
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = Turning(4, 8, 3), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.conv(x)[0].mean(-1))
+
+    torch.manual_seed(0)
+    batches = [torch.randn(30, 4, 9)]
+    models = [Net(), Net()]
+    models[1].load_state_dict(models[0].state_dict())
+    plain = mfac.prune_layerwise(models[0], batches, method="sparsegpt", allocation="uniform")
+    weighed = mfac.prune_layerwise(
+        models[1],
+        batches,
+        method="sparsegpt",
+        allocation="uniform",
+        weigh_outputs=True,
+        weigh_inputs=True,
+        loss_fn=lambda model, batch: model(batch).square().mean(),
+    )
+    assert torch.equal(plain.masks["conv.weight"], weighed.masks["conv.weight"])
+
+
+def test_stacks_of_other_numbers_stay_dense_and_are_named() -> None:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.Parameter(torch.randn(2, 8, 8, dtype=torch.complex64))
+            self.last = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last((x.to(torch.complex64) @ self.experts[0]).real)
+
+    report = mfac.prune_layerwise(Complex(), [torch.randn(50, 8)])
+    assert list(report.layers) == ["last.weight"]
+    assert "no contiguous floating-point tensor" in report.left_dense["experts"]

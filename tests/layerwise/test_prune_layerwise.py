@@ -101,7 +101,7 @@ def test_experts_are_one_stage() -> None:
         f"blocks.{block}.experts.3.{layer}.weight": "saw no sample of the calibration data"
         for block, layer in itertools.product(range(2), (0, 2))
     }
-    assert runs <= 4  # the check, the order, and the chain; never once for each expert
+    assert runs <= 5  # the check, whether others use the idle expert, the order, and the chain
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "1x4", {"layers.0.*": "2:4", "*": "unstructured"}])
