@@ -15,8 +15,8 @@ class LayerResult:
 
     Attributes:
         error: tr(δHδᵀ)/tr(WHWᵀ) over its matrices, without damping: 0 is no change of the layer's
-            outputs on the calibration data, 1 is as if the layer were gone. Matrices count by how many
-            rows of inputs they saw, as experts do by their tokens.
+            outputs on the calibration data, 1 is as if the layer were gone. Matrices count by how
+            many rows of inputs they saw, as experts do by their tokens.
         damping: The largest λ of its matrices.
         raised: How many times what was asked for that is; 1 where no factorisation failed.
         samples: How many rows of inputs it saw.
