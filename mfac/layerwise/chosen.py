@@ -19,6 +19,7 @@ from mfac.gradients.parameters import Selection
 from mfac.gradients.prunable import Layout, PrunableWeight, describe_weights, weight_names
 from mfac.gradients.vector import memory_of
 from mfac.layerwise.calling import Forward, by_number, check_batches, plainly_called
+from mfac.layerwise.found_views import Unseen, views_of
 from mfac.layerwise.product_view import (
     Heard,
     HeardConvolutionView,
@@ -28,7 +29,7 @@ from mfac.layerwise.product_view import (
     is_expert,
     listen,
 )
-from mfac.layerwise.views import LayerView, Unseen, views_of
+from mfac.layerwise.views import LayerView
 from mfac.pruning.targets import choose_targets
 
 

@@ -14,8 +14,9 @@ from torch.nn import functional
 from mfac.gradients.naming import named_layers
 from mfac.gradients.prunable import Layout, weight_names
 from mfac.gradients.vector import memory_of
+from mfac.layerwise.found_views import why_unseen
 from mfac.layerwise.products import Product, Products
-from mfac.layerwise.views import Arguments, ConvolutionView, LayerView, patches_of, pieces, why_unseen
+from mfac.layerwise.views import Arguments, ConvolutionView, LayerView, patches_of, pieces
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,9 @@ def prune_layerwise(
     to that layer.
 
     Args:
-        model: Its linear layers, convolutions, transformers' `Conv1D` and the projections of
-            `MultiheadAttention` are pruned, frozen or not. In evaluation mode meanwhile.
+        model: Its linear layers, convolutions, transformers' `Conv1D`, the projections of
+            `MultiheadAttention`, recurrent layers and stacks of experts are pruned, frozen or not.
+            In evaluation mode meanwhile.
         data: Batches, each what model(**batch), model(*batch) or model(batch) takes; all of them
             are used, and kept in memory. Labels in a tuple, as (inputs, labels), are left out.
         sparsity: Share of zeros in [0, 1) of all weights together, or one for each name or

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import mfac
 from mfac.layerwise.chain import Chain, InMemory, NamedBlock, find_chains
-from mfac.layerwise.views import views_of
+from mfac.layerwise.found_views import views_of
 from tests.layerwise.test_true_errors import check_errors
 
 WIDTH, WINDOW = 16, 4

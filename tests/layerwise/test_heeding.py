@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import mfac
 from mfac.layerwise.calling import call_model
+from mfac.layerwise.found_views import views_of
 from mfac.layerwise.heeding import LONGEST, heeding_of, weighted_rows
 from mfac.layerwise.statistics import grams_of, stages_of
-from mfac.layerwise.views import views_of
 from tests.layerwise.networks import NETWORKS, made
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mfac.layerwise.views import views_of
+from mfac.layerwise.found_views import views_of
 
 
 class Conv1D(nn.Module):
