@@ -280,7 +280,8 @@ def listen(model: nn.Module, weights: Mapping[str, nn.Parameter], runs: Iterable
     def reject(name: str, function: str) -> None:
         heard.reasons.setdefault(name, f"is not multiplied with inputs as it is, but given to torch's {function!r}")
 
-    constants = [p for p in model.parameters() if not any(p is weight for weight in plain.values())]
+    listened = {id(weight) for weight in plain.values()}
+    constants = [parameter for parameter in model.parameters() if id(parameter) not in listened]
     listening = Products(plain, note, reject, convolutions, [*constants, *model.buffers()])
     with listening if plain else nullcontext():
         for run in runs:

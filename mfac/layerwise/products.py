@@ -6,6 +6,7 @@ inputs each of them is multiplied. The calls of torch's functions show it, whoev
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +101,8 @@ class Products(TorchFunctionMode):
                 begin = place[1]
                 span = (begin, begin + tensor.numel() * tensor.element_size(), name)
                 self._spans.setdefault(place[0], []).append(span)
+        for spans in self._spans.values():
+            spans.sort(key=lambda span: (span[0], span[2] != ""))  # of names over one memory a weight's is the last
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -127,10 +130,11 @@ class Products(TorchFunctionMode):
     def _name_of(self, x: Tensor) -> str | None:
         """Of the weight whose memory a tensor has; "" of a constant, None of any other tensor."""
         place = _place(x)
-        for begin, end, name in self._spans.get(place[0], ()) if place is not None else ():
-            if place is not None and begin <= place[1] < end:
-                return name
-        return None
+        if place is None or place[0] not in self._spans:
+            return None
+        spans = self._spans[place[0]]
+        number = bisect_right(spans, place[1], key=lambda span: span[0]) - 1
+        return spans[number][2] if number >= 0 and place[1] < spans[number][1] else None
 
     def _products(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Product]:
         """The products with weights in a call; those whose other factor is no input are none."""
