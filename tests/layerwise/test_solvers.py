@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mfac
-from mfac.core.selection import highest
+from mfac.core.selection import highest, kth_lowest, lowest
 from mfac.layerwise.hessian import Hessian, upper_cholesky
 from mfac.layerwise.matrix_pattern import MatrixPattern
 from mfac.layerwise.solver import SOLVERS
@@ -190,6 +190,24 @@ def test_highest_is_exact_where_scores_are_equal() -> None:
     assert highest(scores, 3).tolist() == [False, False, False, True, True, True]
     assert highest(scores, 0).sum() == 0
     assert highest(scores, 6).all()
+
+
+@pytest.mark.parametrize("kind", ["random", "sorted", "equal", "steps", "infinite", "waves"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kth_of_many_is_exact(kind: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    n = 100_003
+    flat = {
+        "random": torch.randn(n),
+        "sorted": torch.arange(n).flip(0),
+        "equal": torch.ones(n),
+        "steps": torch.randint(0, 5, (n,)),
+        "infinite": torch.where(torch.rand(n) < 0.3, torch.inf, torch.randn(n)),
+        "waves": (torch.arange(n) % 24).float() * 1e3 + torch.rand(n),  # as the sample's stride
+    }[kind].to(dtype)
+    for count in (1, 2, 17, n // 10, n // 2, n - n // 20, n - 1, n):
+        assert kth_lowest(flat, count) == flat.kthvalue(count).values
+        assert int(lowest(flat, count).sum()) == count
 
 
 def test_a_mask_that_is_given_is_swept() -> None:
