@@ -21,6 +21,7 @@ from mfac.gradients.vector import memory_of
 from mfac.layerwise.calling import Forward, by_number, check_batches, plainly_called
 from mfac.layerwise.found_views import Unseen, views_of
 from mfac.layerwise.product_view import (
+    NOT_HEARD,
     Heard,
     HeardConvolutionView,
     Multiplied,
@@ -60,7 +61,7 @@ def choose_views(
     Args:
         model: The model.
         params: As for `prune`.
-        batches: All; the first is run, and again where a layer is not called by it.
+        batches: All; the first is run, and others until what may be used without a call was used.
         call: Runs the model on a batch.
         on_disk: Whether weights are in files; then `is_transposed`, as modules of transformers have
             it, says how a stack of experts lies.
@@ -77,10 +78,14 @@ def choose_views(
     known = heard.known
     by_default = {name for name, one in known.items() if one.by_default}
     targets = choose_targets(model, params, "ignore", frozen=True, on_disk=on_disk, known=by_default)
-    views, unseen = all_views(model, list(targets.vector.names), known)
+    views, unseen = all_views(model, [name for name in targets.vector.names if name not in heard.reasons], known)
     left_dense = {**targets.left_dense, **{one.name: one.why for one in unseen}}
-    told = [name for name in heard.reasons if name in heard.by_default or name in targets.vector.names]
-    left_dense |= {name: heard.reasons[name] for name in told if name in left_dense}
+    chosen = set(targets.vector.names)
+    left_dense |= {
+        name: why
+        for name, why in heard.reasons.items()
+        if name in chosen or (name in left_dense and name in heard.by_default)
+    }
     layouts = {
         view.name: known[view.name].layout(view.parameter.shape) for view in views if isinstance(view, ProductView)
     }
@@ -94,22 +99,24 @@ def choose_views(
 def _heard(
     model: nn.Module, named: Mapping[str, nn.Parameter], every: bool, batches: Sequence[Any], call: Forward
 ) -> Heard:
-    """What batches tell of weights whose inputs no call of their layer shows."""
-    layers, names = _layers_by_weight(model, named), {id(p): name for name, p in named.items()}
-    called: set[nn.Module] = set()
+    """What batches tell of weights whose inputs calls of their layer do not show, or not all of them."""
+    names = {id(parameter): name for name, parameter in named.items()}
+    layers = {names[id(weight)]: (layer, weight) for layer, weight in _layers_by_weight(model, named)}
+    waited_for = candidates(model, named, every)
+    listened = {**{name: weight for name, (_, weight) in layers.items()}, **waited_for}
+    calls: Counter[nn.Module] = Counter()
     run = by_number(inner_module(model), batches, call)
     later = (partial(run, number) for number in range(1, len(batches)))
     with ExitStack() as stack:
         for context in (model_mode(model, "eval"), plainly_called(model), torch.no_grad()):
             stack.enter_context(context)
-        for layer, _ in layers:
-            stack.callback(layer.register_forward_pre_hook(lambda module, _: called.add(module)).remove)
+        for layer, _ in layers.values():
+            stack.callback(layer.register_forward_pre_hook(lambda module, _: calls.update([module])).remove)
         checked = partial(check_batches, model, batches, call)
-        heard = listen(model, candidates(model, named, every), chain([checked], later))
-        by_parents = {names[id(weight)]: weight for layer, weight in layers if layer not in called}
-        if by_parents:
-            of_parents = listen(model, by_parents, [partial(run, 0)])
-            heard.add(Heard(of_parents.known))
+        heard = listen(model, listened, chain([checked], later), waited_for)
+    told = [name for name, (layer, _) in layers.items() if name not in waited_for and calls[layer]]
+    heard.forget([name for name in told if heard.products[name] <= calls[layers[name][0]]])
+    heard.forget([name for name in layers if name not in waited_for and heard.reasons.get(name) == NOT_HEARD])
     return heard
 
 

@@ -19,7 +19,7 @@ from mfac.layerwise.hessians import Hessians
 from mfac.layerwise.level import Level
 from mfac.layerwise.matrix_pattern import MatrixPattern
 from mfac.layerwise.processes import Processes
-from mfac.layerwise.run import NO_SAMPLES, has_inputs, is_seen, matrix_patterns
+from mfac.layerwise.run import has_inputs, is_seen, matrix_patterns
 from mfac.layerwise.solution import LayerSolution, LayerSolver
 from mfac.layerwise.solver import solved
 from mfac.layerwise.solvers.exact_obs import check_obs_pattern, exact_obs, mask_of_order, obs_on_mask, obs_order
@@ -103,7 +103,7 @@ class DatabaseBuild:
         waiting = [view for view in self.views if view.name not in self._done]
         for stage, grams in Processes().grams(self._run, merged_stages(self._run, waiting), self.batches):
             seen = [view for view in stage.views if is_seen(view, stage, grams)]
-            unseen.update({view.name: NO_SAMPLES for view in stage.views if view not in seen})
+            unseen.update({view.name: view.when_unseen for view in stage.views if view not in seen})
             keys_of: dict[str, list[Key | None]] = {}
             for view in seen:
                 keys_of[view.name] = [

@@ -60,25 +60,24 @@ def views_of(model: nn.Module, names: list[str]) -> tuple[list[LayerView], list[
 
     unseen: list[Unseen] = []
     for _, layer in named_layers(model):
-        parameter = parameter_behind(layer, "weight") if weight_names(layer) == ["weight"] else None
-        if parameter is not None and memory_of(parameter) in ids and (why := why_unseen(layer)) is not None:
-            unseen.append(Unseen(ids[memory_of(parameter)], why))
-            unlike.add(ids[memory_of(parameter)])
-        elif isinstance(layer, nn.MultiheadAttention):
-            own = [*weight_names(layer), "out_proj.weight"]
+        whys = {key: why_unseen(layer, key) for key in weight_names(layer)}
+        for key, why in whys.items():
+            parameter = parameter_behind(layer, key)
+            if why is not None and parameter is not None and (name := ids.get(memory_of(parameter))) is not None:
+                unseen.append(Unseen(name, why))
+                unlike.add(name)
+        keys = [key for key, why in whys.items() if why is None]
+        if isinstance(layer, nn.MultiheadAttention) and keys:
             projections.add(layer.out_proj)
-            for key in own:
+            for key in [*keys, "out_proj.weight"]:
                 holder = layer.out_proj if key == "out_proj.weight" else layer
                 parameter = parameter_behind(holder, key.rsplit(".", 1)[-1])
                 if parameter is not None:
                     add(AttentionOutputView if key == "out_proj.weight" else AttentionInputView, layer, parameter)
-        elif (of_steps := _recurrent_kind(layer)) is not None:
-            for key in weight_names(layer):
-                parameter = parameter_behind(layer, key)
-                if parameter is not None and not key.startswith("weight_hr"):
-                    add(partial(of_steps, key=key), layer, parameter)
-        elif parameter is not None and layer not in projections:
-            add(_view_of, layer, parameter)
+            continue
+        for key in keys if layer not in projections else ():
+            if (parameter := parameter_behind(layer, key)) is not None:
+                add(_kind_of(layer, key), layer, parameter)
     told = {one.name for one in unseen}
     unseen += [
         Unseen(name, "has inputs that no call of a layer shows")
@@ -91,24 +90,29 @@ def views_of(model: nn.Module, names: list[str]) -> tuple[list[LayerView], list[
     return [view for name, view in views.items() if name not in unlike], unseen
 
 
-_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_PLAIN: tuple[type[nn.Module], ...] = (
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.MultiheadAttention, nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell),
+)
 
 
-def why_unseen(layer: nn.Module) -> str | None:
-    """Why the inputs of a layer's weight are not those that it is called with; None if they are."""
+def why_unseen(layer: nn.Module, key: str = "weight") -> str | None:
+    """Why the inputs of a layer's weight cannot be told by its calls; None if they can.
+
+    Args:
+        layer: The layer.
+        key: The weight's name within it.
+
+    Returns:
+        "it ...", or None.
+    """
     kind = next((plain for plain in _PLAIN if isinstance(layer, plain)), None)
     if kind is not None and type(layer).forward is not kind.forward:
         return f"is of a {type(layer).__name__}, whose `forward` is not that of {kind.__name__}"
-    if "weight_orig" in layer._parameters and "weight_mask" in layer._buffers:
+    if f"{key}_orig" in layer._parameters and f"{key}_mask" in layer._buffers:
         return "has a mask of torch.nn.utils.prune, which `prune.remove` makes part of the weight"
-    return None
-
-
-def _recurrent_kind(layer: nn.Module) -> Callable[..., LayerView] | None:
-    """The view of a recurrent layer's weights; None where it has a `forward` of its own."""
-    for kinds, view in (((nn.RNN, nn.LSTM, nn.GRU), RecurrentView), ((nn.RNNCell, nn.LSTMCell, nn.GRUCell), CellView)):
-        if any(isinstance(layer, kind) and type(layer).forward is kind.forward for kind in kinds):
-            return view
+    if key.startswith("weight_hr"):
+        return "projects states that torch does not show"
     return None
 
 
@@ -118,9 +122,14 @@ def _alike(view: LayerView, other: LayerView) -> bool:
     return turned and type(view) is type(other) and view.shapes == other.shapes and view.positions == other.positions
 
 
-def _view_of(name: str, layer: nn.Module, parameter: nn.Parameter) -> LayerView:
+def _kind_of(layer: nn.Module, key: str) -> Callable[..., LayerView]:
+    """The view of a layer's weight."""
+    if isinstance(layer, nn.RNNBase):
+        return partial(RecurrentView, key=key)
+    if isinstance(layer, nn.RNNCellBase):
+        return partial(CellView, key=key)
     if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        return TransposedView(name, layer, parameter)
+        return TransposedView
     if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return ConvolutionView(name, layer, parameter)
-    return LinearView(name, layer, parameter)
+        return ConvolutionView
+    return LinearView

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,9 @@ from mfac.gradients.vector import memory_of
 from mfac.layerwise.found_views import why_unseen
 from mfac.layerwise.products import Product, Products
 from mfac.layerwise.views import Arguments, ConvolutionView, LayerView, patches_of, pieces
+
+NOT_HEARD = "is multiplied with no inputs that calls of torch's functions show"
+"""Why a weight is left dense that the batches listened to did not use."""
 
 
 @dataclass(frozen=True)
@@ -230,27 +234,36 @@ class Heard:
     Attributes:
         known: What is known of weights, by name, in the order of the first products.
         reasons: Why nothing is known of others: "it ...".
-        by_default: Names of these that are pruned where inputs can be seen.
+        by_default: Names of those of both that are pruned where inputs can be seen.
+        products: How many products with each weight there were.
     """
 
     known: dict[str, Multiplied] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     by_default: set[str] = field(default_factory=set)
+    products: Counter[str] = field(default_factory=Counter)
 
-    def add(self, other: Heard) -> None:
-        """Takes along what was heard of other weights."""
-        self.known |= other.known
-        self.reasons |= other.reasons
-        self.by_default |= other.by_default
+    def forget(self, names: Collection[str]) -> None:
+        """Leaves out what was heard of some weights, as their layers' calls tell of them."""
+        for name in names:
+            self.known.pop(name, None)
+            self.reasons.pop(name, None)
+        self.by_default -= set(names)
 
 
-def listen(model: nn.Module, weights: Mapping[str, nn.Parameter], runs: Iterable[Callable[[], object]]) -> Heard:
+def listen(
+    model: nn.Module,
+    weights: Mapping[str, nn.Parameter],
+    runs: Iterable[Callable[[], object]],
+    until: Collection[str],
+) -> Heard:
     """Which weights are multiplied with inputs, and how.
 
     Args:
         model: Where they are.
         weights: By name.
-        runs: Each runs the model; those after the first one until every weight was used.
+        runs: Each runs the model.
+        until: Weights that later runs wait for; without them, the first run is enough.
 
     Returns:
         What was heard.
@@ -276,6 +289,7 @@ def listen(model: nn.Module, weights: Mapping[str, nn.Parameter], runs: Iterable
         if product.geometry is not None and product.geometry[3] != groups:
             heard.reasons[product.name] = f"is used with {product.geometry[3]} groups, where its layer says {groups}"
         ways.setdefault(product.name, set()).add((product.turned, product.geometry is not None))
+        heard.products[product.name] += 1
 
     def reject(name: str, function: str) -> None:
         heard.reasons.setdefault(name, f"is not multiplied with inputs as it is, but given to torch's {function!r}")
@@ -286,13 +300,13 @@ def listen(model: nn.Module, weights: Mapping[str, nn.Parameter], runs: Iterable
     with listening if plain else nullcontext():
         for run in runs:
             run()
-            if all(name in ways or name in heard.reasons for name in plain):
+            if all(name in ways or name in heard.reasons for name in until):
                 break
     for name in plain:
         if len(ways.get(name, ())) > 1:
             heard.reasons[name] = "is multiplied with inputs as it is, and transposed, too"
         elif name not in ways:
-            heard.reasons.setdefault(name, "is multiplied with no inputs that calls of torch's functions show")
+            heard.reasons.setdefault(name, NOT_HEARD)
     for name, (way, *_) in ways.items():
         if name not in heard.reasons:
             heard.known[name] = Multiplied(*way[:1], name in heard.by_default, way[1])

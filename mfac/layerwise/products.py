@@ -176,6 +176,8 @@ class Products(TorchFunctionMode):
             if w.shape[axis] != weight.shape[of_weight] or w.stride(axis) != weight.stride(of_weight):
                 continue
             outputs, each = w.shape[-3 - axis], weight.shape[-3 - of_weight]
+            if outputs > 1 and w.stride(-3 - axis) != weight.stride(-3 - of_weight):
+                return None  # of several matrices some rows, or one row again and again
             if outputs == each:
                 numbers = range(w.shape[0] if w.dim() == 3 else 1)
                 return Product(name, turned, {first + i: operands.by_matrix(i).detach() for i in numbers})

@@ -27,6 +27,8 @@ class _StepView(LayerView):
     def __init__(self, name: str, module: nn.Module, parameter: nn.Parameter, key: str) -> None:
         super().__init__(name, module, parameter)
         self.key, self._of_state = key, key.startswith("weight_hh")
+        if self._of_state:  # sequences of one step have no states but the first
+            self.partial, self.when_unseen = True, "is multiplied with states that are always zero"
         self.shapes = [(parameter.shape[0], parameter.shape[1])]
 
     @property
@@ -92,7 +94,7 @@ def _packed(x: Tensor | PackedSequence, batch_first: bool) -> tuple[Tensor, Tens
     elif batch_first:
         x = x.transpose(0, 1)
     steps, batch = x.shape[:2]
-    return x.reshape(steps * batch, -1), torch.full((steps,), batch), None
+    return x.reshape(steps * batch, x.shape[-1]), torch.full((steps,), batch), None
 
 
 def _states_of(module: Any, state: Any, batch: int, order: Tensor | None, like: Tensor) -> tuple[Tensor, ...]:

@@ -25,8 +25,6 @@ from mfac.layerwise.statistics import Key, Stage, like_experts, stages_of
 from mfac.layerwise.views import LayerView
 from mfac.masks.patterns import Pattern
 
-NO_SAMPLES = "saw no sample of the calibration data"
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -185,8 +183,7 @@ class LayerwiseRun:
 
     def _solve(self, stage: Stage, grams: dict[Key, Gram]) -> None:
         views = [view for view in stage.views if is_seen(view, stage, grams)]
-        unseen = [view.name for view in stage.views if view not in views]
-        self.results.left_dense.update(dict.fromkeys(unseen, NO_SAMPLES))
+        self.results.left_dense |= {view.name: view.when_unseen for view in stage.views if view not in views}
         for view in views:
             if not any(has_inputs(key, grams) for key in stage.keys[view.name]):
                 raise ValueError(

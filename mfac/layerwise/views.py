@@ -35,10 +35,12 @@ class LayerView(ABC):
         positions: Of the kernel.
         partial: Whether matrices that no sample reaches leave the others as they are.
         by_product: Whether products tell of its inputs, and not calls of its module.
+        when_unseen: Why it is left dense where no sample reaches it.
         others: The same weight in other layers that share it, each with inputs of its own.
     """
 
     partial = by_product = False
+    when_unseen = "saw no sample of the calibration data"
 
     def __init__(self, name: str, module: nn.Module, parameter: nn.Parameter) -> None:
         self.name, self.module, self.parameter = name, module, parameter

@@ -551,3 +551,95 @@ def test_stacks_of_other_numbers_stay_dense_and_are_named() -> None:
     report = mfac.prune_layerwise(Complex(), [torch.randn(50, 8)])
     assert list(report.layers) == ["last.weight"]
     assert "no contiguous floating-point tensor" in report.left_dense["experts"]
+
+
+class Twice(nn.Module):
+    """A layer that is called, and whose weight its parent uses, too; with `plain` a layer for each."""
+
+    def __init__(self, plain: bool, turned: bool = False) -> None:
+        super().__init__()
+        self.lin, self.conv, self.out = nn.Linear(8, 8), nn.Conv1d(8, 8, 3, padding=1), nn.Linear(8, 4)
+        self.plain, self.turned = plain, turned
+        if plain:
+            self.again, self.wide = nn.Linear(8, 8), nn.Conv1d(8, 8, 3, padding=2, dilation=2)
+            self.again.weight, self.again.bias = self.lin.weight, self.lin.bias
+            self.wide.weight, self.wide.bias = self.conv.weight, self.conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = torch.tanh(self.lin(x)) * 10
+        if self.plain:
+            inner = self.again(inner).mT
+            return self.out((self.conv(inner) + self.wide(5 * inner)).mT)
+        weight = self.lin.weight.T if self.turned else self.lin.weight
+        inner = functional.linear(inner, weight, self.lin.bias).mT
+        other = functional.conv1d(5 * inner, self.conv.weight, self.conv.bias, padding=2, dilation=2)
+        return self.out((self.conv(inner) + other).mT)
+
+
+def test_a_weight_that_its_layer_and_its_parent_use_is_fitted_to_both() -> None:
+    torch.manual_seed(0)
+    used, layers, batches = Twice(False), Twice(True), [torch.randn(6, 9, 8) for _ in range(3)]
+    layers.load_state_dict(used.state_dict(), strict=False)
+    found, wanted = (mfac.prune_layerwise(model, batches, method="sparsegpt") for model in (used, layers))
+    assert {name: layer.samples for name, layer in found.layers.items()} == {
+        "lin.weight": 324, "conv.weight": 324, "out.weight": 162,
+    }  # fmt: skip
+    for name in ("lin.weight", "out.weight"):
+        assert torch.equal(found.masks[name], wanted.masks[name])
+    assert found.layers["lin.weight"].error == pytest.approx(wanted.layers["lin.weight"].error, rel=1e-4)
+    turned = mfac.prune_layerwise(Twice(False, turned=True), batches, method="sparsegpt")
+    assert turned.left_dense["lin.weight"] == "is multiplied with inputs as it is, and transposed, too"
+
+
+class Parts(nn.Module):
+    """A layer of which the parent uses parts, or something computed, and never the layer."""
+
+    def __init__(self, use: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.qkv, self.out, self.use = nn.Linear(8, 8), nn.Linear(8, 4), use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.use(x, self.qkv.weight))
+
+
+@pytest.mark.parametrize(
+    ("use", "function"),
+    [
+        (lambda x, w: torch.cat([functional.linear(x, w[:4]), functional.linear(2 * x, w[4:])], 1), "linear"),
+        (lambda x, w: functional.linear(x, w / w.norm()), "norm"),
+        (lambda x, w: functional.linear(x, w[:1].expand(8, -1)), "linear"),
+    ],
+)
+def test_parts_and_other_uses_of_a_layers_weight_are_named(
+    use: Callable[[Tensor, Tensor], Tensor], function: str
+) -> None:
+    report = mfac.prune_layerwise(Parts(use), [torch.randn(60, 8) for _ in range(2)])
+    assert list(report.layers) == ["out.weight"]
+    assert report.left_dense["qkv.weight"].endswith(f"but given to torch's {function!r}")
+
+
+def test_a_penalty_on_a_layers_weight_changes_nothing() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.penalty = self.lin.weight.square().sum()
+            return self.lin(x)
+
+    report = mfac.prune_layerwise(Net(), [torch.randn(60, 8)])
+    assert report.layers["lin.weight"].samples == 60
+
+
+def test_rows_of_several_matrices_are_no_matrix() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts, self.out = nn.Parameter(torch.randn(8, 8, 8)), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(functional.linear(x, self.experts[:, 0]))
+
+    report = mfac.prune_layerwise(Rows(), [torch.randn(60, 8)])
+    assert list(report.layers) == ["out.weight"] and "given to torch's" in report.left_dense["experts"]

@@ -203,20 +203,6 @@ def test_a_later_batch_that_the_model_does_not_take_is_named(bad: Any) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_recurrent_weights_are_left_dense_and_listed() -> None:
-    class Tagger(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gru, self.out = nn.GRU(4, 8, batch_first=True), nn.Linear(8, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.out(self.gru(x)[0])
-
-    report = mfac.prune_layerwise(Tagger(), [torch.randn(6, 5, 4)])
-    assert set(report.masks) == {"out.weight"}
-    assert report.left_dense["gru.weight_hh_l0"] == "has inputs that no call of a layer shows"
-
-
 def test_a_solver_of_ones_own() -> None:
     def keep_first(hessian: Any, weight: Tensor, pattern: Any, grid: Any) -> mfac.LayerSolution:
         kept = torch.zeros(weight.numel(), dtype=torch.bool)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import mfac
@@ -168,3 +169,66 @@ def test_recurrent_layers_with_a_forward_of_their_own_stay_dense() -> None:
 
     report = mfac.prune_layerwise(nn.Sequential(Residual(8, 8), nn.Linear(8, 4)), [torch.randn(5, 6, 8)])
     assert list(report.layers) == ["1.weight"] and len(report.left_dense) == 2
+
+
+def test_states_that_are_always_zero_leave_their_weight_dense() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.lstm, self.head = nn.GRUCell(6, 8), nn.LSTM(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.lstm(self.cell(x)[None])[0][0])
+
+    report = mfac.prune_layerwise(Net(), [torch.randn(50, 6) for _ in range(2)])
+    assert set(report.layers) == {"cell.weight_ih", "lstm.weight_ih_l0", "head.weight"}
+    assert report.left_dense["cell.weight_hh"] == "is multiplied with states that are always zero"
+
+
+def test_a_batch_without_sequences_counts_nothing() -> None:
+    layer = nn.LSTM(6, 8, 2, batch_first=True)
+    report = mfac.prune_layerwise(layer, [torch.randn(5, 7, 6), torch.randn(0, 7, 6)])
+    assert len(report.layers) == 4 and report.layers["weight_hh_l0"].samples == 35
+
+
+class Louder(nn.MultiheadAttention):
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Any:  # type: ignore[override]
+        return super().forward(torch.tanh(query) * 5, key * 2, value, **kwargs)
+
+
+class Attending(nn.Module):
+    def __init__(self, kind: type[nn.MultiheadAttention]) -> None:
+        super().__init__()
+        self.attention, self.head = kind(16, 2, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(x, x, x, need_weights=False)[0])
+
+
+def test_attention_with_a_forward_of_its_own_stays_dense() -> None:
+    report = mfac.prune_layerwise(Attending(Louder), [torch.randn(4, 6, 16) for _ in range(3)])
+    assert list(report.layers) == ["head.weight"]
+    assert "not that of MultiheadAttention" in report.left_dense["attention.in_proj_weight"]
+
+
+@pytest.mark.parametrize("case", ["lstm", "cell", "attention"])
+def test_masks_of_torch_prune_leave_weights_dense(case: str) -> None:
+    model: Any
+    if case == "attention":
+        model, key, x = Attending(nn.MultiheadAttention), "in_proj_weight", torch.randn(4, 6, 16)
+        torch_prune.l1_unstructured(model.attention, key, 0.5)
+        name = "attention.in_proj_weight_orig"
+    else:
+        layer = nn.LSTM(6, 8) if case == "lstm" else nn.RNNCell(6, 8)
+        key, x = ("weight_ih_l0", torch.randn(5, 7, 6)) if case == "lstm" else ("weight_ih", torch.randn(7, 6))
+        model, name = nn.Sequential(layer), f"0.{key}_orig"
+        torch_prune.l1_unstructured(layer, key, 0.5)
+    before = model.get_parameter(name).detach().clone()
+    params = None if case == "attention" else ["0.weight_hh*", name] if case == "lstm" else None
+    if case == "cell":
+        with pytest.raises(ValueError, match=r"can be seen|always zero"):
+            mfac.prune_layerwise(model, [x], params=[name])
+        return
+    report = mfac.prune_layerwise(model, [x], params=params)
+    assert "prune.remove" in report.left_dense[name] and report.layers
+    assert torch.equal(model.get_parameter(name), before)
