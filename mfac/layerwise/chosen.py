@@ -99,7 +99,7 @@ def choose_views(
 def _heard(
     model: nn.Module, named: Mapping[str, nn.Parameter], every: bool, batches: Sequence[Any], call: Forward
 ) -> Heard:
-    """What batches tell of weights whose inputs calls of their layer do not show, or not all of them."""
+    """What batches tell of weights whose inputs calls of their layer do not show, or not all."""
     names = {id(parameter): name for name, parameter in named.items()}
     layers = {names[id(weight)]: (layer, weight) for layer, weight in _layers_by_weight(model, named)}
     waited_for = candidates(model, named, every)

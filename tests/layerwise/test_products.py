@@ -554,7 +554,7 @@ def test_stacks_of_other_numbers_stay_dense_and_are_named() -> None:
 
 
 class Twice(nn.Module):
-    """A layer that is called, and whose weight its parent uses, too; with `plain` a layer for each."""
+    """Layers that are called, whose weights their parent uses, too; `plain`: a layer for each."""
 
     def __init__(self, plain: bool, turned: bool = False) -> None:
         super().__init__()
