@@ -21,6 +21,7 @@ from mfac.layerwise.views import (
     LinearView,
     TransposedView,
 )
+from mfac.masks.fewer_heads import FewerHeads
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def views_of(model: nn.Module, names: list[str]) -> tuple[list[LayerView], list[
 
 _PLAIN: tuple[type[nn.Module], ...] = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    *(nn.MultiheadAttention, nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell),
+    *(FewerHeads, nn.MultiheadAttention, nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell),
 )
 
 
