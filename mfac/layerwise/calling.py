@@ -118,7 +118,9 @@ def listed_batches(data: Iterable[Any]) -> list[Any]:
         raise TypeError(f"Parameter `data` should be an iterable of batches. Found {type(data).__name__}.")
     batches = list(data)
     if not batches:
-        raise ValueError("Parameter `data` should hold at least one batch. Found none.")
+        raise ValueError(
+            "Parameter `data` should hold at least one batch. Found none; an iterator that was used up gives none."
+        )
     found = [x for batch in batches for x in tree.tensors(batch).values()]
     if found and not any(x.numel() for x in found):
         raise ValueError(

@@ -15,7 +15,7 @@ from torch import nn
 
 from mfac.gradients.backward import LossFunction
 from mfac.gradients.modes import model_mode
-from mfac.gradients.naming import inner_module
+from mfac.gradients.naming import inner_module, named_parameters
 from mfac.gradients.parameters import Selection
 from mfac.layerwise import tree
 from mfac.layerwise.calling import Forward, by_number, call_model, listed_batches, plainly_called
@@ -215,6 +215,11 @@ def plan_layerwise(
     resolve_solver(method)
     name = method if isinstance(method, str) else ""
     finishing = checked_finish(finish)
+    if (empty := next((name for name, p in named_parameters(model).items() if p.is_meta), None)) is not None:
+        raise ValueError(
+            f"Parameter `model` should have its weights in memory, as a plan runs it. Found {empty!r} on the meta "
+            f"device: plan with a model of fewer blocks, and `prune_layerwise` the whole out of files."
+        )
     batches = listed_batches(data)
     call = forward if forward is not None else call_model
     chosen = choose_views(model, params, batches, call)

@@ -11,9 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mfac.gradients.ranks import Ranks
+from mfac.layerwise.fingerprint import of_data, of_weights
 from mfac.layerwise.gram import Gram
 from mfac.layerwise.heeding import Positions
 from mfac.layerwise.statistics import Key, Stage, grams_of
+from mfac.layerwise.views import LayerView
 
 
 class Processes(Ranks):
@@ -73,23 +75,36 @@ class Processes(Ranks):
         dist.all_gather_object(found, value, group=self.group)
         return found
 
-    def check_batches(self, batches: int) -> None:
-        """Refuses data that does not give every process a batch.
+    def check_same(self, batches: Sequence[Any], views: Sequence[LayerView]) -> None:
+        """Refuses data that does not give every process a batch, and what is not the same on all.
 
         Args:
-            batches: How many this process has.
+            batches: Of this process, who runs a share of them.
+            views: Weights of this process's model.
 
         Raises:
-            ValueError: If there are fewer than processes, or not as many on every process.
+            ValueError: If there are fewer batches than processes, or if batches or weights are not
+                the same on every process.
         """
-        if len(set(counts := self.gathered(batches))) > 1:
+        if self.group is None:
+            return
+        if len(set(counts := self.gathered(len(batches)))) > 1:
             raise ValueError(
                 f"Parameter `data` should be the same on every rank of `process_group`. Found {counts} batches."
             )
-        if batches < self.size:
+        if len(batches) < self.size:
             raise ValueError(
                 f"Parameter `data` should hold at least one batch for each of the {self.size} ranks of "
-                f"`process_group`. Found {batches}."
+                f"`process_group`. Found {len(batches)}."
+            )
+        if len(set(self.gathered(of_data(batches)))) > 1:
+            raise ValueError(
+                "Parameter `data` should be the same on every rank of `process_group`, each of which runs a share of "
+                "it. Found other batches: give all of them to all ranks, without a sampler that splits them."
+            )
+        if len(set(self.gathered(of_weights([view for view in views if not view.parameter.is_meta])))) > 1:
+            raise ValueError(
+                "Parameter `model` should be the same on every rank of `process_group`. Found other weights."
             )
 
     def own(self, batches: Sequence[int]) -> list[int]:

@@ -170,6 +170,8 @@ def prune_layerwise(
     """
     processes = Processes(process_group)
     with processes.together():
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"Parameter `model` should be a torch.nn.Module. Found {model!r:.200}.")
         solver = resolve_solver(method)
         resolved = resolve_pattern(pattern)
         if progress is not None and not callable(progress):
@@ -179,7 +181,14 @@ def prune_layerwise(
         check_flag("weigh_inputs", weigh_inputs)
         check_damping(damping)
         if quantize is not None and not isinstance(quantize, Grid):
-            raise TypeError(f"Parameter `quantize` should be a mfac.Grid or None. Found {type(quantize).__name__}.")
+            raise TypeError(
+                f"Parameter `quantize` should be a mfac.Grid or None, as mfac.Grid(bits=4). Found {quantize!r}."
+            )
+        if solver is keep_zeros and quantize is None:
+            raise ValueError(
+                "Parameter `quantize` should be given with method='keep_zeros', which leaves zeros as they are and "
+                "changes nothing else. Found None."
+            )
         check_allocation(allocation)
         if allocation == "global" and weights is not None:
             raise ValueError(
@@ -214,7 +223,7 @@ def prune_layerwise(
         described = [one for one in chosen.described(model) if one.name in selected]
         patterns = patterns_by_weight(resolved, described)
         shares = by_name(sparsity if isinstance(sparsity, Mapping) else {"*": sparsity}, list(selected))
-    processes.check_batches(len(batches))
+    processes.check_same(batches, views)
 
     def finished(saved: Checkpoint | None) -> Callable[[Any, Results], None]:
         def tell(views: Any, results: Results) -> None:
@@ -286,6 +295,11 @@ def prune_layerwise(
             rounding = replace(settings, solver=keep_zeros, refit=False)
             rounded, _ = swept(rounding, None if folder is None else folder / "rounded")
             results = rounded.after(results)
+        if not results.masks:
+            raise ValueError(
+                f"Parameter `data` should reach the layers that are pruned. Found that no batch reaches one of "
+                f"{len(views)}, as {views[0].name!r}; the model is as it was."
+            )
         if isinstance(store, WeightsOnDisk):
             store.finish(results.masks)
             results.notes += store.notes

@@ -83,7 +83,7 @@ class LayerwiseReport(PruningReport):
         for name, layer in self.layers.items():
             share = 1 - float(self.masks[name].double().mean())
             bits = f"  {layer.grids[0].grid.bits} bits" if layer.grids else ""
-            lines.append(f"  {name:<{width}}  {share:.4f}  error {layer.error:.4f}{bits}")
+            lines.append(f"  {name:<{width}}  {share:.4f}  error {layer.error:.4g}{bits}")
         if self.finish is not None:
             after = "kept" if self.finish.helped else "put back"
             lines.append(

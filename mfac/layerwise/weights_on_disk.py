@@ -276,8 +276,9 @@ class WeightsOnDisk(InMemory):
         if missing:
             raise ValueError(
                 f"Parameter `weights` should hold every parameter of the model, by its name in the state dict. Found "
-                f"no {missing[0]!r}, one of {len(missing)} that are missing; where it is tied to another parameter, "
-                f"tie them in the model first."
+                f"no {missing[0]!r}, one of {len(missing)} that are missing. Where it is tied to another parameter, "
+                f"tie them in the model first. Where `save_pretrained` gives experts names of another kind, write "
+                f"the state dict by safetensors.torch.save_file."
             )
         return states
 

@@ -141,7 +141,7 @@ def _check_pattern(
                     f"{were}."
                 )
             as_before += one.count
-        but = f", but for {as_before} units of which some weights were zero before" if as_before else ""
+        but = f", but for {as_before} units that were not so when pruning ended" if as_before else ""
         proved.append(f"{promise.pattern}: {promise.text}{but}")
     return proved
 

@@ -123,6 +123,12 @@ def refused(count: int, broken: int | None) -> None:
             mfac.prune_layerwise(model, batches, process_group=dist.group.WORLD)
         with pytest.raises(ValueError, match=re.escape("Found [3, 4] batches")):
             mfac.prune_layerwise(model, [batches[0]] * (3 + rank), process_group=dist.group.WORLD)
+        with pytest.raises(ValueError, match="Found other batches: give all of them to all ranks"):
+            mfac.prune_layerwise(model, [batches[0] + rank] * 2, process_group=dist.group.WORLD)
+        other = nn.Linear(8, 8)
+        nn.init.constant_(other.weight, rank)
+        with pytest.raises(ValueError, match="Found other weights"):
+            mfac.prune_layerwise(other, [batches[0]] * 2, process_group=dist.group.WORLD)
     else:
         batches[broken][3, 2] = float("nan")
         here = broken % 2 == rank

@@ -323,3 +323,21 @@ def test_groups_that_do_not_divide_the_inputs_are_refused_by_name() -> None:
         mfac.prune_layerwise(model, data, pattern="2:4")
     report = mfac.prune_layerwise(model, data, pattern={"0.weight": "unstructured", "*": "2:4"})
     assert report.sparsity == 0.5
+
+
+def test_what_a_beginner_runs_into() -> None:
+    model, batches = made("mlp")
+    with pytest.raises(ValueError, match=r"reach the layers that are pruned. Found that no batch reaches one of 3"):
+        mfac.prune_layerwise(model, batches, forward=lambda model, batch: batch)
+    with pytest.raises(ValueError, match="should be given with method='keep_zeros'"):
+        mfac.prune_layerwise(model, batches, method="keep_zeros")
+    with pytest.raises(TypeError, match=r"as mfac.Grid\(bits=4\). Found 4"):
+        mfac.prune_layerwise(model, batches, quantize=4)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"should be a torch.nn.Module. Found <class"):
+        mfac.prune_layerwise(type(model), batches)  # type: ignore[arg-type]
+    used_up = iter(batches)
+    list(used_up)
+    with pytest.raises(ValueError, match="an iterator that was used up gives none"):
+        mfac.prune_layerwise(model, used_up)
+    with torch.device("meta"), pytest.raises(ValueError, match="weights in memory, as a plan runs it"):
+        mfac.plan_layerwise(nn.Linear(4, 4), [torch.zeros(2, 4, device="cpu")])
