@@ -40,7 +40,8 @@ class PruningReport(ReportData):
         kept_zeros: How many kept weights of each tensor were zero when pruning ended, where there
             were any: with existing_zeros="ignore" zeros count like any other weight.
         broken_units: How many units of the pattern were not as it has them when pruning ended,
-            where there were any: weights that were zero before break up units.
+            where there were any: weights that were zero before break up units, and matrices of a
+            stack that stay dense have others.
         measured: The last result of `measure`.
         layouts: How patterns see weights that no known layer tells of, as stacks of experts, by
             name: (outer, inputs, inner).
