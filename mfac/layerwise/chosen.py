@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -172,8 +172,10 @@ def _said_to_be(model: nn.Module, named: Mapping[str, nn.Parameter]) -> dict[str
     names = {id(parameter): name for name, parameter in named.items()}
     found = {}
     for layer_name, layer in named_layers(model):
-        turned: Callable[..., Any] | bool | None = getattr(layer, "is_transposed", None)
-        for key, parameter in layer._parameters.items() if isinstance(turned, bool) else ():
+        turned = getattr(layer, "is_transposed", None)
+        if not isinstance(turned, bool):
+            continue
+        for key, parameter in layer._parameters.items():
             if parameter is not None and is_expert(f"{layer_name}.{key}", layer, parameter):
-                found[names[id(parameter)]] = Multiplied(turned is True, True)
+                found[names[id(parameter)]] = Multiplied(turned, True)
     return found

@@ -147,7 +147,7 @@ class DatabaseBuild:
                 for number, (hessian, matrix, pattern) in enumerate(zip(hessians, matrices, patterns, strict=True))
             ]
             lost = sum(
-                share * float(h.error(s.weight.to(weight.dtype).double() - w).sum())
+                share * float(h.error(s.weight.to(weight.dtype) - w).sum())
                 for h, w, s, share in zip(hessians, matrices, found, shares, strict=True)
                 if h is not None
             )

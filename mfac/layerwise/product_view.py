@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from mfac.gradients.prunable import Layout, weight_names
 from mfac.gradients.vector import memory_of
 from mfac.layerwise.found_views import why_unseen
 from mfac.layerwise.products import Product, Products
-from mfac.layerwise.views import Arguments, ConvolutionView, LayerView, patches_of, pieces
+from mfac.layerwise.views import Arguments, ConvolutionView, LayerView, patches_of
 
 NOT_HEARD = "is multiplied with no inputs that calls of torch's functions show"
 """Why a weight is left dense that the batches listened to did not use."""
@@ -109,10 +109,6 @@ class ProductView(LayerView):
         if product.turned != self.turned:
             raise OtherUseError(self.name, "its transpose takes part in a product")
         return product.inputs
-
-    def rows(self, number: int, source: Tensor) -> Iterator[Tensor]:
-        """All but the last dimension together."""
-        yield from source.reshape(-1, source.shape[-1]).split(pieces(source.shape[-1]))
 
     def matrices(self) -> Sequence[Tensor]:
         """The weight as matrices, float64 copies, each made when it is asked for."""
@@ -307,9 +303,10 @@ def listen(
             heard.reasons[name] = "is multiplied with inputs as it is, and transposed, too"
         elif name not in ways:
             heard.reasons.setdefault(name, NOT_HEARD)
-    for name, (way, *_) in ways.items():
+    for name, of_name in ways.items():
         if name not in heard.reasons:
-            heard.known[name] = Multiplied(*way[:1], name in heard.by_default, way[1])
+            turned, convolution = next(iter(of_name))
+            heard.known[name] = Multiplied(turned, name in heard.by_default, convolution)
     return heard
 
 
@@ -331,7 +328,7 @@ def is_plain(parameter: Tensor, convolution: bool = False) -> bool:
     """Whether a parameter is one of torch's own, in memory, real, and dense as it should be."""
     if type(parameter) is not nn.Parameter or parameter.is_meta or parameter.layout != torch.strided:
         return False
-    dense = parameter.is_contiguous() or (convolution and not parameter.is_contiguous() and _is_permuted(parameter))
+    dense = parameter.is_contiguous() or (convolution and _is_permuted(parameter))
     return parameter.is_floating_point() and dense
 
 

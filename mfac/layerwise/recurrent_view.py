@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from mfac.layerwise.views import Arguments, LayerView, pieces
+from mfac.layerwise.views import Arguments, LayerView
 
 _FUNCTIONS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
@@ -35,10 +35,6 @@ class _StepView(LayerView):
     def index(self) -> list[Tensor]:
         """Of the one matrix."""
         return [torch.arange(self.parameter.numel()).view(self.parameter.shape)]
-
-    def rows(self, number: int, source: Tensor) -> Iterator[Tensor]:
-        """A row for each step of each sequence."""
-        yield from source.reshape(-1, source.shape[-1]).split(pieces(source.shape[-1]))
 
 
 class CellView(_StepView):

@@ -285,7 +285,7 @@ def _measured(
     """A solution as a parameter of a dtype has it, with its errors."""
     written = solution.weight.to(dtype)
     whole = float(hessian.error(weight).sum())
-    lost = float(hessian.error(written.double() - weight).sum())
+    lost = float(hessian.error(written - weight).sum())
     return SolvedMatrix(
         LayerSolution(written, solution.kept, solution.grid),
         whole,

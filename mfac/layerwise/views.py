@@ -60,9 +60,13 @@ class LayerView(ABC):
     def sources(self, arguments: Arguments) -> list[Tensor]:
         """For each matrix the tensor that its inputs come from; one tensor may serve several."""
 
-    @abstractmethod
     def rows(self, number: int, source: Tensor) -> Iterator[Tensor]:
-        """The inputs of a matrix, [n, columns], in pieces that fit into memory."""
+        """The inputs of a matrix, [n, columns], in pieces that fit into memory.
+
+        Yields:
+            Of all but the last dimension together, where a view says nothing else.
+        """
+        yield from source.reshape(-1, source.shape[-1]).split(pieces(source.shape[-1]))
 
     @property
     def layers(self) -> list[LayerView]:
@@ -117,10 +121,6 @@ class LinearView(LayerView):
     def sources(self, arguments: Arguments) -> list[Tensor]:
         """The input."""
         return [_first_input(arguments)]
-
-    def rows(self, number: int, source: Tensor) -> Iterator[Tensor]:
-        """All but the last dimension together."""
-        yield from source.reshape(-1, source.shape[-1]).split(pieces(source.shape[-1]))
 
 
 class ConvolutionView(LayerView):
@@ -225,10 +225,6 @@ class AttentionInputView(LayerView):
         every = [*positional, *(named[key] for key in ("query", "key", "value") if key in named)]
         return [every[number].detach() for number in self.inputs]
 
-    def rows(self, number: int, source: Tensor) -> Iterator[Tensor]:
-        """All but the last dimension together."""
-        yield from source.reshape(-1, source.shape[-1]).split(pieces(source.shape[-1]))
-
 
 class AttentionOutputView(LayerView):
     """The output projection of `MultiheadAttention`, which torch computes without calling it."""
@@ -268,10 +264,6 @@ class AttentionOutputView(LayerView):
             self._inside = False
         return [mixed[0]]
 
-    def rows(self, number: int, source: Tensor) -> Iterator[Tensor]:
-        """All but the last dimension together."""
-        yield from source.reshape(-1, source.shape[-1]).split(pieces(source.shape[-1]))
-
 
 def check_weights(views: Sequence[LayerView]) -> None:
     """Refuses weights that are not finite; those on disk are not looked at.
@@ -295,10 +287,10 @@ def pieces(columns: int) -> int:
 def patches_of(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
     """Patches [samples · output positions, kernel positions · channels] of padded inputs."""
     outs = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)]
-    pieces = []
+    windows = []
     for place in product(*map(range, kernel)):
         window = [
             slice(p * d, p * d + s * (o - 1) + 1, s) for p, d, s, o in zip(place, dilation, stride, outs, strict=True)
         ]
-        pieces.append(x[(slice(None), slice(None), *window)].flatten(2).transpose(1, 2))  # [n, outs, channels]
-    return torch.stack(pieces, 2).reshape(-1, len(pieces) * x.shape[1])
+        windows.append(x[(slice(None), slice(None), *window)].flatten(2).transpose(1, 2))  # [n, outs, channels]
+    return torch.stack(windows, 2).reshape(-1, len(windows) * x.shape[1])
